@@ -1,0 +1,75 @@
+"""Trains a VQ-VAE and a prior on its codes, in one run folder. `python train.py --help` shows how."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from vqvae.config import ConfigError, check, entry_point, resolve
+
+
+@entry_point("train")
+def main(cfg: Any) -> float | None:
+    """Runs the stages that are not finished yet. Returns the last stage's monitored metric, for Hydra's sweepers."""
+    cfg = resolve(cfg)
+    check(cfg)
+
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from vqvae import distributed
+    from vqvae.run_folder import RunFolder
+    from vqvae.stop import Stopped, StopRequest
+
+    distributed.init()
+    stop = StopRequest()
+    stop.install()
+    other = adopt_config(cfg)
+    folder = RunFolder.prepare(cfg)
+    try:
+        with logging_redirect_tqdm():
+            return run_stages(folder, other, stop)
+    except Stopped as stopped:
+        sys.stderr.write(f"{stopped}; python train.py with run_dir={folder.path} and the same overrides continues\n")
+        raise SystemExit(stop.exit_code) from None
+    finally:
+        distributed.shutdown()
+
+
+def adopt_config(cfg: Any) -> Any:
+    """With `tokenizer=<run_dir>`: takes over that run's data, model, quantizer and loss. Returns its folder, or None."""
+    if cfg.tokenizer is None:
+        return None
+    from hydra.core.hydra_config import HydraConfig
+
+    from vqvae.run_folder import RunFolder
+
+    brought = ("data", "model", "quantizer", "loss")
+    for override in HydraConfig.get().overrides.task:
+        if override.lstrip("+~").split("=")[0].split(".")[0].split("/")[0] in brought:
+            raise ConfigError(f"{override} does not go with tokenizer={cfg.tokenizer}, which brings its own; drop it")
+    other = RunFolder.load(cfg.tokenizer, list(cfg.allow_targets))
+    for key in brought:
+        cfg[key] = other.config[key]
+    return other
+
+
+def run_stages(folder: Any, other: Any, stop: Any) -> float | None:
+    """Checks the whole config, trains what is asked for and not finished, then writes pictures and the summary."""
+    from vqvae.pipeline import Run, train_autoencoder, train_prior
+    from vqvae.report import summarise
+
+    run = Run(folder)
+    run.check()
+    folder.create()
+    if other is not None:
+        folder.adopt_tokenizer(other)
+    if "autoencoder" in run.cfg.stages:
+        train_autoencoder(run, stop)
+    tokenizer = run.tokenizer()
+    if "prior" in run.cfg.stages:
+        train_prior(run, tokenizer, stop)
+    return summarise(run, tokenizer, stop)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Files that are whole or not there: written aside, flushed, renamed, their checksum in their name."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqvae import distributed
+
+log = logging.getLogger(__name__)
+DIGEST = 12  # hex digits of the SHA-256 in a file name
+PATTERN = re.compile(r"^(?P<name>.+)-(?P<digest>[0-9a-f]{12})\.pt$")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file that appears under its name only when it is complete and on the disk."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def save(folder: Path, name: str, state: dict[str, Any]) -> Path | None:
+    """Writes folder/<name>-<checksum>.pt on rank 0 and removes others of that name. Tensors and plain values only."""
+    if not distributed.is_main():
+        return None
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    data = buffer.getvalue()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{hashlib.sha256(data).hexdigest()[:DIGEST]}.pt"
+    write_bytes(path, data)
+    for other in find(folder, name):
+        if other != path:
+            other.unlink()
+    return path
+
+
+def find(folder: Path, name: str) -> list[Path]:
+    """The files folder/<name>-<checksum>.pt; `name` may hold * and ?."""
+    return sorted(p for p in folder.glob(f"{name}-*.pt") if PATTERN.match(p.name))
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Reads a file that `save` wrote. Raises ValueError where its bytes are not those that its name promises."""
+    match = PATTERN.match(path.name)
+    data = path.read_bytes()
+    if match is None or hashlib.sha256(data).hexdigest()[:DIGEST] != match["digest"]:
+        raise ValueError(f"{path} is damaged: its content does not match the checksum in its name")
+    return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+
+
+def load_newest(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
+    """The newest good checkpoint step-*.pt of a folder, or None; damaged ones are stepped over, and the log says so."""
+    for path in reversed(find(folder, "step-*")):
+        try:
+            return load(path, device)
+        except ValueError as error:
+            log.warning("%s; trying the checkpoint before it", error)
+    return None
+
+
+def save_step(folder: Path, step: int, state: dict[str, Any], keep: int) -> None:
+    """Writes the checkpoint of a step and removes all but the newest `keep`."""
+    save(folder, f"step-{step:09d}", state)
+    if distributed.is_main():
+        for path in find(folder, "step-*")[:-keep]:
+            path.unlink()
+
+
+def fingerprint(state: dict[str, Tensor]) -> str:
+    """A digest of names, dtypes, shapes and values: the same weights have the same one, whatever file they lie in."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

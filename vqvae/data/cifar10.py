@@ -1,0 +1,45 @@
+"""CIFAR-10, by torchvision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from vqvae.data.pictures import Pictures, Split, TensorSplit, fingerprint
+
+NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+@dataclass(kw_only=True)
+class CIFAR10(Pictures):
+    """50,000 training and 10,000 test pictures of 32x32 (Krizhevsky 2009), downloaded below `root` on first use.
+
+    Validation is on the test pictures, as in the published VQ-VAE examples: there is no third split.
+    """
+
+    root: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.image_size, self.channels) != (32, 3):
+            raise ValueError(f"CIFAR-10 has image_size=32, channels=3, got {self.image_size}, {self.channels}")
+
+    @property
+    def class_names(self) -> list[str]:
+        return NAMES
+
+    def split(self, name: str) -> Split:
+        from torchvision.datasets import CIFAR10 as Torchvision
+
+        train = name == "train"
+        try:
+            data = Torchvision(self.root, train=train, download=True)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"CIFAR-10 is not in {self.root} and could not be downloaded ({error}); put cifar-10-python.tar.gz "
+                f"from https://www.cs.toronto.edu/~kriz/cifar.html into {self.root}, or name its folder by data.root=..."
+            ) from error
+        images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()  # (n, 3, 32, 32) uint8
+        labels = torch.tensor(data.targets)
+        return TensorSplit("train" if train else "test", labels, fingerprint(["cifar10", train]), images)

@@ -1,0 +1,127 @@
+"""Anyone's pictures: a folder, with or without splits and classes."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from vqvae.data.pictures import Pictures, Split, fingerprint, no_labels
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+
+
+@dataclass
+class FolderSplit(Split):
+    """Picture files of one split, decoded, turned upright, resized and cropped to `read_size` when read."""
+
+    root: Path
+    files: list[str]
+    read_size: int
+    channels: int
+
+    def read(self, index: int) -> Tensor:
+        try:
+            with Image.open(self.root / self.files[index]) as opened:
+                picture = ImageOps.exif_transpose(opened).convert("RGB" if self.channels == 3 else "L")
+                picture = fit(picture, self.read_size)
+        except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+            raise OSError(str(error)) from error  # whatever Pillow says of a broken file
+        array = np.asarray(picture).reshape(self.read_size, self.read_size, self.channels)
+        return torch.from_numpy(array.copy()).permute(2, 0, 1)  # (C, H, W)
+
+    def title(self, index: int) -> str:
+        return str(self.root / self.files[index])
+
+
+def fit(picture: Image.Image, size: int) -> Image.Image:
+    """Shrinks or grows the shorter side to `size`, then cuts out the middle square."""
+    width, height = picture.size
+    if (width, height) == (size, size):
+        return picture
+    return ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
+
+
+@dataclass(kw_only=True)
+class Folder(Pictures):
+    """Pictures below `root`: in train/ and val/ or test/, or else all in one folder and split by `split_seed`.
+
+    In a split, sub-folders are classes; without sub-folders there are no labels. Pictures are resized (shorter side to
+    `resize`) and cut to the middle square; where `resize` is larger than `image_size`, training sees random crops and
+    everything else the middle crop.
+
+    Raises ValueError for a missing root, a folder without pictures and a `resize` below `image_size`.
+    """
+
+    root: str
+    resize: int
+    val_share: float
+    split_seed: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.path = Path(self.root).expanduser()
+        if not self.path.is_dir():
+            raise ValueError(f"data.root={self.root} is not a folder; name the folder that holds the pictures")
+        if self.resize < self.image_size:
+            raise ValueError(f"resize must be at least image_size={self.image_size}, got {self.resize}")
+        if not 0 < self.val_share < 1:
+            raise ValueError(f"val_share must lie in (0, 1), got {self.val_share}")
+        self.has_splits = (self.path / "train").is_dir()
+        train = self.path / "train" if self.has_splits else self.path
+        self._class_names = sorted(p.name for p in train.iterdir() if p.is_dir() and not p.name.startswith("."))
+        self.files = find_pictures(train)
+        if not self.files:
+            kinds = " ".join(sorted(SUFFIXES))
+            raise ValueError(f"no picture lies in {train} or its sub-folders (looked for {kinds})")
+
+    @property
+    def read_size(self) -> int:
+        return self.resize
+
+    @property
+    def class_names(self) -> list[str]:
+        return self._class_names
+
+    def split(self, name: str) -> Split:
+        if not self.has_splits:
+            files = list(self.files)
+            random.Random(self.split_seed).shuffle(files)
+            held_out = max(1, round(len(files) * self.val_share))
+            chosen = files[held_out:] if name == "train" else files[:held_out]
+            return self._make("train" if name == "train" else "val", self.path, sorted(chosen))
+        if name == "val" and not (self.path / "val").is_dir():
+            name = "test"
+        folder = self.path / name
+        files = find_pictures(folder) if folder.is_dir() else []
+        if not files:
+            wanted = "val/ or test/" if name == "test" else f"{name}/"
+            raise ValueError(f"{self.path} has train/ but no pictures in {wanted}; validation needs some")
+        return self._make(name, folder, files)
+
+    def _make(self, name: str, root: Path, files: list[str]) -> Split:
+        labels = no_labels(len(files))
+        if self._class_names:
+            index = {class_name: i for i, class_name in enumerate(self._class_names)}
+            for i, file in enumerate(files):
+                class_name = file.split("/")[0]
+                if "/" not in file or class_name not in index:
+                    raise ValueError(
+                        f"{root / file} lies in none of the class folders of the training pictures "
+                        f"({', '.join(self._class_names[:5])}{', ...' if len(self._class_names) > 5 else ''})"
+                    )
+                labels[i] = index[class_name]
+        sizes = [(file, (root / file).stat().st_size) for file in files]
+        identity = fingerprint(["folder", self.read_size, self.channels, sizes])
+        return FolderSplit(name, labels, identity, root, files, self.read_size, self.channels)
+
+
+def find_pictures(folder: Path) -> list[str]:
+    """Paths of the picture files below `folder`, relative to it, with forward slashes, sorted."""
+    found = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    return sorted(p.relative_to(folder).as_posix() for p in found if p.is_file())

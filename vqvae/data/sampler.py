@@ -1,0 +1,41 @@
+"""Which pictures a step sees: a pure function of (seed, pictures seen), so that there is no loader state to save."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from vqvae import distributed
+from vqvae.seeding import mix
+
+
+@lru_cache(maxsize=2)  # a batch touches at most the epoch that ends and the one that begins
+def epoch_order(seed: int, epoch: int, count: int) -> Tensor:
+    """The permutation (count,) of one pass over the data."""
+    generator = torch.Generator().manual_seed(mix(seed, epoch))
+    return torch.randperm(count, generator=generator)
+
+
+def training_indices(seed: int, seen: int, batch_size: int, count: int) -> Tensor:
+    """The global batch (batch_size,) that follows after `seen` pictures; batches run on across the ends of epochs."""
+    positions = torch.arange(seen, seen + batch_size)
+    epochs = positions // count
+    parts = [epoch_order(seed, int(e), count)[positions[epochs == e] % count] for e in epochs.unique()]
+    return torch.cat(parts)
+
+
+def rank_batches(seed: int, start_step: int, batch_size: int, count: int) -> Iterator[Tensor]:
+    """This rank's slice of every batch from `start_step` on, without end."""
+    step = start_step
+    while True:
+        indices = training_indices(seed, step * batch_size, batch_size, count)
+        yield indices[distributed.slice_of_rank(batch_size)]
+        step += 1
+
+
+def chunks_of_rank(count: int, chunk: int) -> list[Tensor]:
+    """0 .. count - 1 in chunks of fixed size (the last may be short), dealt to ranks in turn."""
+    return list(torch.arange(count).split(chunk))[distributed.rank() :: distributed.world_size()]

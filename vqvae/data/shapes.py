@@ -1,0 +1,165 @@
+"""The embedded data set: shapes of ten classes on textured grounds, drawn from a seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqvae.data.pictures import Pictures, Split, TensorSplit, fingerprint
+
+VERSION = 1  # of the drawing; part of the fingerprint, so that a changed drawing is a different data set
+DRAW_CHUNK = 250  # pictures drawn at a time: their coordinate planes then stay in cache
+
+
+@dataclass(kw_only=True)
+class Shapes(Pictures):
+    """`train_count` training and `val_count` validation (and as many test) pictures, a function of `draw_seed` alone.
+
+    Class, position, size, angle, colours, the texture of shape and ground vary; edges are anti-aliased.
+    """
+
+    train_count: int
+    val_count: int
+    draw_seed: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.channels != 3:
+            raise ValueError(f"shapes are drawn in colour: channels must be 3, got {self.channels}")
+        for name in ("train_count", "val_count"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def class_names(self) -> list[str]:
+        return list(SIGNED_DISTANCES)
+
+    def split(self, name: str) -> Split:
+        count = self.train_count if name == "train" else self.val_count
+        part = ["train", "val", "test"].index(name)
+        identity = fingerprint(["shapes", VERSION, self.draw_seed, part, count, self.image_size])
+        images, labels = draw_shapes(count, self.image_size, self.draw_seed * 3 + part)
+        return TensorSplit(name, labels, identity, images)
+
+
+def draw_shapes(count: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """-> pictures uint8 (count, 3, size, size), classes int64 (count,). Deterministic."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(len(SIGNED_DISTANCES), (count,), generator=generator)
+    pictures = [draw_chunk(part, size, generator) for part in labels.split(DRAW_CHUNK)]
+    return torch.cat(pictures), labels
+
+
+def draw_chunk(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """labels (n,) -> uint8 (n, 3, size, size)."""
+    n = len(labels)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return torch.rand(n, *shape, 1, 1, generator=generator) * (high - low) + low
+
+    axis = (torch.arange(size) + 0.5) / size * 2 - 1  # pixel centres in [-1, 1]
+    y, x = axis[:, None], axis[None, :]
+    radius = uniform(0.4, 0.75)
+    slack = (1 - 0.8 * radius).clamp_min(0)  # a shape may touch the border, its middle stays inside
+    dx, dy, angle = x - uniform(-1, 1) * slack, y - uniform(-1, 1) * slack, uniform(0, 2 * math.pi)
+    u = (dx * angle.cos() + dy * angle.sin()) / radius  # (n, size, size): the shape's own coordinates
+    v = (dy * angle.cos() - dx * angle.sin()) / radius
+    distance = torch.empty(n, size, size)
+    for index, signed_distance in enumerate(SIGNED_DISTANCES.values()):
+        chosen = labels == index
+        distance[chosen] = signed_distance(u[chosen], v[chosen])
+    cover = (0.5 - distance * radius * size / 2).clamp(0, 1)[:, None]  # (n, 1, size, size), edges one pixel wide
+
+    ground, fill = uniform(0, 1, 3), uniform(0, 1, 3)
+    contrast = (fill - ground).abs().amax(1, keepdim=True)
+    fill = torch.where(contrast < 0.35, 1 - fill, fill)  # a shape that nobody could see teaches nothing
+    back = texture(x, y, ground, uniform, generator)
+    front = texture(u[:, None], v[:, None], fill, uniform, generator)
+    picture = back * (1 - cover) + front * cover
+    return (picture.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def texture(x: Tensor, y: Tensor, colour: Tensor, uniform: Callable[..., Tensor], generator: torch.Generator) -> Tensor:
+    """A colour (n, 3, 1, 1) with a gradient, stripes and soft noise on coordinates x, y -> (n, 3, size, size)."""
+    n, size = len(colour), y.shape[-2]
+    angle, frequency = uniform(0, 2 * math.pi, 1), uniform(2, 9, 1)
+    along = x * angle.cos() + y * angle.sin()  # (n, 1, size, size)
+    stripes = torch.sin(along * frequency + uniform(0, 2 * math.pi, 1))
+    gradient = (x * uniform(-1, 1, 1) + y * uniform(-1, 1, 1)) * uniform(-0.25, 0.25, 3)
+    coarse = torch.rand(n, 1, 7, 7, generator=generator) - 0.5
+    noise = F.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=True)
+    return colour + stripes * uniform(-0.16, 0.16, 3) + gradient + noise * uniform(-0.35, 0.35, 3)
+
+
+def box(u: Tensor, v: Tensor, half_u: float, half_v: float) -> Tensor:
+    """Signed distance of a box around 0, exact up to corners."""
+    return torch.maximum(u.abs() - half_u, v.abs() - half_v)
+
+
+def polygon_sector(u: Tensor, v: Tensor, points: int) -> tuple[Tensor, Tensor]:
+    """Folds the plane into the first of 2 x `points` mirrored sectors -> coordinates along and across its axis."""
+    sector = 2 * math.pi / points
+    angle = torch.atan2(v, u)
+    folded = (angle - sector * torch.round(angle / sector)).abs()
+    r = torch.hypot(u, v)
+    return r * torch.cos(folded), r * torch.sin(folded)
+
+
+def disc(u: Tensor, v: Tensor) -> Tensor:
+    return torch.hypot(u, v) - 0.85
+
+
+def ring(u: Tensor, v: Tensor) -> Tensor:
+    return (torch.hypot(u, v) - 0.72).abs() - 0.22
+
+
+def square(u: Tensor, v: Tensor) -> Tensor:
+    return box(u, v, 0.75, 0.75)
+
+
+def triangle(u: Tensor, v: Tensor) -> Tensor:
+    along, _ = polygon_sector(-u, v, 3)
+    return along - 0.5
+
+
+def star(u: Tensor, v: Tensor) -> Tensor:
+    along, across = polygon_sector(u, v, 5)
+    inner = 0.42  # radius of the inner corners; the outer ones lie at 1
+    x, y = inner * math.cos(math.pi / 5), inner * math.sin(math.pi / 5)
+    length = math.hypot(1 - x, y)
+    return ((along - 1) * y + across * (1 - x)) / length  # distance from the line between two corners
+
+
+def cross(u: Tensor, v: Tensor) -> Tensor:
+    return torch.minimum(box(u, v, 0.95, 0.28), box(u, v, 0.28, 0.95))
+
+
+def crescent(u: Tensor, v: Tensor) -> Tensor:
+    return torch.maximum(torch.hypot(u, v) - 0.95, 0.78 - torch.hypot(u - 0.5, v))
+
+
+def heart(u: Tensor, v: Tensor) -> Tensor:
+    x, y = u.abs() / 1.7, (0.95 - v) / 1.7  # the tip at y = 0, the lobes around (1/4, 3/4)
+    lobe = torch.hypot(x - 0.25, y - 0.75) - math.sqrt(2) / 4
+    diagonal = 0.5 * (x + y).clamp_min(0)
+    side = torch.minimum(torch.hypot(x, y - 1), torch.hypot(x - diagonal, y - diagonal)) * torch.sign(x - y)
+    return torch.where(x + y > 1, lobe, side) * 1.7
+
+
+def arrow(u: Tensor, v: Tensor) -> Tensor:
+    head = torch.maximum(-u, (u * 0.8 + v.abs() * 0.95 - 0.76) / math.hypot(0.8, 0.95))
+    return torch.minimum(head, box(u + 0.45, v, 0.5, 0.24))
+
+
+def bars(u: Tensor, v: Tensor) -> Tensor:
+    return box(u, v.abs() - 0.55, 0.85, 0.25)
+
+
+SIGNED_DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    shape.__name__: shape for shape in (disc, ring, square, triangle, star, cross, crescent, heart, arrow, bars)
+}

@@ -1,0 +1,108 @@
+"""The only file that knows torch.distributed; without a process group every function is the one-process case."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def init() -> None:
+    """Joins the process group that `torchrun` describes in the environment; does nothing outside of it."""
+    if "RANK" in os.environ and not dist.is_initialized():
+        cuda = torch.cuda.is_available()
+        if cuda:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if cuda else "gloo")
+
+
+def shutdown() -> None:
+    """Leaves the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def device() -> torch.device:
+    """This process's CUDA device, or the CPU (`CUDA_VISIBLE_DEVICES=` in the environment hides the GPU)."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's value on every rank."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def all_reduce_sum(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Sums over ranks of tensors of one dtype, by one collective. Returns new tensors of the same shapes."""
+    if world_size() == 1:
+        return list(tensors)
+    flat = torch.cat([t.reshape(-1) for t in tensors])
+    dist.all_reduce(flat)
+    parts = flat.split([t.numel() for t in tensors])
+    return [part.view(t.shape) for part, t in zip(parts, tensors)]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """(n, d) of each rank, n equal on all -> (ranks x n, d) in rank order, the same on every rank."""
+    if world_size() == 1:
+        return rows
+    out = rows.new_empty(world_size() * rows.shape[0], *rows.shape[1:])
+    dist.all_gather_into_tensor(out, rows.contiguous())
+    return out
+
+
+def slice_of_rank(global_size: int) -> slice:
+    """The part of a global batch that belongs to this rank; the sizes divide (checked where batches are made)."""
+    size = global_size // world_size()
+    return slice(rank() * size, (rank() + 1) * size)
+
+
+def wrap(network: nn.Module) -> nn.Module:
+    """The network to call in training: DistributedDataParallel under torchrun, else the network itself.
+
+    Buffers are not synchronised by DDP: those we have are computed from all-reduced values and so are equal already.
+    """
+    if world_size() == 1 or not any(p.requires_grad for p in network.parameters()):
+        return network
+    unused = getattr(network, "has_unused_parameters", False)
+    return DistributedDataParallel(network, broadcast_buffers=False, find_unused_parameters=unused)
+
+
+def no_gradient_sync(network: nn.Module, active: bool) -> AbstractContextManager[Any]:
+    """Leaves out the gradient all-reduce of all but the last micro-batch."""
+    return network.no_sync() if active and isinstance(network, DistributedDataParallel) else nullcontext()
+
+
+def any_rank(condition: bool) -> bool:
+    """Whether the condition holds on at least one rank; the same answer on all."""
+    if world_size() == 1:
+        return condition
+    flag = torch.tensor(float(condition), device=device())
+    return bool(all_reduce_sum([flag])[0] > 0)

@@ -1,0 +1,61 @@
+"""What depends on the machine: number formats, memory layout, clocks."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+
+import torch
+from torch import nn
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """auto -> bf16 where the hardware multiplies it faster than float32, else fp32; fp32 and bf16 stay."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp32"
+    return "bf16" if cpu_has_bf16() else "fp32"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX)."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def to_channels_last(network: nn.Module) -> None:
+    """Weights of 2-D and 3-D convolutions in channels_last layout, so that their activations are too."""
+    network.to(memory_format=torch.channels_last)
+    for module in network.modules():
+        if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
+            module.to(memory_format=torch.channels_last_3d)
+
+
+def memory_mb(device: torch.device) -> dict[str, float]:
+    """Peak memory of this process, and of its GPU, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    values = {"timing/memory_mb": peak / (2**20 if sys.platform == "darwin" else 2**10)}
+    if device.type == "cuda":
+        values["timing/gpu_memory_mb"] = torch.cuda.max_memory_allocated(device) / 2**20
+    return values
+
+
+class Clock:
+    """Seconds of training between log steps, pauses left out."""
+
+    def __init__(self) -> None:
+        self.seconds, self.started = 0.0, time.perf_counter()
+
+    def pause(self) -> None:
+        self.seconds += time.perf_counter() - self.started
+
+    def resume(self) -> None:
+        self.started = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap; call it while the clock runs, after the device was waited for."""
+        self.pause()
+        seconds, self.seconds = self.seconds, 0.0
+        self.resume()
+        return seconds

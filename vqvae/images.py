@@ -1,0 +1,38 @@
+"""Pictures as tensors, and as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+def normalise(images: Tensor) -> Tensor:
+    """uint8 0 .. 255 -> float32 -1 .. 1."""
+    return images.float().div_(127.5).sub_(1)
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """float -1 .. 1 -> uint8 0 .. 255: the inverse of `normalise`."""
+    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def grid(rows: list[Tensor]) -> Tensor:
+    """Rows of pictures uint8 (n, C, H, W) -> one picture (C, ., .); small ones are enlarged to at least 64 pixels."""
+    from torchvision.utils import make_grid
+
+    pictures = torch.cat(rows).cpu()
+    scale = max(1, 64 // pictures.shape[-1])
+    pictures = pictures.repeat_interleave(scale, 2).repeat_interleave(scale, 3)  # (n, C, scale H, scale W)
+    return make_grid(pictures, nrow=len(rows[0]), padding=2, pad_value=255)
+
+
+def write_png(path: Path, picture: Tensor) -> None:
+    """uint8 (1 or 3, H, W) -> a PNG file that appears under its name when it is whole."""
+    from torchvision.io import encode_png
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(encode_png(picture.cpu().contiguous()).numpy().tobytes())
+    temporary.replace(path)

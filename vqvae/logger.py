@@ -1,0 +1,197 @@
+"""Where a stage's numbers and pictures go: files always, wandb where it is on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vqvae import distributed
+from vqvae.images import write_png
+
+log = logging.getLogger(__name__)
+MODES = ("auto", "online", "offline", "off")
+
+
+@dataclass(kw_only=True)
+class Wandb:
+    """How wandb is used. mode auto: online where this machine is logged in, else offline; never a prompt."""
+
+    mode: str
+    project: str
+    entity: str | None
+    tags: list[str]
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
+
+
+class Logger:
+    """One stage's log. metrics.jsonl is the source of truth and reproducible; times and memory go to timing.jsonl.
+
+    Args:
+        folder: the stage's folder in the run folder.
+        stage: its name; with the run's name it names the wandb run.
+        wandb: how to use wandb.
+        config: the resolved config, for wandb.
+    """
+
+    def __init__(self, folder: Path, stage: str, wandb: Wandb, config: dict[str, Any]) -> None:
+        self.folder, self.stage, self.settings, self.config = folder, stage, wandb, config
+        self.pictures = folder / "pictures"
+        self._run: Any = None
+
+    def start(self, step: int) -> None:
+        """Opens the log at `step`: lines after it, written by a run that was killed, are cut."""
+        if not distributed.is_main():
+            return
+        self.pictures.mkdir(parents=True, exist_ok=True)
+        for name in ("metrics.jsonl", "timing.jsonl"):
+            cut_after(self.folder / name, step)
+        if self.settings.mode != "off":
+            self._run = start_wandb(self.folder, self.stage, self.settings, self.config)
+
+    def log(self, step: int, metrics: dict[str, Any]) -> None:
+        """Writes one line of reproducible metrics: numbers, and histograms as made by metrics.codebook.histogram."""
+        self._write("metrics.jsonl", step, metrics)
+
+    def log_timing(self, step: int, values: dict[str, float]) -> None:
+        """Writes one line of what differs from run to run."""
+        self._write("timing.jsonl", step, values)
+
+    def log_picture(self, step: int, name: str, picture: Tensor) -> Path:
+        """picture uint8 (C, H, W) -> pictures/<name>_<step>.png."""
+        path = self.pictures / f"{name}_{step:09d}.png"
+        if distributed.is_main():
+            write_png(path, picture)
+            if self._run is not None:
+                import wandb
+
+                self._run.log({"step": step, f"pictures/{name}": wandb.Image(str(path))})
+        return path
+
+    def alert(self, step: int, title: str, text: str) -> None:
+        """A warning in the log, and a wandb alert."""
+        if distributed.is_main():
+            log.warning("step %d: %s: %s", step, title, text)
+            if self._run is not None:
+                self._run.alert(title=title, text=text)
+
+    def artifact(self, name: str, kind: str, path: Path | None, metadata: dict[str, Any], made_from: list[str]) -> None:
+        """Logs a file or folder as a wandb artifact. `made_from` names the artifacts of this run folder it came from.
+
+        The lineage is also in the metadata, for wandb cannot record it offline.
+        """
+        if self._run is None or path is None:
+            return
+        import wandb
+
+        prefix = run_name(self.config)
+        artifact = wandb.Artifact(f"{prefix}-{name}", kind, metadata={**metadata, "made_from": made_from})
+        if path.is_dir():
+            artifact.add_dir(str(path))
+        else:
+            artifact.add_file(str(path))
+        if not self._run.offline:
+            for source in made_from:
+                self._run.use_artifact(f"{prefix}-{source}:latest")
+        self._run.log_artifact(artifact)
+
+    def finish(self) -> None:
+        """Closes the wandb run: the next stage, or job of a sweep, has its own."""
+        if self._run is not None:
+            self._run.finish()
+            self._run = None
+
+    def _write(self, name: str, step: int, values: dict[str, Any]) -> None:
+        if not distributed.is_main():
+            return
+        with (self.folder / name).open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        if self._run is not None:
+            self._run.log({"step": step, **{key: to_wandb(value) for key, value in values.items()}})
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics file; a last line that a crash cut short is left out."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+
+
+def cut_after(path: Path, step: int) -> None:
+    """Removes lines after `step`, and a last line that is not whole."""
+    if path.is_file():
+        kept = [json.dumps(line) for line in read_lines(path) if line["step"] <= step]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(line + "\n" for line in kept))
+        temporary.replace(path)
+
+
+def run_name(config: dict[str, Any]) -> str:
+    """The run folder's own name, with what wandb allows in names."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(config["run_dir"]).name)
+
+
+def start_wandb(folder: Path, stage: str, settings: Wandb, config: dict[str, Any]) -> Any:
+    """-> a wandb run, or None where wandb cannot start; trouble with it never stops training."""
+    try:
+        import wandb
+    except ImportError:
+        log.warning("wandb is not installed, so only files are written (logger=off hides this line)")
+        return None
+    id_file = folder / "wandb_id"
+    if not id_file.is_file():
+        id_file.write_text(secrets.token_hex(4))
+    mode = settings.mode
+    if mode == "auto":
+        mode = "online" if logged_in() else "offline"
+    name = run_name(config)
+    try:
+        run = wandb.init(
+            project=settings.project,
+            entity=settings.entity,
+            id=id_file.read_text().strip(),
+            name=f"{name}-{stage}",
+            group=name,
+            job_type=stage,
+            tags=settings.tags,
+            config=config,
+            dir=str(folder.parent),
+            mode=mode,  # type: ignore[arg-type]
+            resume="allow" if mode == "online" else None,
+            settings=wandb.Settings(silent=True, console="off", x_disable_stats=False, init_timeout=30),
+        )
+    except (wandb.errors.Error, OSError) as error:
+        log.warning("wandb could not start (%s): only files are written", error)
+        return None
+    run.define_metric("step")
+    run.define_metric("*", step_metric="step")
+    for metric, best in {"val/mse": "min", "val/psnr_db": "max", "val/bits_per_code": "min"}.items():
+        run.define_metric(metric, step_metric="step", summary=best)
+    return run
+
+
+def logged_in() -> bool:
+    """Whether wandb has a key for this machine: WANDB_API_KEY, or an entry in netrc. Asks nobody."""
+    import requests.utils
+
+    url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    return bool(os.environ.get("WANDB_API_KEY")) or requests.utils.get_netrc_auth(url) is not None
+
+
+def to_wandb(value: Any) -> Any:
+    """A histogram as wandb's own; anything else as it is."""
+    if isinstance(value, dict) and value.keys() == {"edges", "codes"}:
+        import numpy as np
+        import wandb
+
+        return wandb.Histogram(np_histogram=(np.array(value["codes"]), np.array(value["edges"])))
+    return value

@@ -1,0 +1,66 @@
+"""How far the reconstruction is from the data."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ReconstructionLoss(nn.Module):
+    """forward: decoder output, x (B, C, *S) in [-1, 1] -> scalar before the weight, float32.
+
+    Args:
+        weight: factor in the total loss.
+        over_variance: divide by the variance of the training data in [-1, 1], the range that x has here, so that 1 is
+            what the mean picture scores. (The variance of data in [0, 1] is 4 times smaller: mixing the two has been
+            printed by several projects.)
+        variance: that variance, over all pictures, channels and positions.
+    """
+
+    name: str
+
+    def __init__(self, weight: float, over_variance: bool, variance: float) -> None:
+        super().__init__()
+        if weight < 0:
+            raise ValueError(f"weight must not be negative, got {weight}")
+        if variance <= 0:
+            raise ValueError(f"the training pictures are all one colour (variance {variance}): nothing to learn")
+        self.weight = weight
+        self.divisor = variance if over_variance else 1.0
+
+    @abstractmethod
+    def distance(self, output: Tensor, x: Tensor) -> Tensor:
+        """-> scalar, in the units of x."""
+
+    def forward(self, output: Tensor, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return self.distance(output.float(), x) / self.divisor
+
+    def decoder_channels(self, channels: int) -> int:
+        """How many channels the decoder must put out for data of C channels."""
+        return channels
+
+    def to_image(self, output: Tensor) -> Tensor:
+        """Decoder output -> data (B, C, *S) in [-1, 1]."""
+        return output.float().clamp(-1, 1)
+
+
+class MSE(ReconstructionLoss):
+    """Mean squared error over all elements."""
+
+    name = "mse"
+
+    def distance(self, output: Tensor, x: Tensor) -> Tensor:
+        return F.mse_loss(output, x)
+
+
+class L1(ReconstructionLoss):
+    """Mean absolute error over all elements."""
+
+    name = "l1"
+
+    def distance(self, output: Tensor, x: Tensor) -> Tensor:
+        return F.l1_loss(output, x)

@@ -1,0 +1,1 @@
+"""Metrics as running sums, reduced once: never a mean of means."""

@@ -1,0 +1,160 @@
+"""The VQ-VAE: encoders, quantizers, decoders -> reconstruction, codes, losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vqvae import distributed
+from vqvae.networks.blocks import Decoder, Encoder
+from vqvae.quantizers.base import Loss, Quantized, Quantizer
+
+
+@dataclass
+class Output:
+    """decoded (B, decoder channels, *S), codes coarse to fine, losses and stats named `level<l>/<name>`."""
+
+    decoded: Tensor
+    codes: list[Tensor]
+    losses: dict[str, Loss]
+    stats: dict[str, Tensor]
+
+
+class VQVAE(nn.Module):
+    """L levels, finest first in the lists, codes reported coarse to fine; L = 1 is the plain VQ-VAE.
+
+        up:                     h_l = encoder_l(h_(l-1)),  h_(-1) = x
+        down, coarsest first:   z_q_l = quantizer_l(merge_l(h_l, context)),  context = decoder_l(z_q_l, context)
+
+    The last context is the output. Below the coarsest level, merge_l is a 1x1 convolution of [h_l, context], and the decoder
+    receives [z_q_l, context] (VQ-VAE-2, arXiv 1906.00446), so its `dim` is twice the quantizer's.
+
+    Raises ValueError for lists of different length.
+    """
+
+    encoders: list[Encoder]
+    quantizers: list[Quantizer]
+    decoders: list[Decoder]
+    merges: list[nn.Linear]
+
+    def __init__(self, encoders: list[Encoder], quantizers: list[Quantizer], decoders: list[Decoder]) -> None:
+        super().__init__()
+        if not len(encoders) == len(quantizers) == len(decoders) > 0:
+            raise ValueError(
+                "encoders, quantizers and decoders need one entry a level, got "
+                f"{len(encoders)}, {len(quantizers)} and {len(decoders)}"
+            )
+        self.encoders = nn.ModuleList(encoders)  # type: ignore[assignment]
+        self.quantizers = nn.ModuleList(quantizers)  # type: ignore[assignment]
+        self.decoders = nn.ModuleList(decoders)  # type: ignore[assignment]
+        self.merges = nn.ModuleList(  # type: ignore[assignment]
+            nn.Linear(q.dim + below.channels, q.dim) for q, below in zip(quantizers, decoders[1:])
+        )
+
+    @property
+    def stride(self) -> int:
+        """Data positions per position of the coarsest latents, along each dim."""
+        stride = 1
+        for encoder in self.encoders:
+            stride *= encoder.stride
+        return stride
+
+    @property
+    def codebook_sizes(self) -> list[int]:
+        """K of each code map, coarse to fine."""
+        return [size for q in reversed(self.quantizers) for size in q.codebook_sizes]
+
+    def code_shapes(self, size: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Data dims *S -> the dims of each code map, coarse to fine. Raises ValueError where *S does not divide."""
+        for length in size:
+            if length % self.stride:
+                below = max(self.stride, length - length % self.stride)
+                raise ValueError(
+                    f"a size of {length} does not divide by the encoder's stride {self.stride}; "
+                    f"the nearest that does is {below}"
+                )
+        shapes: list[list[tuple[int, ...]]] = []
+        for encoder, quantizer in zip(self.encoders, self.quantizers):
+            size = tuple(length // encoder.stride for length in size)
+            shapes.append(quantizer.code_shapes(size))
+        return [shape for level in reversed(shapes) for shape in level]
+
+    def forward(self, x: Tensor) -> Output:
+        """x (B, C, *S) -> Output."""
+        z_q, codes, losses, stats = self._bottleneck(x)
+        return Output(self.decoders[0](z_q), codes, losses, stats)
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """x (B, C, *S) -> codes, coarse to fine; the finest decoder is not run."""
+        return self._bottleneck(x)[1]
+
+    def decode(self, codes: list[Tensor]) -> Tensor:
+        """Codes, coarse to fine -> decoder output (B, decoder channels, *S)."""
+        maps = iter(codes)
+
+        def look_up(level: int, context: Tensor | None) -> Tensor:
+            quantizer = self.quantizers[level]
+            return quantizer.decode([next(maps) for _ in quantizer.codebook_sizes])
+
+        return self.decoders[0](self._down(look_up))
+
+    @torch.no_grad()
+    def begin_run(self, batches: Iterable[Tensor]) -> None:
+        """Lets quantizers start their codes from data: x (B, C, *S) of this rank, as many batches as they ask for."""
+        iterator = iter(batches)
+        for level in reversed(range(len(self.quantizers))):
+            quantizer = self.quantizers[level]
+            latents: list[Tensor] = []
+            hook = quantizer.register_forward_pre_hook(lambda _, inputs: latents.append(inputs[0].float()))  # noqa: B023
+            while sum(z_e[:, 0].numel() for z_e in latents) * distributed.world_size() < quantizer.init_vectors:
+                self(next(iterator))
+            hook.remove()
+            if latents:
+                quantizer.begin_run(distributed.gather_rows(torch.cat(latents)))
+
+    def begin_step(self, step: int, steps: int) -> None:
+        for quantizer in self.quantizers:
+            quantizer.begin_step(step, steps)
+
+    def after_step(self, applied: Tensor) -> dict[nn.Parameter, Tensor]:
+        """-> {parameter: (K,) bool mask of replaced rows}."""
+        replaced: dict[nn.Parameter, Tensor] = {}
+        for quantizer in self.quantizers:
+            replaced.update(quantizer.after_step(applied))
+        return replaced
+
+    def _bottleneck(self, x: Tensor) -> tuple[Tensor, list[Tensor], dict[str, Loss], dict[str, Tensor]]:
+        """x (B, C, *S) -> input of the finest decoder, codes, losses, stats."""
+        features: list[Tensor] = []
+        for encoder in self.encoders:
+            features.append(encoder(features[-1] if features else x))  # (B, D, *s_l)
+        codes: list[Tensor] = []
+        losses: dict[str, Loss] = {}
+        stats: dict[str, Tensor] = {}
+
+        def quantize(level: int, h: Tensor) -> Tensor:
+            quantized: Quantized = self.quantizers[level](h)
+            codes.extend(quantized.codes)
+            losses.update({f"level{level}/{name}": loss for name, loss in quantized.losses.items()})
+            stats.update({f"level{level}/{name}": value for name, value in quantized.stats.items()})
+            return quantized.z_q
+
+        z_q = self._down(lambda level, context: quantize(level, self._merge(level, features[level], context)))
+        return z_q, codes, losses, stats
+
+    def _down(self, z_q_of: Callable[[int, Tensor | None], Tensor]) -> Tensor:
+        """Goes through the levels, coarsest first, with what `z_q_of(level, context)` gives -> the finest decoder's input."""
+        z_q = z_q_of(len(self.decoders) - 1, None)  # (B, D, *s)
+        for level in reversed(range(len(self.decoders) - 1)):
+            context = self.decoders[level + 1](z_q)
+            z_q = torch.cat([z_q_of(level, context), context], dim=1)  # (B, D + context channels, *s)
+        return z_q
+
+    def _merge(self, level: int, h: Tensor, context: Tensor | None) -> Tensor:
+        if context is None:
+            return h
+        both = torch.cat([h, context], dim=1).movedim(1, -1)  # (B, *s, D + context channels)
+        return self.merges[level](both).movedim(-1, 1)  # (B, D, *s)

@@ -1,0 +1,121 @@
+"""Building blocks for data of 1, 2 or 3 dims."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+CONV_TRANSPOSE: dict[int, type[nn.Module]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+
+
+def conv(ndim: int, *args: Any, **kwargs: Any) -> nn.Module:
+    """nn.Conv1d, 2d or 3d; raises ValueError for another number of dims."""
+    if ndim not in CONV:
+        raise ValueError(f"ndim must be 1, 2 or 3, got {ndim}")
+    return CONV[ndim](*args, **kwargs)
+
+
+def conv_transpose(ndim: int, *args: Any, **kwargs: Any) -> nn.Module:
+    """nn.ConvTranspose1d, 2d or 3d."""
+    return CONV_TRANSPOSE[ndim](*args, **kwargs)
+
+
+class Encoder(nn.Module):
+    """(B, C, *S) -> (B, D, *S / stride)."""
+
+    stride: int
+
+
+class Decoder(nn.Module):
+    """(B, D, *s) -> (B, channels, *s x stride)."""
+
+    channels: int
+
+
+class ReluResidual(nn.Module):
+    """x + [ReLU, 3x3 to `hidden`, ReLU, 1x1 back] (arXiv 1711.00937, section 4.1). (B, width, *s) -> same."""
+
+    def __init__(self, ndim: int, width: int, hidden: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.ReLU(), conv(ndim, width, hidden, 3, padding=1), nn.ReLU(), conv(ndim, hidden, width, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+def group_norm(width: int) -> nn.GroupNorm:
+    """32 groups, as in VQGAN, or the largest power of two that divides a narrower width."""
+    groups = 32
+    while width % groups:
+        groups //= 2
+    return nn.GroupNorm(groups, width, eps=1e-6)
+
+
+class NormResidual(nn.Module):
+    """x + [GroupNorm, SiLU, 3x3, GroupNorm, SiLU, 3x3]. (B, width, *s) -> (B, out, *s); the last conv starts at 0."""
+
+    def __init__(self, ndim: int, width: int, out: int) -> None:
+        super().__init__()
+        last = conv(ndim, out, out, 3, padding=1)
+        nn.init.zeros_(last.weight)  # type: ignore[arg-type]  # the block starts as the identity, so depth is no hindrance
+        self.layers = nn.Sequential(
+            group_norm(width), nn.SiLU(), conv(ndim, width, out, 3, padding=1), group_norm(out), nn.SiLU(), last
+        )
+        self.skip = nn.Identity() if width == out else conv(ndim, width, out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.skip(x) + self.layers(x)
+
+
+class SelfAttention(nn.Module):
+    """x + single-head attention over all positions (VQGAN, arXiv 2012.09841). (B, width, *s) -> same."""
+
+    def __init__(self, ndim: int, width: int) -> None:
+        super().__init__()
+        self.norm = group_norm(width)
+        self.qkv = conv(ndim, width, 3 * width, 1)
+        self.out = conv(ndim, width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=-1)  # 3 x (B, prod(s), width)
+        mixed = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]  # (B, prod(s), width)
+        return x + self.out(mixed.transpose(1, 2).reshape(x.shape))  # (B, width, *s)
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour doubling, then 3x3: no checkerboard of transposed convolutions. (B, c, *s) -> (B, c, *2s)."""
+
+    def __init__(self, ndim: int, width: int) -> None:
+        super().__init__()
+        self.conv = conv(ndim, width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class ShiftedConv2d(nn.Module):
+    """Causal convolution: output (r, c) sees rows r - height + 1 .. r and, with `causal_width`, columns up to c only.
+
+    (B, width_in, H, W) -> (B, width_out, H, W). Padding in place of masks: no weight is wasted, none has to be zeroed.
+    """
+
+    def __init__(self, width_in: int, width_out: int, kernel: tuple[int, int], causal_width: bool) -> None:
+        super().__init__()
+        height, width = kernel
+        left = width - 1 if causal_width else width // 2
+        self.pad = (left, width - 1 - left, height - 1, 0)
+        self.conv = nn.Conv2d(width_in, width_out, kernel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, self.pad))
+
+
+def shift(x: Tensor, dim: int) -> Tensor:
+    """Moves x (B, c, H, W) by one place along `dim`, zeros coming in: place i then holds what was at i - 1."""
+    return torch.cat([torch.zeros_like(x.narrow(dim, 0, 1)), x.narrow(dim, 0, x.shape[dim] - 1)], dim)

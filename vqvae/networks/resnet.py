@@ -1,0 +1,77 @@
+"""Residual encoder and decoder with GroupNorm, SiLU and attention: the VQGAN family."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from vqvae.networks import blocks
+from vqvae.networks.blocks import NormResidual, SelfAttention, Upsample, conv, group_norm
+from vqvae.networks.conv import check_widths
+
+
+def residual_stage(ndim: int, width_in: int, width: int, depth: int, attention: bool) -> list[nn.Module]:
+    """Residual blocks at one resolution, each followed by attention if asked for. (B, width_in, *s) -> (B, width, *s)."""
+    layers: list[nn.Module] = []
+    for block in range(depth):
+        layers.append(NormResidual(ndim, width_in if block == 0 else width, width))
+        layers += [SelfAttention(ndim, width)] if attention else []
+    return layers
+
+
+class Encoder(blocks.Encoder):
+    """One stage of residual blocks per entry of `widths`, halving the grid between stages (arXiv 2012.09841).
+
+    (B, channels, *S) -> (B, dim, *S / stride), stride = 2^(len(widths) - 1). `attention_strides` lists the down-sampling
+    factors, powers of 2 up to the stride, at which blocks are followed by attention.
+    """
+
+    def __init__(
+        self, ndim: int, channels: int, dim: int, widths: list[int], depth: int, attention_strides: list[int]
+    ) -> None:
+        super().__init__()
+        check_resnet(widths, depth, attention_strides)
+        self.stride = 2 ** (len(widths) - 1)
+        layers: list[nn.Module] = [conv(ndim, channels, widths[0], 3, padding=1)]
+        for level, (width_in, width) in enumerate(zip([widths[0], *widths], widths)):
+            if level:
+                layers.append(conv(ndim, width_in, width_in, 4, stride=2, padding=1))
+            layers += residual_stage(ndim, width_in, width, depth, 2**level in attention_strides)
+        self.layers = nn.Sequential(*layers, group_norm(widths[-1]), nn.SiLU(), conv(ndim, widths[-1], dim, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class Decoder(blocks.Decoder):
+    """The mirror of `Encoder`. (B, dim, *s) -> (B, channels, *s x stride); `widths` in the encoder's order."""
+
+    def __init__(
+        self, ndim: int, channels: int, dim: int, widths: list[int], depth: int, attention_strides: list[int]
+    ) -> None:
+        super().__init__()
+        check_resnet(widths, depth, attention_strides)
+        self.channels = channels
+        layers: list[nn.Module] = [conv(ndim, dim, widths[-1], 3, padding=1)]
+        width_in = widths[-1]
+        for level, width in reversed(list(enumerate(widths))):
+            layers += residual_stage(ndim, width_in, width, depth, 2**level in attention_strides)
+            if level:
+                layers.append(Upsample(ndim, width))
+            width_in = width
+        self.layers = nn.Sequential(
+            *layers, group_norm(widths[0]), nn.SiLU(), conv(ndim, widths[0], channels, 3, padding=1)
+        )
+
+    def forward(self, z_q: Tensor) -> Tensor:
+        return self.layers(z_q)
+
+
+def check_resnet(widths: list[int], depth: int, attention_strides: list[int]) -> None:
+    """Raises ValueError for sizes that make no network."""
+    check_widths(widths)
+    if depth < 1:
+        raise ValueError(f"depth must be at least 1, got {depth}")
+    strides = [2**level for level in range(len(widths))]
+    for chosen in attention_strides:
+        if chosen not in strides:
+            raise ValueError(f"attention_strides may hold {strides} with {len(widths)} widths, got {chosen}")

@@ -1,0 +1,264 @@
+"""The two stages put together from a config: what the entry points share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vqvae import checkpoint, distributed
+from vqvae.config import ConfigError, build, plain
+from vqvae.data.code_store import CodeFeed, CodeStore
+from vqvae.data.loader import PictureFeed, PictureLoader, centre_crop
+from vqvae.data.pictures import Pictures, Split
+from vqvae.data.sampler import chunks_of_rank
+from vqvae.images import normalise
+from vqvae.logger import Logger
+from vqvae.losses.reconstruction import ReconstructionLoss
+from vqvae.model import VQVAE
+from vqvae.priors.base import AutoregressivePrior
+from vqvae.run_folder import RunFolder
+from vqvae.seeding import seed_everything
+from vqvae.stages.autoencoder import AutoencoderStage
+from vqvae.stages.base import bar_hidden
+from vqvae.stages.prior import PriorStage
+from vqvae.stop import Stopped, StopRequest
+from vqvae.trainer import Trainer
+from vqvae.trainer_config import TrainerConfig
+
+log = logging.getLogger(__name__)
+AUTOENCODER_SEED, PRIOR_SEED = 0, 1  # mixed with the run's seed, so that the stages draw from different streams
+
+
+@dataclass
+class Tokenizer:
+    """A finished autoencoder: pictures to codes and back, in float32."""
+
+    model: VQVAE
+    reconstruction: ReconstructionLoss
+    fingerprint: str
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """x (B, C, *S) in [-1, 1] -> M code maps."""
+        return self.model.encode(x)
+
+    @torch.no_grad()
+    def decode(self, codes: list[Tensor]) -> Tensor:
+        """M code maps -> (B, C, *S) in [-1, 1]."""
+        return self.reconstruction.to_image(self.model.decode(codes))
+
+
+class Run:
+    """One run folder with the objects that its config describes, made when they are first asked for."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder, self.cfg, self.device = folder, folder.config, distributed.device()
+        self.data: Pictures = build(self.cfg.data, "data")
+        self._splits: dict[str, Split] = {}
+        self._loaders: dict[str, PictureLoader] = {}
+
+    def split(self, name: str) -> Split:
+        if name not in self._splits:
+            self._splits[name] = self.data.split(name)
+        return self._splits[name]
+
+    def loader(self, split: str) -> PictureLoader:
+        """The pictures of a split: train, val or test."""
+        if split not in self._loaders:
+            self._loaders[split] = PictureLoader(self.data, self.split(split), self.device)
+        return self._loaders[split]
+
+    def variance(self) -> float:
+        """Of the training pictures, in [-1, 1]; computed once and kept in the run folder."""
+        file = self.folder.path / "variance.txt"
+        if not file.is_file() and distributed.is_main():
+            checkpoint.write_bytes(file, repr(self.loader("train").variance()).encode())
+        distributed.barrier()
+        return float(file.read_text())
+
+    def check(self) -> None:
+        """Builds everything once, so that whatever does not fit is said before any work is done.
+
+        Raises ConfigError, or ValueError for data that cannot be read.
+        """
+        model, _ = build_model(self.cfg, self.data, variance=1.0)
+        check_settings(self.cfg, "", len(self.split("train")))
+        self.split("val")
+        if "prior" in self.cfg.stages:
+            self.new_prior(model)
+            check_settings(self.cfg.prior, "prior.", len(self.split("train")))
+
+    def autoencoder_stage(self, variance: float) -> AutoencoderStage:
+        """A new, untrained stage 1."""
+        model, reconstruction = build_model(self.cfg, self.data, variance)
+        return AutoencoderStage(model, reconstruction, variance)
+
+    def tokenizer(self) -> Tokenizer:
+        """The finished stage 1. Raises ConfigError where it is not finished."""
+        state = self.folder.weights("autoencoder")["networks"]["model"]
+        stage = self.autoencoder_stage(self.variance())
+        stage.model.load_state_dict(state)
+        stage.model.to(self.device).eval()
+        return Tokenizer(stage.model, stage.reconstruction, checkpoint.fingerprint(state))
+
+    def new_prior(self, model: VQVAE) -> AutoregressivePrior:
+        """An untrained prior for the codes of `model`."""
+        return build(
+            self.cfg.prior.network,
+            "prior.network",
+            code_shapes=model.code_shapes(self.data.size),
+            codebook_sizes=model.codebook_sizes,
+            num_classes=len(self.data.class_names),
+        )
+
+    def prior(self, model: VQVAE) -> AutoregressivePrior:
+        """The finished stage 2. Raises ConfigError where it is not finished."""
+        prior = self.new_prior(model)
+        prior.load_state_dict(self.folder.weights("prior")["networks"]["prior"])
+        return prior.to(self.device).eval()
+
+    def code_store(self, tokenizer: Tokenizer, split: str, stop: StopRequest | None = None) -> CodeStore:
+        """The codes of a split, encoded now if that was not done before. Raises ValueError for a store that does not fit."""
+        path, loader = self.folder.codes(split), self.loader(split)
+        header: dict[str, Any] = {
+            "code_shapes": tokenizer.model.code_shapes(self.data.size),
+            "codebook_sizes": tokenizer.model.codebook_sizes,
+            "tokenizer": tokenizer.fingerprint,
+            "data": loader.split.fingerprint,
+        }
+        if not path.is_dir():
+            CodeStore.write(path, header, loader.split.labels, encode(tokenizer, loader, self.data.image_size, stop))
+        store = CodeStore(path)
+        store.require(**header)
+        return store
+
+    def trainer(self, stage_name: str, node: Any, stop: StopRequest, stage: Any, feed: Any) -> Trainer:
+        """`node` holds optimizer, schedule and trainer: the top level of the config, or its `prior`."""
+        wandb = build(self.cfg.logger, "logger")
+        logger = Logger(self.folder.stage(stage_name), stage_name, wandb, plain(self.cfg))
+        seed = self.cfg.seed * 2 + (PRIOR_SEED if stage_name == "prior" else AUTOENCODER_SEED)
+        return Trainer(
+            stage,
+            feed,
+            build(node.trainer, "trainer"),
+            build(node.optimizer, "optimizer"),
+            build(node.schedule, "schedule"),
+            logger,
+            seed,
+            stop,
+        )
+
+
+def build_model(cfg: Any, data: Pictures, variance: float) -> tuple[VQVAE, ReconstructionLoss]:
+    """The networks and the reconstruction loss of a config. Raises ConfigError where they do not fit the data."""
+    build(cfg.quantizer, "quantizer")  # by itself, so that an error names the user's key and not its copy below `model`
+    reconstruction: ReconstructionLoss = build(cfg.loss, "loss", variance=variance)
+    node = cfg.model.copy()
+    node.decoders[0].channels = reconstruction.decoder_channels(
+        data.channels
+    )  # [0]: the finest, which makes the output
+    model: VQVAE = build(node, "model")
+    try:
+        model.code_shapes(data.size)
+    except ValueError as error:
+        raise ConfigError(f"data.image_size={data.image_size}: {error}") from error
+    return model, reconstruction
+
+
+def check_settings(node: Any, prefix: str, train_size: int) -> None:
+    """Builds the trainer's parts of a stage. Raises ConfigError that names the key for values out of range."""
+    settings: TrainerConfig = build(node.trainer, prefix + "trainer")
+    build(node.schedule, prefix + "schedule")
+    try:
+        build(node.optimizer, prefix + "optimizer")([torch.nn.Parameter(torch.zeros(1))])
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{prefix}optimizer: {error}") from error
+    if settings.batch_size > train_size:
+        raise ConfigError(
+            f"{prefix}trainer.batch_size={settings.batch_size} is larger than the training set; at most {train_size} fits"
+        )
+
+
+def encode(
+    tokenizer: Tokenizer, loader: PictureLoader, image_size: int, stop: StopRequest | None, chunk: int = 256
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """This rank's pictures of a split -> (indices, code maps), in chunks. Raises Stopped on request."""
+    chunks = chunks_of_rank(len(loader), chunk)
+    bar = tqdm(total=sum(map(len, chunks)), desc=f"encoding {loader.split.name}", unit="picture", disable=bar_hidden())
+    for indices, (images, _) in zip(chunks, loader.batches(chunks)):
+        yield indices, tokenizer.encode(normalise(centre_crop(images, image_size)))
+        bar.update(len(indices))
+        if stop is not None and stop.agreed(may_talk=False):
+            raise Stopped("stopped on request while encoding; encoding starts again next time")
+    bar.close()
+
+
+def train_autoencoder(run: Run, stop: StopRequest) -> None:
+    """Stage 1, from where it stands; returns at once if it is finished."""
+    if run.folder.weights_file("autoencoder"):
+        log.info("autoencoder: finished before")
+        return
+    cfg = run.cfg
+    train, val = run.loader("train"), run.loader("val")
+    seed_everything(cfg.seed, 0)
+    stage = run.autoencoder_stage(run.variance())
+    if cfg.init_from is not None:
+        start_from(RunFolder.load(cfg.init_from, list(cfg.allow_targets)), "autoencoder", stage)
+    feed = PictureFeed(run.data, train, val, cfg.trainer.batch_size, cfg.seed)
+    trainer = run.trainer("autoencoder", cfg, stop, stage, feed)
+    try:
+        trainer.fit()
+        weights = run.folder.weights_file("autoencoder")
+        trainer.logger.artifact("tokenizer", "model", weights, {"data": train.split.fingerprint}, [])
+    finally:
+        trainer.logger.finish()
+
+
+def train_prior(run: Run, tokenizer: Tokenizer, stop: StopRequest) -> None:
+    """Stage 2, from where it stands; returns at once if it is finished."""
+    if run.folder.weights_file("prior"):
+        log.info("prior: finished before")
+        return
+    node = run.cfg.prior
+    stores = {split: run.code_store(tokenizer, split, stop) for split in ("train", "val")}
+    seed_everything(run.cfg.seed, 1)
+    stage = PriorStage(run.new_prior(tokenizer.model), tokenizer.decode)
+    if run.cfg.init_from is not None:
+        other = RunFolder.load(run.cfg.init_from, list(run.cfg.allow_targets))
+        if other.weights_file("prior"):
+            start_from(other, "prior", stage)
+    feed = CodeFeed(stores["train"], stores["val"], node.trainer.batch_size, run.cfg.seed, run.device)
+    trainer = run.trainer("prior", node, stop, stage, feed)
+    try:
+        trainer.fit()
+        header = stores["train"].header
+        for split, store in stores.items():
+            trainer.logger.artifact(f"codes-{split}", "codes", store.path, header, ["tokenizer"])
+        weights = run.folder.weights_file("prior")
+        trainer.logger.artifact(
+            "prior", "model", weights, {"tokenizer": tokenizer.fingerprint}, ["codes-train", "codes-val"]
+        )
+    finally:
+        trainer.logger.finish()
+
+
+def start_from(other: RunFolder, stage_name: str, stage: Any) -> None:
+    """Gives a stage the weights of another run. Raises ConfigError where they do not fit."""
+    for name, state in other.weights(stage_name)["networks"].items():
+        network = stage.networks[name]
+        own = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+        given = {key: tuple(value.shape) for key, value in state.items()}
+        if own != given:
+            unlike = sorted(k for k in {*own, *given} if own.get(k) != given.get(k))
+            raise ConfigError(
+                f"init_from={other.path}: its {stage_name} has other weights than this config "
+                f"({len(unlike)} differ, {unlike[0]} is {given.get(unlike[0])} there, {own.get(unlike[0])} here)"
+            )
+        network.load_state_dict(state)
+    stage.initialised = True

@@ -1,0 +1,82 @@
+"""Pictures of a run for people who would rather look than read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+PANELS = {  # title -> metrics; a panel without any of its metrics is left out
+    "loss": ["train/loss", "val/loss"],
+    "reconstruction, dB": ["val/psnr_db"],
+    "perplexity": ["train/codebook{m}/window_perplexity", "val/codebook{m}/perplexity"],
+    "bits per code": ["train/bits_per_code", "val/bits_per_code"],
+    "learning rate": ["train/{name}/learning_rate"],
+    "gradient norm": ["train/{name}/grad_norm"],
+}
+
+
+def plot_curves(lines: list[dict[str, Any]], path: Path) -> None:
+    """The metrics of one stage over its steps, one panel a subject -> PNG."""
+    plt = pyplot()
+    names = {name for line in lines for name in line}
+    panels = {}
+    for title, patterns in PANELS.items():
+        found = sorted(name for name in names if any(matches(name, pattern) for pattern in patterns))
+        if found:
+            panels[title] = found
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.2), squeeze=False)
+    for axis, (title, found) in zip(axes[0], panels.items()):
+        for name in found:
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            axis.plot(*zip(*points), label=name, marker="." if len(points) < 20 else "", linewidth=1.2)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("step", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.25)
+        axis.legend(fontsize=6)
+    save(figure, path)
+
+
+def plot_code_counts(counts: list[Tensor], path: Path) -> None:
+    """How often each code of each map is used, most used first, beside uniform use -> PNG. counts: M x (K_m,)."""
+    plt = pyplot()
+    figure, axes = plt.subplots(1, len(counts), figsize=(6 * len(counts), 3.2), squeeze=False)
+    for m, (axis, one) in enumerate(zip(axes[0], counts)):
+        share = one.double().sort(descending=True).values / one.sum().clamp_min(1) * len(one)
+        axis.fill_between(range(len(share)), share.tolist(), step="mid", alpha=0.6)
+        axis.axhline(1, color="black", linewidth=0.8, linestyle="--", label="uniform use")
+        used = int((one > 0).sum())
+        axis.set_title(f"codebook {m}: {used} of {len(one)} codes used", fontsize=10)
+        axis.set_xlabel("codes, most used first", fontsize=8)
+        axis.set_ylabel("use relative to uniform", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.legend(fontsize=7)
+    save(figure, path)
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a metric's name fits a pattern, in which {m} and {name} stand for one path element's rest."""
+    if "{" not in pattern:
+        return name == pattern
+    start, end = pattern.split("{")[0], pattern.split("}")[1]
+    middle = name[len(start) : len(name) - len(end)]
+    return name.startswith(start) and name.endswith(end) and "/" not in middle
+
+
+def pyplot() -> Any:
+    """matplotlib.pyplot on a backend that needs no screen."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot().close(figure)

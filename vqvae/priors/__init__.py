@@ -1,0 +1,1 @@
+"""Priors on codes: one file per architecture, the contract in base.py."""

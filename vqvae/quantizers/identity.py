@@ -1,0 +1,20 @@
+"""No quantization: the plain autoencoder, as a baseline."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from vqvae.quantizers.base import Quantized, Quantizer
+
+
+class Identity(Quantizer):
+    """z_q = z_e, no codes; a prior on it is refused."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, dim, [])
+
+    def forward(self, z_e: Tensor) -> Quantized:
+        return Quantized(z_e.float(), [])
+
+    def decode(self, codes: list[Tensor]) -> Tensor:
+        raise ValueError("quantizer=identity has no codes, so there is nothing to decode; choose another quantizer")

@@ -1,0 +1,27 @@
+"""Where vectors and codes live: applied to both before lookup, losses and output."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Space(nn.Module):
+    """forward: (N, d) -> (N, d)."""
+
+
+class Raw(Space):
+    """Vectors as they are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class UnitSphere(Space):
+    """Vectors scaled to norm 1, so that euclidean lookup is by cosine and losses live in unit space.
+
+    Source: ViT-VQGAN (Yu et al. 2021, arXiv 2110.04627, section 3.2).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=1, eps=1e-6)  # eps: a zero vector has no direction, and stays zero

@@ -1,0 +1,121 @@
+"""The figures of a run, each with the protocol that it was measured by."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqvae import distributed
+from vqvae.data.code_store import CodeStore, bits_of_uniform
+from vqvae.images import grid, write_png
+from vqvae.logger import read_lines
+from vqvae.metrics.codebook import count_codes
+from vqvae.pipeline import Run, Tokenizer
+from vqvae.plots import plot_code_counts, plot_curves
+from vqvae.priors.base import Sampling
+from vqvae.run_folder import STAGES, table
+from vqvae.sampling import choose_labels, draw_pictures, rows_of
+from vqvae.stop import StopRequest
+
+SAMPLES_PER_CLASS = 8
+
+PROTOCOLS = {
+    "mse": "mean squared error over all pictures, pixel values in [0, 1], reconstructions clamped, float32",
+    "mse_over_variance": "mse over the variance of the training pictures",
+    "psnr_db": "PSNR of the mean squared error over the split",
+    "psnr_mean_db": "mean over pictures of each picture's PSNR",
+    "ssim": "mean SSIM over pictures, gaussian window 11, sigma 1.5, data range 1, per channel",
+    "codebook*/perplexity": "exp of the entropy of the code counts summed over the whole split",
+    "codebook*/usage": "share of codes that occur in the split",
+    "codebook*/used_codes": "codes that occur in the split",
+    "codebook*/dead_codes": "codes that do not occur in the split",
+    "bits_per_code": "mean negative log2-likelihood of the prior over all codes of the split, teacher-forced",
+    "bits_per_picture": "bits_per_code times codes per picture",
+    "bits_per_code_uniform": "mean log2 K: a prior that knows nothing",
+    "*_seconds": "wall clock of training steps, evaluation and checkpoints left out",
+    "*_pictures_per_second": "pictures (or their codes) trained on per second, median over log intervals",
+    "*_parameters": "trained weights",
+}
+
+
+def figures(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Metrics -> {name: {value, protocol}} of those that have a protocol; loss terms and histograms have none."""
+    found = {}
+    for name, value in metrics.items():
+        for pattern, protocol in PROTOCOLS.items():
+            if re.fullmatch(pattern.replace("*", r"\w+?"), name):
+                found[name] = {"value": value, "protocol": protocol}
+    return found
+
+
+def print_figures(title: str, found: dict[str, dict[str, Any]]) -> None:
+    """A table on the terminal."""
+    rows = [[name, one["value"], one["protocol"]] for name, one in found.items()]
+    print(f"\n{title}\n{table(['figure', 'value', 'protocol'], rows)}")
+
+
+def summarise(run: Run, tokenizer: Tokenizer, stop: StopRequest) -> float | None:
+    """Pictures of curves, codes and samples, summary.json and a table. Returns the last stage's monitored metric."""
+    folder = run.folder
+    looks: list[Path] = []
+    metrics: dict[str, Any] = {}
+    store = run.code_store(tokenizer, "val", stop) if tokenizer.model.codebook_sizes else None
+    if not distributed.is_main():
+        return None
+    for stage in STAGES:
+        if folder.weights_file(stage):
+            pictures = folder.stage(stage) / "pictures"
+            metrics |= stage_figures(run, stage)
+            plot_curves(read_lines(folder.stage(stage) / "metrics.jsonl"), pictures / "curves.png")
+            looks += [*sorted(pictures.glob("reconstructions_*.png"))[-1:], pictures / "curves.png"]
+    if store is not None:
+        looks.append(folder.path / "codebook.png")
+        plot_code_counts(store_counts(store), looks[-1])
+    if folder.weights_file("prior") and store is not None:
+        metrics["bits_per_code_uniform"] = bits_of_uniform(store.codebook_sizes, store.code_shapes)
+        looks.append(folder.path / "samples.png")
+        draw_samples(run, tokenizer, looks[-1])
+    found = figures(metrics)
+    folder.write_json("summary.json", {"figures": found})
+    print_figures(f"{folder.path}, on its validation pictures", found)
+    print("\nlook at:\n" + "\n".join(f"  {path}" for path in looks))
+    return metrics.get("bits_per_code", metrics.get("mse"))
+
+
+def stage_figures(run: Run, stage: str) -> dict[str, Any]:
+    """Validation metrics of the step whose weights were kept, seconds and speed of training."""
+    folder = run.folder.stage(stage)
+    weights = run.folder.weights(stage)
+    metrics: dict[str, Any] = {}
+    for line in read_lines(folder / "metrics.jsonl"):
+        if line["step"] == weights["step"]:
+            metrics |= {name.removeprefix("val/"): value for name, value in line.items() if name.startswith("val/")}
+    timing = read_lines(folder / "timing.jsonl")
+    if timing:
+        metrics[f"{stage}_seconds"] = timing[-1]["timing/seconds"]
+        rates = [line["timing/pictures_per_second"] for line in timing]
+        metrics[f"{stage}_pictures_per_second"] = statistics.median(rates)
+    return metrics
+
+
+def store_counts(store: CodeStore) -> list[Tensor]:
+    """How often each code occurs in a store: M x (K_m,)."""
+    counts = [torch.zeros(size, dtype=torch.int64) for size in store.codebook_sizes]
+    for indices in torch.arange(len(store)).split(1000):
+        for total, codes in zip(counts, store.codes(indices)):
+            total += count_codes(codes, len(total))
+    return counts
+
+
+def draw_samples(run: Run, tokenizer: Tokenizer, path: Path) -> None:
+    """Samples of the finished prior, one row a class -> PNG."""
+    names = run.data.class_names[:10]
+    count = SAMPLES_PER_CLASS * (len(names) or 4)
+    labels = choose_labels("all" if names else None, names, list(range(count)))
+    pictures, _ = draw_pictures(run.prior(tokenizer.model), tokenizer, list(range(count)), labels, Sampling())
+    write_png(path, grid(rows_of(pictures, SAMPLES_PER_CLASS)))

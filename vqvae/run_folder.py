@@ -1,0 +1,193 @@
+"""The folder in which everything that a run makes lies: resolved config, stages, code stores, pictures, summary."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import logging
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from vqvae import checkpoint, config, distributed
+from vqvae.config import ConfigError
+
+STAGES = ("autoencoder", "prior")
+# What may differ when a run is continued: it decides where and how long, not what comes out.
+FREE_KEYS = re.compile(
+    r"^(run_dir|stages|allow_targets|logger|data\.(root|resident|workers|cache_dir)"
+    r"|(prior\.)?trainer\.max_time_minutes)(\.|$)"
+)
+log = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """A run folder by its path; `config` is the resolved config that it was made with."""
+
+    def __init__(self, path: Path, cfg: DictConfig) -> None:
+        self.path, self.config = path, cfg
+
+    @classmethod
+    def load(cls, path: str | Path, allow_targets: list[str]) -> RunFolder:
+        """An existing run, its config checked before anything is built. Raises ConfigError where there is none."""
+        folder = Path(path)
+        file = folder / "config.yaml"
+        if not file.is_file():
+            raise ConfigError(f"run_dir={path} holds no run (there is no {file})")
+        cfg = OmegaConf.load(file)
+        if not isinstance(cfg, DictConfig):
+            raise ConfigError(f"{file} is not a config")
+        cfg.allow_targets = allow_targets
+        config.check(cfg)
+        cfg.run_dir = str(folder)
+        return cls(folder, cfg)
+
+    @classmethod
+    def prepare(cls, cfg: DictConfig) -> RunFolder:
+        """The folder for a resolved config: new (and not made yet), or the one that holds a run of the same config.
+
+        Raises ConfigError, with the differences, where it holds a run of another config.
+        """
+        folder = Path(distributed.broadcast_object(str(choose_path(cfg))))
+        cfg.run_dir = str(folder)
+        file = folder / "config.yaml"
+        if file.is_file():
+            found = differences(OmegaConf.load(file), cfg)
+            if found:
+                raise ConfigError(
+                    f"run_dir={folder} holds a run with another config ({'; '.join(found)}): "
+                    "choose another run_dir, or drop the changes to continue that run"
+                )
+        elif folder.is_dir() and any(folder.iterdir()):
+            raise ConfigError(f"run_dir={folder} is a folder with other things in it: choose another, or empty it")
+        return cls(folder, cfg)
+
+    def create(self) -> None:
+        """Makes the folder, writes the config into it and starts train.log."""
+        if distributed.is_main():
+            self.path.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_bytes(self.path / "config.yaml", OmegaConf.to_yaml(self.config).encode())
+        distributed.barrier()
+        set_up_logging(self.path)
+        log.info("run folder: %s", self.path)
+
+    def stage(self, name: str) -> Path:
+        return self.path / name
+
+    def codes(self, split: str) -> Path:
+        return self.path / "codes" / split
+
+    def weights_file(self, stage: str) -> Path | None:
+        """The result of a finished stage, or None."""
+        found = checkpoint.find(self.stage(stage), "weights")
+        return found[-1] if found else None
+
+    def weights(self, stage: str) -> dict[str, Any]:
+        """{step, networks} of a finished stage. Raises ConfigError where it is not finished."""
+        file = self.weights_file(stage)
+        if file is None:
+            raise ConfigError(f"{self.path} has no finished {stage}: train it with python train.py run_dir={self.path}")
+        return checkpoint.load(file, distributed.device())
+
+    def adopt_tokenizer(self, other: RunFolder) -> None:
+        """Copies another run's autoencoder, so that this folder stays whole."""
+        if self.weights_file("autoencoder") is None and distributed.is_main():
+            source = other.weights_file("autoencoder")
+            if source is None:
+                raise ConfigError(f"tokenizer={other.path} has no finished autoencoder")
+            self.stage("autoencoder").mkdir(exist_ok=True)
+            for name in ("metrics.jsonl", "timing.jsonl"):
+                shutil.copyfile(other.stage("autoencoder") / name, self.stage("autoencoder") / name)
+            checkpoint.write_bytes(self.stage("autoencoder") / source.name, source.read_bytes())
+        distributed.barrier()
+
+    def write_json(self, name: str, value: Any) -> Path:
+        checkpoint.write_bytes(self.path / name, (json.dumps(value, indent=2) + "\n").encode())
+        return self.path / name
+
+
+def choose_path(cfg: DictConfig) -> Path:
+    """run_dir as given, else a new folder named by the time; in a sweep, one folder a job below it, named by its overrides."""
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        base = Path(HydraConfig.get().sweep.dir)
+        overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith("run_dir=")]
+        return base / job_name(overrides)
+    if cfg.run_dir is not None:
+        return Path(cfg.run_dir)
+    return Path("runs") / time.strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def job_name(overrides: list[str]) -> str:
+    """A folder name that is readable and differs for different overrides, so that a sweep run again finds its jobs."""
+    text = ",".join(sorted(overrides)) or "defaults"
+    readable = re.sub(r"[^A-Za-z0-9.,=_-]+", "-", text)
+    if readable == text and len(text) <= 100:
+        return text
+    return f"{readable[:80]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """'key: old there, new here' for every leaf that differs, but for FREE_KEYS."""
+    found = []
+    for key in sorted({*old, *new}, key=str):
+        name, a, b = f"{prefix}{key}", old.get(key), new.get(key)
+        if FREE_KEYS.match(name) or a == b:
+            continue
+        if isinstance(a, DictConfig) and isinstance(b, DictConfig):
+            found += differences(a, b, f"{name}.")
+        else:
+            found.append(f"{name} is {a} there, {b} here")
+    return found
+
+
+def set_up_logging(folder: Path | None) -> None:
+    """Log lines to the terminal, and to train.log in a run folder; only warnings from ranks other than 0."""
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    if folder is not None and distributed.is_main():
+        handlers.append(logging.FileHandler(folder / "train.log"))
+    level = logging.INFO if distributed.is_main() else logging.WARNING
+    logging.basicConfig(
+        level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers, force=True
+    )
+
+
+class SweepSummary(Callback):
+    """At the end of a sweep: one table of all its jobs, and summary.csv beside them."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        base = Path(config.hydra.sweep.dir)
+        rows = []
+        for summary in sorted(base.glob("*/summary.json")):
+            figures = json.loads(summary.read_text())["figures"]
+            rows.append({"job": summary.parent.name, **{name: figures[name]["value"] for name in figures}})
+        if not rows:
+            return
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        with (base / "summary.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        shown = ["job", *[c for c in columns if c in SWEEP_COLUMNS]]
+        print(
+            f"\n{len(rows)} finished jobs in {base}\n{table(shown, [[row.get(c, '') for c in shown] for row in rows])}"
+        )
+        print(f"all figures: {base / 'summary.csv'}")
+
+
+SWEEP_COLUMNS = ("psnr_db", "ssim", "codebook0/perplexity", "codebook0/usage", "bits_per_code", "autoencoder_seconds")
+
+
+def table(head: list[str], rows: list[list[Any]]) -> str:
+    """Aligned columns; numbers to four significant digits."""
+    cells = [head] + [[f"{c:.4g}" if isinstance(c, float) else str(c) for c in row] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in cells)

@@ -1,0 +1,44 @@
+"""Learning-rate schedules: pure functions of (step, steps), so a checkpoint has nothing to remember."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+
+class Schedule(ABC):
+    """Linear warm-up over the first `warmup_steps`, then `decay`. Called with a 0-based step -> factor on the rate."""
+
+    def __init__(self, warmup_steps: int) -> None:
+        if warmup_steps < 0:
+            raise ValueError(f"warmup_steps must not be negative, got {warmup_steps}")
+        self.warmup_steps = warmup_steps
+
+    @abstractmethod
+    def decay(self, progress: float) -> float:
+        """Progress 0 .. 1 after the warm-up -> factor."""
+
+    def __call__(self, step: int, steps: int) -> float:
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        return self.decay((step - self.warmup_steps) / max(1, steps - self.warmup_steps))
+
+
+class Constant(Schedule):
+    """Stays at the full rate."""
+
+    def decay(self, progress: float) -> float:
+        return 1.0
+
+
+class Cosine(Schedule):
+    """Half a cosine from 1 to `final` (Loshchilov and Hutter 2016, arXiv 1608.03983, without restarts)."""
+
+    def __init__(self, warmup_steps: int, final: float) -> None:
+        super().__init__(warmup_steps)
+        if not 0 <= final <= 1:
+            raise ValueError(f"final must lie in [0, 1], got {final}")
+        self.final = final
+
+    def decay(self, progress: float) -> float:
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,1 @@
+"""What one training step computes, for each of the two stages."""

@@ -1,0 +1,306 @@
+"""The training loop. It serves both stages, and knows nothing of VQ, GANs or priors."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vqvae import checkpoint, distributed
+from vqvae.hardware import Clock, choose_precision, memory_mb, to_channels_last
+from vqvae.logger import Logger
+from vqvae.schedules import Schedule
+from vqvae.seeding import seed_everything
+from vqvae.stages.base import Batch, Feed, Stage, bar_hidden, evaluate
+from vqvae.stop import Stopped, StopRequest
+from vqvae.trainer_config import TrainerConfig
+from vqvae.weight_average import Evaluating, WeightAverage
+
+log = logging.getLogger(__name__)
+KEEP_CHECKPOINTS = 2
+PREVIEW_COUNT = 16
+
+
+class Trainer:
+    """Trains one stage in the logger's folder, from its newest checkpoint if there is one.
+
+    Args:
+        stage, feed: what to train, and on what.
+        config: the numbers of the run.
+        optimizer: parameter groups -> optimizer.
+        schedule: (step, steps) -> factor on every learning rate.
+        logger: where results go.
+        seed: all randomness of step s is drawn after seeding with (seed, s).
+        stop: how an end is asked for.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        feed: Feed,
+        config: TrainerConfig,
+        optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
+        schedule: Schedule,
+        logger: Logger,
+        seed: int,
+        stop: StopRequest,
+    ) -> None:
+        self.stage, self.feed, self.config, self.schedule = stage, feed, config, schedule
+        self.logger, self.checkpoints, self.seed, self.stop = logger, logger.folder / "checkpoints", seed, stop
+        self.device = distributed.device()
+        self.steps = config.total_steps(feed.train_size)
+        self.bf16 = choose_precision(config.precision, self.device) == "bf16"
+        stage.meters.to(self.device)
+        for network in stage.networks.values():
+            network.to(self.device)
+            if config.channels_last:
+                to_channels_last(network)
+        self.optimizers = {name: optimizer(parameter_groups(n)) for name, n in stage.networks.items()}
+        self.base_lr = {name: o.param_groups[0]["lr"] for name, o in self.optimizers.items()}
+        decay = config.weight_average_decay
+        self.average = WeightAverage(stage.networks, decay) if decay else None
+        self.window: dict[str, Tensor] = {}  # sums of metrics since the last log
+        self.window_steps = 0
+        self.skipped = torch.zeros((), dtype=torch.int64, device=self.device)  # steps whose loss was not finite
+        self.best: dict[str, float] = {}  # step and value of the monitored metric
+        self.alerted: list[str] = []
+        self.seconds = 0.0  # of training steps, over all starts of this run
+
+    def fit(self) -> None:
+        """Trains to the last step, or until `max_time_minutes`.
+
+        Raises Stopped after a requested stop, FloatingPointError where losses are not finite and on_nonfinite=stop.
+        """
+        done = self.restore()
+        if done == self.steps:
+            return self.finish(done)
+        self.logger.start(done)
+        for network in self.stage.networks.values():
+            network.train()
+        self.stage.forwards = {name: self.wrap(network) for name, network in self.stage.networks.items()}
+        if done == 0 and not self.stage.initialised:
+            seed_everything(self.seed, 0)
+            with self.evaluating():
+                self.stage.begin_run(self.feed.training_batches(0))
+        batches = self.feed.training_batches(done)
+        bar = tqdm(total=self.steps, initial=done, desc=self.logger.stage, unit="step", disable=bar_hidden())
+        clock = Clock()
+        while done < self.steps:
+            self.train_step(done, next(batches))
+            done += 1
+            bar.update()
+            logging_step = done == self.steps or done % self.config.log_every_steps == 0
+            if logging_step:
+                self.log(done, bar, clock)
+            stopping = self.stop.agreed(may_talk=logging_step)
+            clock.pause()
+            if due(done, self.config.eval_every_steps, self.steps):
+                self.evaluate(done)
+            if due(done, self.config.preview_every_steps, self.steps):
+                self.preview(done)
+            if stopping or due(done, self.config.checkpoint_every_steps, self.steps):
+                self.save(done)
+            clock.resume()
+            if stopping and done < self.steps:
+                bar.close()
+                raise Stopped(f"{self.logger.stage}: stopped on request at step {done} of {self.steps}")
+        bar.close()
+        self.finish(done)
+
+    def train_step(self, step: int, batch: Batch) -> None:
+        """Forward, backward and update of every network, then of what the stage moves itself. The host never waits."""
+        seed_everything(self.seed, step)
+        self.stage.begin_step(step, self.steps)
+        parts = self.config.accumulation
+        losses = [self.stage.training_losses(part) for part in split(batch, parts)]
+        applied = torch.ones((), dtype=torch.bool, device=self.device)
+        while True:
+            name = None
+            for index, micro_batch in enumerate(
+                losses
+            ):  # all of them for one network, each graph freed by its backward
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                    item = next(micro_batch, None)
+                if item is None:
+                    continue
+                name, loss, metrics = item
+                with distributed.no_gradient_sync(self.stage.forwards[name], index < parts - 1):
+                    (loss / parts).backward()
+                applied = applied & torch.isfinite(loss.detach())
+                self.add_to_window({key: value / parts for key, value in metrics.items()})
+            if name is None:
+                break
+            applied = self.update(name, step, applied)
+        replaced = self.stage.after_step(applied)
+        self.reset_optimizer_rows(replaced)
+        if self.average is not None:
+            self.average.update(step, replaced)
+        self.skipped += ~applied
+        self.window_steps += 1
+
+    def update(self, name: str, step: int, applied: Tensor) -> Tensor:
+        """One optimizer step of one network, a no-op on the device unless loss and gradient are finite on all ranks."""
+        optimizer = self.optimizers[name]
+        parameters = [p for p in self.stage.networks[name].parameters() if p.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_grad_norm or math.inf)
+        applied = applied & torch.isfinite(norm)
+        applied = distributed.all_reduce_sum([(~applied).float()])[0] == 0
+        for group in optimizer.param_groups:
+            group["lr"] = self.base_lr[name] * self.schedule(step, self.steps)
+        if optimizer.defaults.get("fused"):
+            optimizer.grad_scale = None  # type: ignore[attr-defined]  # what torch's GradScaler sets
+            optimizer.found_inf = (~applied).float()  # type: ignore[attr-defined]
+            optimizer.step()
+        elif bool(applied):  # an optimizer that is not fused cannot skip on the device: this waits for it
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        self.add_to_window({f"{name}/grad_norm": norm})
+        return applied
+
+    def reset_optimizer_rows(self, replaced: dict[nn.Parameter, Tensor]) -> None:
+        """The moments of a replaced row belong to its past."""
+        for parameter, rows in replaced.items():
+            for optimizer in self.optimizers.values():
+                for value in optimizer.state.get(parameter, {}).values():
+                    if isinstance(value, Tensor) and value.shape == parameter.shape:
+                        value.masked_fill_(rows.view(-1, *[1] * (value.ndim - 1)), 0)
+
+    def add_to_window(self, metrics: dict[str, Tensor]) -> None:
+        for key, value in metrics.items():
+            value = value.detach().float()
+            self.window[key] = self.window[key] + value if key in self.window else value
+
+    def log(self, step: int, bar: tqdm, clock: Clock) -> None:
+        """Means over the steps since the last log; the one place where the host waits for the device."""
+        names = sorted(self.window)
+        sums = distributed.all_reduce_sum([torch.stack([self.window[name] for name in names])])[0]
+        means = (sums / (self.window_steps * distributed.world_size())).tolist()
+        seconds = clock.lap()
+        self.seconds = distributed.broadcast_object(self.seconds + seconds)
+        skipped = int(self.skipped)
+        metrics: dict[str, Any] = {f"train/{name}": value for name, value in zip(names, means)}
+        for name, optimizer in self.optimizers.items():
+            metrics[f"train/{name}/learning_rate"] = optimizer.param_groups[0]["lr"]
+        metrics |= {f"train/{name}": value for name, value in self.stage.window_metrics().items()}
+        self.logger.log(step, {**metrics, "train/skipped_steps": skipped})
+        rate = self.window_steps * self.config.batch_size / max(seconds, 1e-9)
+        timing = {"timing/pictures_per_second": rate, "timing/seconds": self.seconds, **memory_mb(self.device)}
+        self.logger.log_timing(step, timing)
+        bar.set_postfix({"loss": f"{metrics.get('train/loss', math.nan):.4f}", "pictures/s": f"{rate:.0f}"})
+        self.window, self.window_steps = {}, 0
+        if skipped and self.config.on_nonfinite == "stop":
+            raise FloatingPointError(
+                f"{self.logger.stage}: the loss was not finite in {skipped} steps up to step {step}; they changed "
+                "nothing. Lower the learning rate or set trainer.clip_grad_norm; trainer.on_nonfinite=skip goes on regardless"
+            )
+        if step < self.steps and self.seconds >= (self.config.max_time_minutes or math.inf) * 60:
+            log.info("%s: max_time_minutes is over, ending at step %d", self.logger.stage, step)
+            self.steps = step
+
+    @torch.no_grad()
+    def evaluate(self, step: int) -> None:
+        """Validates, warns, and keeps the weights if they are the best so far."""
+        with self.evaluating():
+            metrics = evaluate(self.stage, self.feed, self.config.eval_batch_size)
+        self.logger.log(step, {f"val/{name}": value for name, value in metrics.items()})
+        report = ", ".join(f"{name} {metrics[name]:.4g}" for name in self.stage.headline if name in metrics)
+        log.info("%s step %d of %d: %s", self.logger.stage, step, self.steps, report)
+        for title, text in self.stage.warnings(metrics).items():
+            if title not in self.alerted:
+                self.alerted.append(title)
+                self.logger.alert(step, title, text)
+        value = metrics[self.stage.monitor]
+        if value < self.best.get("value", math.inf):
+            self.best = {"step": step, "value": value}
+            checkpoint.save(self.checkpoints, "best", self.result(step))
+
+    @torch.no_grad()
+    def preview(self, step: int) -> None:
+        with self.evaluating():
+            for name, picture in self.stage.preview(self.feed.preview_batch(PREVIEW_COUNT)).items():
+                self.logger.log_picture(step, name, picture)
+
+    def result(self, step: int) -> dict[str, Any]:
+        """What later stages use: the (averaged) weights."""
+        with self.evaluating():
+            networks = {name: clone(network.state_dict()) for name, network in self.stage.networks.items()}
+        return {"step": step, "networks": networks}
+
+    def save(self, step: int) -> None:
+        """Writes the checkpoint from which a later start goes on as if nothing had happened."""
+        state = {
+            "step": step,
+            "finished": step == self.steps,
+            "networks": {name: network.state_dict() for name, network in self.stage.networks.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "average": self.average.weights if self.average else [],
+            "meters": self.stage.meters.state_dict(),
+            "window": self.window,
+            "window_steps": self.window_steps,
+            "skipped": self.skipped,
+            "best": self.best,
+            "alerted": self.alerted,
+            "seconds": self.seconds,
+        }
+        checkpoint.save_step(self.checkpoints, step, state, KEEP_CHECKPOINTS)
+
+    def restore(self) -> int:
+        """Takes up the newest good checkpoint. Returns its step, 0 where there is none."""
+        state = checkpoint.load_newest(self.checkpoints, self.device)
+        if state is None:
+            return 0
+        for name, network in self.stage.networks.items():
+            network.load_state_dict(state["networks"][name])
+            self.optimizers[name].load_state_dict(state["optimizers"][name])
+        if self.average is not None:
+            self.average.load(state["average"])
+        self.stage.meters.load_state_dict(state["meters"])
+        for name in ("window", "window_steps", "skipped", "best", "alerted", "seconds"):
+            setattr(self, name, state[name])
+        if state["finished"]:
+            self.steps = state["step"]  # it may have ended early, by max_time_minutes
+        log.info("%s: continuing from step %d of %d", self.logger.stage, state["step"], self.steps)
+        return int(state["step"])
+
+    def finish(self, step: int) -> None:
+        """Writes the stage's result: its last weights, or those of its best validation step."""
+        best = checkpoint.find(self.checkpoints, "best")
+        keep = self.stage.keeps_best and best
+        checkpoint.save(self.logger.folder, "weights", checkpoint.load(best[-1]) if keep else self.result(step))
+        distributed.barrier()
+
+    def evaluating(self) -> Evaluating:
+        return Evaluating(self.stage.networks, self.average)
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        wrapped = distributed.wrap(network)
+        return torch.compile(wrapped) if self.config.compile else wrapped  # type: ignore[return-value]
+
+
+def due(step: int, interval: int, steps: int) -> bool:
+    """Whether something with this interval (0: never but at the end) happens after `step`; the end counts always."""
+    return step == steps or (interval > 0 and step % interval == 0)
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """A batch into micro-batches."""
+    return list(zip(*[tensor.chunk(parts) for tensor in batch])) if parts > 1 else [batch]
+
+
+def clone(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in state.items()}
+
+
+def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
+    """Weights of matrices and filters decay; biases, norms and codebooks (`no_weight_decay`) do not."""
+    trained = [p for p in network.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.ndim > 1 and not getattr(p, "no_weight_decay", False)]
+    kept = {id(p) for p in decayed}
+    other = [p for p in trained if id(p) not in kept]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": other, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,65 @@
+"""The numbers of a training run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from vqvae import distributed
+
+
+@dataclass(kw_only=True)
+class TrainerConfig:
+    """The `trainer` config group. Set `steps` or `epochs`, the other null; intervals are in steps, 0 for never.
+
+    batch_size is global: over all ranks and accumulated micro-batches. Raises ValueError for values out of range.
+    """
+
+    steps: int | None
+    epochs: float | None
+    batch_size: int
+    eval_batch_size: int
+    accumulation: int
+    log_every_steps: int
+    eval_every_steps: int
+    preview_every_steps: int
+    checkpoint_every_steps: int
+    max_time_minutes: float | None
+    clip_grad_norm: float | None
+    weight_average_decay: float
+    precision: str
+    compile: bool
+    channels_last: bool
+    on_nonfinite: str
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(
+                f"set steps or epochs, and the other to null; got steps={self.steps}, epochs={self.epochs}"
+            )
+        for name in ("steps", "epochs", "max_time_minutes", "clip_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be above 0 or null, got {value}")
+        for name in ("batch_size", "eval_batch_size", "accumulation", "log_every_steps", "checkpoint_every_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("eval_every_steps", "preview_every_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)} (0 is never)")
+        if not 0 <= self.weight_average_decay < 1:
+            raise ValueError(f"weight_average_decay must lie in [0, 1), got {self.weight_average_decay} (0 is off)")
+        for name, choices in {"precision": ("auto", "fp32", "bf16"), "on_nonfinite": ("stop", "skip")}.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if self.batch_size % (self.accumulation * distributed.world_size()):
+            raise ValueError(
+                f"batch_size={self.batch_size} does not divide by accumulation={self.accumulation} x "
+                f"{distributed.world_size()} processes"
+            )
+
+    def total_steps(self, train_size: int) -> int:
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return max(1, math.ceil(self.epochs * train_size / self.batch_size))

@@ -1,0 +1,58 @@
+"""Exponential moving average of weights: what is evaluated, sampled from and kept."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightAverage:
+    """average <- decay_t average + (1 - decay_t) weights, decay_t = min(decay, (1 + step) / (10 + step)).
+
+    The short memory at the start keeps the random first weights out. Buffers are not averaged: the networks' own count.
+    """
+
+    def __init__(self, networks: dict[str, nn.Module], decay: float) -> None:
+        self.decay = decay
+        self.live: list[Tensor] = [p for network in networks.values() for p in network.parameters()]
+        self.weights = [p.detach().clone() for p in self.live]
+
+    @torch.no_grad()
+    def update(self, step: int, replaced: dict[nn.Parameter, Tensor]) -> None:
+        """After step `step`; rows that were replaced are copied, for their past is another code's."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.weights, self.live, 1 - decay)
+        for average, live in zip(self.weights, self.live):
+            if isinstance(live, nn.Parameter) and live in replaced:
+                average.copy_(torch.where(replaced[live].view(-1, *[1] * (live.ndim - 1)), live, average))
+
+    def swap(self) -> None:
+        """Exchanges the networks' weights with the average, without copying."""
+        for index, live in enumerate(self.live):
+            live.data, self.weights[index] = self.weights[index], live.data
+
+    def load(self, weights: list[Tensor]) -> None:
+        """Takes up the average of a checkpoint."""
+        for average, saved in zip(self.weights, weights, strict=True):
+            average.copy_(saved)
+
+
+class Evaluating(AbstractContextManager[None]):
+    """For the length of a `with`: networks in eval mode, with their averaged weights where there are any."""
+
+    def __init__(self, networks: dict[str, nn.Module], average: WeightAverage | None) -> None:
+        self.networks, self.average = networks, average
+
+    def __enter__(self) -> None:
+        for network in self.networks.values():
+            network.eval()
+        if self.average is not None:
+            self.average.swap()
+
+    def __exit__(self, *exception: object) -> None:
+        if self.average is not None:
+            self.average.swap()
+        for network in self.networks.values():
+            network.train()
