@@ -149,6 +149,19 @@ def resolve(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
+def check_keys_of(config_name: str, cfg: DictConfig) -> None:
+    """Checks a flat config, such as sample's, against its YAML: the keys, and the types of the values there."""
+    defaults = OmegaConf.load(CONFIGS / f"{config_name}.yaml")
+    assert isinstance(defaults, DictConfig)
+    valid = [str(key) for key in defaults if key not in ("defaults", "hydra")]
+    check_keys("", list(cfg), valid)
+    for key in valid:
+        default = None if OmegaConf.is_missing(defaults, key) else defaults[key]
+        kind = float if isinstance(default, float) else type(default)
+        if isinstance(default, (bool, int, float, str)) and not fits(cfg[key], kind):
+            raise ConfigError(f"{key}={cfg[key]} is not {describe(kind)}")
+
+
 def check(cfg: DictConfig) -> None:
     """Raises ConfigError unless all keys are known, all targets allowed, all values of the type that is asked for.
 

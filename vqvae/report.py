@@ -18,7 +18,7 @@ from vqvae.metrics.codebook import count_codes
 from vqvae.pipeline import Run, Tokenizer
 from vqvae.plots import plot_code_counts, plot_curves
 from vqvae.priors.base import Sampling
-from vqvae.run_folder import STAGES, table
+from vqvae.run_folder import STAGES, table, write_json
 from vqvae.sampling import choose_labels, draw_pictures, rows_of
 from vqvae.stop import StopRequest
 
@@ -81,7 +81,7 @@ def summarise(run: Run, tokenizer: Tokenizer, stop: StopRequest) -> float | None
         looks.append(folder.path / "samples.png")
         draw_samples(run, tokenizer, looks[-1])
     found = figures(metrics)
-    folder.write_json("summary.json", {"figures": found})
+    write_json(folder.path / "summary.json", {"figures": found})
     print_figures(f"{folder.path}, on its validation pictures", found)
     print("\nlook at:\n" + "\n".join(f"  {path}" for path in looks))
     return metrics.get("bits_per_code", metrics.get("mse"))

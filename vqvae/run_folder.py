@@ -110,9 +110,9 @@ class RunFolder:
             checkpoint.write_bytes(self.stage("autoencoder") / source.name, source.read_bytes())
         distributed.barrier()
 
-    def write_json(self, name: str, value: Any) -> Path:
-        checkpoint.write_bytes(self.path / name, (json.dumps(value, indent=2) + "\n").encode())
-        return self.path / name
+
+def write_json(path: Path, value: Any) -> None:
+    checkpoint.write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def choose_path(cfg: DictConfig) -> Path:

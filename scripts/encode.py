@@ -1,0 +1,30 @@
+"""Encodes pictures into code stores. `python scripts/encode.py --help` shows how."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from vqvae.config import check_keys_of, entry_point, resolve
+
+
+@entry_point("encode")
+def main(cfg: Any) -> None:
+    """Writes <run_dir>/codes/<split> for every split that is asked for."""
+    cfg = resolve(cfg)
+    check_keys_of("encode", cfg)
+
+    from vqvae.pipeline import Run
+    from vqvae.run_folder import RunFolder
+
+    run = Run(RunFolder.load(cfg.run_dir, list(cfg.allow_targets)))
+    tokenizer = run.tokenizer()
+    for split in cfg.splits:
+        store = run.code_store(tokenizer, split)
+        print(f"{store.path}: {len(store)} pictures, maps of {store.code_shapes}, codebooks of {store.codebook_sizes}")
+
+
+if __name__ == "__main__":
+    main()

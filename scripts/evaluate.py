@@ -1,0 +1,38 @@
+"""Measures a finished run on a split of its data. `python scripts/evaluate.py --help` shows how."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from vqvae.config import ConfigError, check_keys_of, entry_point, resolve, suggest
+
+
+@entry_point("evaluate")
+def main(cfg: Any) -> None:
+    """Prints a table and writes the same as JSON."""
+    cfg = resolve(cfg)
+    check_keys_of("evaluate", cfg)
+    if cfg.split not in ("train", "val", "test"):
+        raise ConfigError(f"split={cfg.split} does not exist; {suggest(cfg.split, ['train', 'val', 'test'])}")
+    if cfg.batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, got {cfg.batch_size}")
+
+    from vqvae.evaluation import evaluate_run
+    from vqvae.pipeline import Run
+    from vqvae.report import figures, print_figures
+    from vqvae.run_folder import RunFolder, write_json
+
+    run = Run(RunFolder.load(cfg.run_dir, list(cfg.allow_targets)))
+    metrics, about = evaluate_run(run, cfg.split, cfg.batch_size)
+    found = figures(metrics)
+    file = Path(cfg.out or run.folder.path / f"evaluation_{cfg.split}.json")
+    write_json(file, {**about, "figures": found})
+    print_figures(f"{cfg.run_dir}, {about['pictures']} pictures of split '{about['split']}'", found)
+    print(f"\nwritten to {file}")
+
+
+if __name__ == "__main__":
+    main()

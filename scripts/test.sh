@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Lint, types and all tests that are not slow. Arguments go to pytest: `scripts/test.sh -m slow` runs the slow ones.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+use_environment requirements-dev.txt
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/mypy
+[ $# -gt 0 ] || set -- -m "not slow"
+exec .venv/bin/python -m pytest -q "$@"
