@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from vqvae.config import ConfigError, check, entry_point, resolve
+from vqvae.config import ConfigError, check_train, entry_point, resolve
 
 
 @entry_point("train")
 def main(cfg: Any) -> float | None:
     """Runs the stages that are not finished yet. Returns the last stage's monitored metric, for Hydra's sweepers."""
     cfg = resolve(cfg)
-    check(cfg)
+    check_train(cfg)
 
     from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -43,11 +43,11 @@ def adopt_config(cfg: Any) -> Any:
 
     from vqvae.run_folder import RunFolder
 
+    other = RunFolder.load(cfg.tokenizer, list(cfg.allow_targets))
     brought = ("data", "model", "quantizer", "loss")
     for override in HydraConfig.get().overrides.task:
         if override.lstrip("+~").split("=")[0].split(".")[0].split("/")[0] in brought:
             raise ConfigError(f"{override} does not go with tokenizer={cfg.tokenizer}, which brings its own; drop it")
-    other = RunFolder.load(cfg.tokenizer, list(cfg.allow_targets))
     for key in brought:
         cfg[key] = other.config[key]
     return other

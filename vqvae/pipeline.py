@@ -65,7 +65,8 @@ class Run:
 
     def split(self, name: str) -> Split:
         if name not in self._splits:
-            self._splits[name] = self.data.split(name)
+            split = self.data.split(name)
+            self._splits[name] = split.limited(self.data.limit) if self.data.limit else split
         return self._splits[name]
 
     def loader(self, split: str) -> PictureLoader:
@@ -88,6 +89,7 @@ class Run:
         Raises ConfigError, or ValueError for data that cannot be read.
         """
         model, _ = build_model(self.cfg, self.data, variance=1.0)
+        build(self.cfg.logger, "logger")
         check_settings(self.cfg, "", len(self.split("train")))
         self.split("val")
         if "prior" in self.cfg.stages:
@@ -254,11 +256,12 @@ def start_from(other: RunFolder, stage_name: str, stage: Any) -> None:
         network = stage.networks[name]
         own = {key: tuple(value.shape) for key, value in network.state_dict().items()}
         given = {key: tuple(value.shape) for key, value in state.items()}
-        if own != given:
-            unlike = sorted(k for k in {*own, *given} if own.get(k) != given.get(k))
+        parameters = {key for key, _ in network.named_parameters()}
+        unlike = sorted(key for key in own if own[key] != given.get(key) and (key in given or key in parameters))
+        if unlike:
             raise ConfigError(
                 f"init_from={other.path}: its {stage_name} has other weights than this config "
-                f"({len(unlike)} differ, {unlike[0]} is {given.get(unlike[0])} there, {own.get(unlike[0])} here)"
+                f"({len(unlike)} differ, {unlike[0]} is {given.get(unlike[0])} there, {own[unlike[0]]} here)"
             )
-        network.load_state_dict(state)
+        network.load_state_dict(state, strict=False)  # buffers of parts that only one of them has may be missing
     stage.initialised = True

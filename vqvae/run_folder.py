@@ -47,7 +47,7 @@ class RunFolder:
         if not isinstance(cfg, DictConfig):
             raise ConfigError(f"{file} is not a config")
         cfg.allow_targets = allow_targets
-        config.check(cfg)
+        config.check_train(cfg)
         cfg.run_dir = str(folder)
         return cls(folder, cfg)
 
@@ -128,7 +128,7 @@ def choose_path(cfg: DictConfig) -> Path:
 
 def job_name(overrides: list[str]) -> str:
     """A folder name that is readable and differs for different overrides, so that a sweep run again finds its jobs."""
-    text = ",".join(sorted(overrides)) or "defaults"
+    text = ",".join(sorted(overrides, key=lambda o: ("." in o.split("=")[0], o))) or "defaults"  # groups tell the most
     readable = re.sub(r"[^A-Za-z0-9.,=_-]+", "-", text)
     if readable == text and len(text) <= 100:
         return text

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from vqvae import checkpoint, distributed
 from vqvae.hardware import Clock, choose_precision, memory_mb, to_channels_last
 from vqvae.logger import Logger
+from vqvae.optimizers import parameter_groups, reset_rows
 from vqvae.schedules import Schedule
 from vqvae.seeding import seed_everything
 from vqvae.stages.base import Batch, Feed, Stage, bar_hidden, evaluate
@@ -137,7 +138,7 @@ class Trainer:
                 break
             applied = self.update(name, step, applied)
         replaced = self.stage.after_step(applied)
-        self.reset_optimizer_rows(replaced)
+        reset_rows(self.optimizers.values(), replaced)
         if self.average is not None:
             self.average.update(step, replaced)
         self.skipped += ~applied
@@ -161,14 +162,6 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
         self.add_to_window({f"{name}/grad_norm": norm})
         return applied
-
-    def reset_optimizer_rows(self, replaced: dict[nn.Parameter, Tensor]) -> None:
-        """The moments of a replaced row belong to its past."""
-        for parameter, rows in replaced.items():
-            for optimizer in self.optimizers.values():
-                for value in optimizer.state.get(parameter, {}).values():
-                    if isinstance(value, Tensor) and value.shape == parameter.shape:
-                        value.masked_fill_(rows.view(-1, *[1] * (value.ndim - 1)), 0)
 
     def add_to_window(self, metrics: dict[str, Tensor]) -> None:
         for key, value in metrics.items():
@@ -294,13 +287,3 @@ def split(batch: Batch, parts: int) -> list[Batch]:
 
 def clone(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in state.items()}
-
-
-def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
-    """Weights of matrices and filters decay; biases, norms and codebooks (`no_weight_decay`) do not."""
-    trained = [p for p in network.parameters() if p.requires_grad]
-    decayed = [p for p in trained if p.ndim > 1 and not getattr(p, "no_weight_decay", False)]
-    kept = {id(p) for p in decayed}
-    other = [p for p in trained if id(p) not in kept]
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": other, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]

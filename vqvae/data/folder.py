@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,9 @@ class FolderSplit(Split):
 
     def title(self, index: int) -> str:
         return str(self.root / self.files[index])
+
+    def subset(self, indices: Tensor) -> Split:
+        return replace(self, labels=self.labels[indices], files=[self.files[i] for i in indices.tolist()])
 
 
 def fit(picture: Image.Image, size: int) -> Image.Image:

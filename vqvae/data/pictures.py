@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,6 +35,18 @@ class Split(ABC):
     def title(self, index: int) -> str:
         """What to call a picture in a message: its path, or its number."""
 
+    @abstractmethod
+    def subset(self, indices: Tensor) -> Split:
+        """The split of the pictures at `indices` (m,) alone."""
+
+    def limited(self, count: int) -> Split:
+        """`count` pictures evenly spread over the split; the split itself where it has no more."""
+        if count >= len(self):
+            return self
+        chosen = self.subset(torch.arange(count) * len(self) // count)
+        chosen.fingerprint = fingerprint([self.fingerprint, count])
+        return chosen
+
 
 @dataclass
 class TensorSplit(Split):
@@ -48,21 +60,25 @@ class TensorSplit(Split):
     def title(self, index: int) -> str:
         return f"picture {index}"
 
+    def subset(self, indices: Tensor) -> Split:
+        return replace(self, labels=self.labels[indices], images=self.images[indices])
+
 
 @dataclass(kw_only=True)
 class Pictures(ABC):
     """Base of all picture data sets; the fields are the keys of the `data` config group.
 
     ndim: 2. channels: C, 1 or 3. image_size: side of the square pictures that the model sees. flip: mirror training
-    pictures at random. resident: "device" or "memory" hold all pictures as one uint8 tensor there, "stream" decodes
-    them as they are needed, "auto" decides by size. workers: processes that decode. cache_dir: where decoded pictures are
-    kept. Raises ValueError for values out of range.
+    pictures at random. limit: use only that many pictures of each split, evenly spread; null: all. resident: "device" or
+    "memory" hold all pictures as one uint8 tensor there, "stream" decodes them as they are needed, "auto" decides by size.
+    workers: processes that decode. cache_dir: where decoded pictures are kept. Raises ValueError for values out of range.
     """
 
     ndim: int
     channels: int
     image_size: int
     flip: bool
+    limit: int | None
     resident: str
     workers: int
     cache_dir: str
@@ -74,6 +90,8 @@ class Pictures(ABC):
             raise ValueError(f"channels must be 1 or 3, got {self.channels}")
         if self.image_size < 1:
             raise ValueError(f"image_size must be at least 1, got {self.image_size}")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit must be at least 1 or null, got {self.limit}")
         if self.workers < 0:
             raise ValueError(f"workers must not be negative, got {self.workers}")
         if self.resident not in RESIDENT:

@@ -157,7 +157,7 @@ def arrow(u: Tensor, v: Tensor) -> Tensor:
 
 
 def bars(u: Tensor, v: Tensor) -> Tensor:
-    return box(u, v.abs() - 0.55, 0.85, 0.25)
+    return box(u, v.abs() - 0.52, 0.8, 0.24)
 
 
 SIGNED_DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -14,19 +14,22 @@ GPU_CHUNK_ELEMENTS = 2**25
 def nearest_code(z: Tensor, codes: Tensor) -> Tensor:
     """z (N, d), codes (K, d), float32 -> index of the nearest code (N,) int64; the lowest index wins a tie.
 
-    argmin |z - e|^2 = argmax <z, e> - |e|^2 / 2: without |z|^2 nothing cancels for far-away data, and one GEMM a chunk of
-    rows does the work. A custom op, so that torch.compile keeps one graph; it has no gradient.
+    argmin |z - e|^2 = argmax <z, e - c> - |e - c|^2 / 2 - <c, e - c> with any c; c is the mean code, so that little cancels
+    for data far from the origin. One GEMM a chunk of rows does the work. A custom op, so that torch.compile keeps one
+    graph; it has no gradient.
     """
     count, size = z.shape[0], codes.shape[0]
     elements = GPU_CHUNK_ELEMENTS if z.is_cuda else CPU_CHUNK_ELEMENTS
     rows = max(1, min(count, elements // size))
-    negative_half_norms = codes.square().sum(1).mul_(-0.5)  # (K,)
+    centre = codes.mean(0)  # (d,)
+    centred = codes - centre  # (K, d)
+    bias = -0.5 * centred.square().sum(1) - centred @ centre  # (K,)
     scores = z.new_empty(rows, size)
     indices = torch.empty(count, dtype=torch.int64, device=z.device)
     for start in range(0, count, rows):
         chunk = z[start : start + rows]  # (rows, d)
         out = scores[: chunk.shape[0]]
-        torch.addmm(negative_half_norms, chunk, codes.t(), out=out)  # (rows, K)
+        torch.addmm(bias, chunk, centred.t(), out=out)  # (rows, K)
         torch.argmax(out, dim=1, out=indices[start : start + rows])
     return indices
 

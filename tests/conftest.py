@@ -1,0 +1,99 @@
+"""Runs of the real program, small enough for seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("WANDB_SILENT", "true")
+
+TINY = [
+    "logger=off",
+    "debug=fast",
+    "data.train_count=96",
+    "data.val_count=20",
+    "model.encoders.0.widths=[8,8]",
+    "model.encoders.0.residual_width=4",
+    "model.encoders.0.residual_blocks=1",
+    "quantizer.dim=8",
+    "prior.network.width=8",
+    "prior.network.layers=2",
+]
+SMALL_CODEBOOK = ["quantizer.codebook.size=16"]
+
+
+def command(program: str, *arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / program), *arguments]
+
+
+def run(program: str, *arguments: str, cwd: Path | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """A program of the project as a user's shell runs it."""
+    done = subprocess.run(
+        command(program, *arguments), cwd=cwd, capture_output=True, text=True, timeout=300, check=False
+    )
+    if check and done.returncode:
+        raise AssertionError(f"{program} {' '.join(arguments)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+    return done
+
+
+def train_inside(*overrides: str) -> None:
+    """train.py in this process: without the seconds that importing torch takes."""
+    call_inside("train", *overrides)
+
+
+def call_inside(module: str, *overrides: str) -> None:
+    import importlib
+
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    before = sys.argv
+    sys.argv = [module, *overrides]
+    try:
+        importlib.import_module(module).main()
+    finally:
+        sys.argv = before
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
+    """What train.py says when it refuses to start."""
+    with pytest.raises(SystemExit) as stopped:
+        train_inside(*overrides)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def weights(run_dir: Path, stage: str) -> dict[str, torch.Tensor]:
+    (file,) = (run_dir / stage).glob("weights-*.pt")
+    networks = torch.load(file, weights_only=True)["networks"]
+    return {f"{name}/{key}": value for name, state in networks.items() for key, value in state.items()}
+
+
+def assert_same_result(a: Path, b: Path) -> None:
+    """Both stages of two run folders ended with the same weights and the same metrics, bit for bit."""
+    for stage in ("autoencoder", "prior"):
+        first, second = weights(a, stage), weights(b, stage)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first)
+        assert (a / stage / "metrics.jsonl").read_text() == (b / stage / "metrics.jsonl").read_text()
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of both stages."""
+    path = tmp_path_factory.mktemp("finished") / "run"
+    train_inside(*TINY, *SMALL_CODEBOOK, f"run_dir={path}")
+    return path

@@ -1,0 +1,174 @@
+"""Laws of configs: every YAML composes and builds, every mistake is one sentence before any work."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, SMALL_CODEBOOK, TINY, error_of
+from omegaconf import OmegaConf
+
+from vqvae.config import CONFIGS, ConfigError, build, check_train, choices, compose, resolve
+from vqvae.config_check import find_target, fits
+
+GROUPS = ["model", "quantizer", "loss", "optimizer", "schedule", "trainer", "prior", "logger", "debug"]
+EVERY = [(group, name) for group in GROUPS for name in choices(group)]
+PARTS = [(p.parent.relative_to(CONFIGS).as_posix(), p.stem) for p in sorted((CONFIGS / "quantizer").glob("*/*.yaml"))]
+DATA_ROOT = {"folder": ["data.root=."], "imagenet128": ["data.root=."]}
+
+
+@pytest.mark.parametrize(("group", "name"), EVERY)
+def test_every_choice_composes_and_passes_the_checks(group: str, name: str) -> None:
+    check_train(resolve(compose("train", [f"{group}={name}"])))
+
+
+@pytest.mark.parametrize("name", choices("data"))
+def test_every_data_set_composes(name: str) -> None:
+    check_train(resolve(compose("train", [f"data={name}", *DATA_ROOT.get(name, [])])))
+
+
+@pytest.mark.parametrize("name", choices("experiment"))
+def test_every_experiment_composes_on_any_data(name: str) -> None:
+    cfg = resolve(compose("train", [f"experiment={name}", "data=folder", "data.root=.", "data.image_size=32"]))
+    check_train(cfg)
+    assert cfg.data._target_ == "vqvae.data.folder.Folder"
+    build(cfg.model, "model")
+
+
+@pytest.mark.parametrize(("group", "name"), PARTS)
+def test_every_part_of_a_quantizer_builds_by_itself(group: str, name: str) -> None:
+    part = group.removeprefix("quantizer/")
+    base = "vq" if (part, name) in {("codebook", "gradient"), ("regularizer", "codebook")} else "ema"
+    override = f"+{group}@quantizer.regularizers.more={name}" if part == "regularizer" else f"{group}={name}"
+    cfg = resolve(compose("train", [f"quantizer={base}", override]))
+    check_train(cfg)
+    build(cfg.quantizer, "quantizer")
+
+
+WRONG = {
+    "trainer.stps=4": "trainer.stps is not a config key or group; did you mean trainer.steps?",
+    "+trainer.stps=4": "trainer.stps is not a config key; did you mean trainer.steps?",
+    "+quantizer.codebook.sise=4": "quantizer.codebook.sise is not a config key; did you mean quantizer.codebook.size?",
+    "+sead=4": "sead is not a config key; did you mean seed?",
+    "quantizer=emaa": "quantizer=emaa does not exist; did you mean ema?",
+    "quantizer/init=unifrom": "quantizer/init=unifrom does not exist; did you mean uniform?",
+    "quantzer=ema": "quantzer is not a config key or group; did you mean quantizer?",
+    "trainer.steps=abc": "trainer.steps=abc is not an integer or null",
+    "trainer.compile=1": "trainer.compile=1 is not true or false",
+    "trainer.steps=-1": "trainer.steps must be above 0 or null, got -1",
+    "trainer.epochs=2": "set steps or epochs",
+    "trainer.precision=fp17": "precision must be one of auto, fp32, bf16, got 'fp17'",
+    "trainer.batch_size=500": "trainer.batch_size=500 is larger than the training set; at most 96 fits",
+    "prior.trainer.batch_size=500": "prior.trainer.batch_size=500 is larger than the training set; at most 96 fits",
+    "trainer.accumulation=3": "batch_size=8 does not divide by accumulation=3",
+    "optimizer.lr=-1": "optimizer: Invalid learning rate: -1",
+    "schedule.final=2": "schedule.final must lie in [0, 1], got 2",
+    "data.image_size=30": "a size of 30 does not divide by the encoder's stride 4; the nearest that does is 28",
+    "quantizer.codebook.decay=2": "quantizer.codebook.decay must lie in [0, 1), got 2",
+    "quantizer.codebook.size=1": "a codebook needs at least 2 codes, got size=1",
+    "prior.network.kernel=4": "prior.network.kernel must be odd and at least 3, got 4",
+    "model.encoders.0.widths=[]": "model.encoders.0.widths needs one positive number per down-sampling, got []",
+    "stages=[autoencodr]": "stages may hold autoencoder and prior, got autoencodr; did you mean autoencoder?",
+    "logger.mode=on": "logger.mode",
+    "data.resident=disk": "data.resident must be one of auto, device, memory, stream, got 'disk'",
+    "data=folder": "data.root",
+    "seed=-1": "seed must not be negative, got -1",
+    "tokenizer=/nowhere": "run_dir=/nowhere holds no run",
+    "optimizer._target_=os.system": "optimizer._target_=os.system is not a class of",
+}
+
+
+@pytest.mark.parametrize("override", WRONG)
+def test_a_mistake_is_one_sentence_that_names_key_value_and_way_out(
+    override: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = error_of(capsys, *TINY, *SMALL_CODEBOOK, f"run_dir={tmp_path / 'run'}", override)
+    assert WRONG[override] in message
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["quantizer=fsq", "quantizer.levels=[8,1]"], "every FSQ level must be at least 3, got [8, 1]"),
+        (["quantizer=identity"], "train with stages=[autoencoder]"),
+        (["quantizer=vq", "~quantizer.regularizers.codebook"], "nothing trains the codes"),
+        (["data=folder", "data.root=/nowhere"], "data.root=/nowhere is not a folder"),
+    ],
+)
+def test_choices_that_do_not_go_together_say_so(
+    overrides: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = error_of(capsys, "logger=off", f"run_dir={tmp_path / 'run'}", *overrides)
+    assert expected in message
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "builtins.eval",
+        "torch.load",
+        "torch.nn.modules.module.torch.load",
+        "torch.nn.functional.relu",
+        "vqvae.config.importlib.import_module",
+        "vqvae.run_folder.shutil.rmtree",
+        "vqvae.trainer.Path",
+        "vqvae",
+        "subprocess.Popen",
+        "torch.optim.lr_scheduler.StepLR",
+        7,
+    ],
+)
+def test_targets_that_are_not_allowed_classes_are_refused(target: object) -> None:
+    with pytest.raises(ConfigError, match="is not a class of"):
+        find_target("x", target, ("vqvae.", "torch.optim.", "torch.nn."))
+
+
+def test_special_keys_of_hydra_are_refused_everywhere() -> None:
+    cfg = resolve(compose("train"))
+    OmegaConf.set_struct(cfg, False)
+    cfg.quantizer.codebook._args_ = [1]
+    with pytest.raises(ConfigError, match=r"quantizer.codebook._args_ is not a config key"):
+        check_train(cfg)
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "expected"),
+    [
+        (1, int, True),
+        (True, int, False),
+        (1, float, True),
+        ("1", float, False),
+        (None, int | None, True),
+        ([1, 2], list[int], True),
+        ([1, "x"], list[int], False),
+        ("ab", list[str], False),
+    ],
+)
+def test_types(value: object, annotation: object, expected: bool) -> None:
+    assert fits(value, annotation) is expected
+
+
+def test_help_fits_a_screen_and_comes_within_seconds() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "--help"], capture_output=True, text=True, timeout=20
+    )
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) <= 45
+    assert done.stdout.count("python train.py") == 5
+    for group in GROUPS:
+        assert f"\n{group}: " in done.stdout
+
+
+def test_help_does_not_import_torch() -> None:
+    code = "import sys; sys.argv = ['train.py', '--help']; import train; train.main()\n"
+    watch = "atexit.register(lambda: print('torch' in sys.modules))"
+    code = f"import sys, atexit; sys.path.insert(0, {str(ROOT)!r}); {watch}; {code}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
+    assert done.stdout.splitlines()[-1] == "False"

@@ -1,0 +1,220 @@
+"""Laws of data: determinism, the same batches resident and streamed, errors in one sentence."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vqvae.data.code_store import CodeStore, smallest_dtype
+from vqvae.data.folder import Folder
+from vqvae.data.loader import PictureFeed, PictureLoader
+from vqvae.data.sampler import chunks_of_rank, training_indices
+from vqvae.data.shapes import SIGNED_DISTANCES, Shapes, draw_shapes
+from vqvae.images import normalise, to_uint8
+
+CPU = torch.device("cpu")
+
+
+def picture(path: Path, seed: int, size: tuple[int, int] = (20, 16), mode: str = "RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(array).convert(mode).save(path)
+
+
+def folder(root: Path, cache: Path, **settings: Any) -> Folder:
+    plain = {
+        "ndim": 2,
+        "channels": 3,
+        "image_size": 12,
+        "flip": False,
+        "limit": None,
+        "resident": "memory",
+        "workers": 0,
+    }
+    more = {"cache_dir": str(cache), "root": str(root), "resize": 12, "val_share": 0.25, "split_seed": 0}
+    return Folder(**{**plain, **more, **settings})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def classes(tmp_path: Path) -> Path:
+    """Two classes with train/ and val/, of several sizes and modes, one file broken."""
+    root = tmp_path / "pictures"
+    for number, (split, name) in enumerate(itertools.product(["train", "val"], ["cat", "dog"])):
+        for index in range(6):
+            mode = ["RGB", "L", "P"][index % 3]
+            picture(root / split / name / f"{index}.png", 10 * number + index, (20 + index, 16), mode)
+    (root / "train" / "cat" / "3.png").write_bytes(b"not a picture")
+    return root
+
+
+def feed_of(data: Folder, batch_size: int = 5) -> PictureFeed:
+    loaders = [PictureLoader(data, data.split(name), CPU) for name in ("train", "val")]
+    return PictureFeed(data, loaders[0], loaders[1], batch_size, seed=3)
+
+
+def test_shapes_are_a_function_of_the_seed_and_hold_all_classes() -> None:
+    first, again, other = draw_shapes(300, 32, 1), draw_shapes(300, 32, 1), draw_shapes(300, 32, 2)
+    assert torch.equal(first[0], again[0])
+    assert not torch.equal(first[0], other[0])
+    assert set(first[1].tolist()) == set(range(10))
+    assert first[0].shape == (300, 3, 32, 32)
+
+
+@pytest.mark.parametrize("name", SIGNED_DISTANCES)
+def test_every_shape_is_drawn_inside_its_circle_and_is_no_speck(name: str) -> None:
+    axis = torch.linspace(-1.5, 1.5, 301)
+    inside = SIGNED_DISTANCES[name](axis[None, :].expand(301, 301), axis[:, None].expand(301, 301)) < 0
+    radius = torch.hypot(axis[None, :], axis[:, None]).expand(301, 301)
+    assert float(radius[inside].max()) < 1.15
+    assert float(inside.float().mean()) * 9 > 0.5  # of the area of the plotted square
+
+
+def test_splits_of_shapes_differ(tmp_path: Path) -> None:
+    common = {
+        "ndim": 2,
+        "channels": 3,
+        "flip": False,
+        "limit": None,
+        "resident": "auto",
+        "workers": 0,
+        "cache_dir": str(tmp_path),
+    }
+    data = Shapes(image_size=32, train_count=20, val_count=20, draw_seed=0, **common)  # type: ignore[arg-type]
+    splits = [data.split(name) for name in ("train", "val", "test")]
+    assert len({split.fingerprint for split in splits}) == 3
+    assert not torch.equal(splits[0].read(0), splits[1].read(0))
+
+
+def test_bytes_survive_the_way_to_floats_and_back() -> None:
+    every = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(normalise(every)), every)
+    assert (float(normalise(every).min()), float(normalise(every).max())) == (-1, 1)
+
+
+def test_an_epoch_shows_every_picture_once_and_the_order_knows_no_restart() -> None:
+    whole = torch.cat([training_indices(7, step * 4, 4, 10) for step in range(5)])
+    assert sorted(whole[:10].tolist()) == sorted(whole[10:].tolist()) == list(range(10))
+    assert whole[:10].tolist() != whole[10:].tolist()
+    assert torch.equal(training_indices(7, 12, 4, 10), whole[12:16])
+
+
+def test_chunks_cover_everything_once() -> None:
+    assert torch.equal(torch.cat(chunks_of_rank(10, 4)), torch.arange(10))
+
+
+@pytest.mark.parametrize("settings", [{}, {"flip": True, "resize": 15}, {"channels": 1}])
+def test_resident_and_streamed_batches_are_the_same(classes: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    feeds = [feed_of(folder(classes, tmp_path / "cache", resident=kind, **settings)) for kind in ("memory", "stream")]
+    batches = [list(itertools.islice(feed.training_batches(2), 6)) for feed in feeds]
+    for (x, labels), (x_streamed, labels_streamed) in zip(*batches):
+        assert torch.equal(x, x_streamed)
+        assert torch.equal(labels, labels_streamed)
+        assert x.shape == (5, settings.get("channels", 3), 12, 12)
+    values = [list(feed.evaluation_batches(5)) for feed in feeds]
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(*values))
+
+
+def test_workers_give_the_same_batches(classes: Path, tmp_path: Path) -> None:
+    feeds = [feed_of(folder(classes, tmp_path, resident="stream", workers=workers)) for workers in (0, 2)]
+    firsts = [list(itertools.islice(feed.training_batches(0), 4)) for feed in feeds]
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(*firsts))
+
+
+def test_a_broken_picture_is_named_counted_and_replaced_by_the_next(
+    classes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = folder(classes, tmp_path / "cache")
+    for start in ("decoded", "from the cache"):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            loader = PictureLoader(data, data.split("train"), CPU)
+        assert loader.unreadable == {3}, start
+        assert "cat/3.png" in caplog.text
+        assert loader.images is not None
+        assert torch.equal(loader.images[3], loader.images[4])
+
+
+def test_a_picture_takes_the_label_of_the_one_that_replaces_it(tmp_path: Path) -> None:
+    picture(tmp_path / "p" / "train" / "b" / "0.png", 0)
+    (tmp_path / "p" / "train" / "a").mkdir()
+    (tmp_path / "p" / "train" / "a" / "0.png").write_bytes(b"")
+    loader = PictureLoader(folder(tmp_path / "p", tmp_path), folder(tmp_path / "p", tmp_path).split("train"), CPU)
+    assert loader.split.labels.tolist() == [1, 1]
+
+
+def test_only_broken_pictures_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "0.png").write_bytes(b"")
+    (tmp_path / "p" / "1.png").write_bytes(b"")
+    data = folder(tmp_path / "p", tmp_path / "cache")
+    with pytest.raises(ValueError, match="can be decoded"):
+        PictureLoader(data, data.split("train"), CPU)
+
+
+def test_one_folder_is_split_by_the_seed_without_overlap(tmp_path: Path) -> None:
+    for index in range(20):
+        picture(tmp_path / "p" / f"{index:02d}.png", index)
+    data = folder(tmp_path / "p", tmp_path / "cache")
+    train, val = data.split("train"), data.split("val")
+    assert (len(train), len(val)) == (15, 5)
+    assert not set(train.files) & set(val.files)  # type: ignore[attr-defined]
+    assert train.labels.tolist() == [-1] * 15
+    assert data.split("val").fingerprint == val.fingerprint
+
+
+def test_a_limit_spreads_over_the_classes_and_is_another_data_set(classes: Path, tmp_path: Path) -> None:
+    split = folder(classes, tmp_path).split("train")
+    few = split.limited(4)
+    assert few.labels.tolist() == [0, 0, 1, 1]
+    assert few.fingerprint != split.fingerprint
+    assert split.limited(100) is split
+
+
+def test_folders_that_cannot_be_used_are_one_clear_sentence(classes: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data.root=/nowhere is not a folder"):
+        folder(Path("/nowhere"), tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no picture lies in"):
+        folder(tmp_path / "empty", tmp_path)
+    with pytest.raises(ValueError, match="resize must be at least image_size=12, got 8"):
+        folder(classes, tmp_path, resize=8)
+    picture(classes / "val" / "bird" / "0.png", 0)
+    with pytest.raises(ValueError, match=r"bird/0.png lies in none of the class folders"):
+        folder(classes, tmp_path).split("val")
+
+
+def test_code_stores_use_the_smallest_type_and_refuse_what_does_not_fit(tmp_path: Path) -> None:
+    assert [smallest_dtype(k) for k in (2, 256, 257, 65536, 65537)] == [
+        np.uint8,
+        np.uint8,
+        np.uint16,
+        np.uint16,
+        np.uint32,
+    ]
+    codes = [torch.randint(500, (9, 2, 2)), torch.randint(16, (9, 4, 4))]
+    header: dict[str, Any] = {
+        "code_shapes": [(2, 2), (4, 4)],
+        "codebook_sizes": [500, 16],
+        "tokenizer": "a",
+        "data": "b",
+    }
+    labels = torch.arange(9)
+    parts = torch.arange(9).split(4)
+    CodeStore.write(tmp_path / "s", header, labels, ((i, [m[i] for m in codes]) for i in parts))
+    store = CodeStore(tmp_path / "s")
+    chosen = torch.tensor([8, 0, 3])
+    assert all(torch.equal(a, b[chosen]) for a, b in zip(store.codes(chosen), codes))
+    assert [m.dtype for m in store.maps] == [np.uint16, np.uint8]
+    store.require(**header)
+    with pytest.raises(ValueError, match="tokenizer is a, not other"):
+        store.require(**{**header, "tokenizer": "other"})
+    np.save(tmp_path / "s" / "codes_0.npy", np.zeros((8, 2, 2), np.uint16))
+    with pytest.raises(ValueError, match=r"has shape \(8, 2, 2\), its header says \(9, 2, 2\)"):
+        CodeStore(tmp_path / "s")

@@ -1,0 +1,90 @@
+"""Laws of networks, the VQ-VAE of one and of two levels, and the losses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vqvae.losses.reconstruction import L1, MSE
+from vqvae.model import VQVAE
+from vqvae.networks import conv, resnet
+from vqvae.quantizers.scalar import FSQ
+from vqvae.schedules import Constant, Cosine
+
+PAIRS = {
+    "conv": (conv, {"widths": [8, 16], "residual_width": 8, "residual_blocks": 1}),
+    "resnet": (resnet, {"widths": [8, 16, 16], "depth": 1, "attention_strides": [2, 4]}),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("size", [(16,), (8, 12), (4, 8, 4)])
+def test_encoder_and_decoder_mirror_each_other_in_every_number_of_dims(name: str, size: tuple[int, ...]) -> None:
+    module, sizes = PAIRS[name]
+    encoder = module.Encoder(len(size), 3, 6, **sizes)
+    decoder = module.Decoder(len(size), 5, 6, **sizes)
+    latents = encoder(torch.randn(2, 3, *size))
+    assert latents.shape == (2, 6, *(length // encoder.stride for length in size))
+    assert decoder(latents).shape == (2, decoder.channels, *size) == (2, 5, *size)
+
+
+def two_levels() -> VQVAE:
+    torch.manual_seed(0)
+    _, sizes = PAIRS["conv"]
+    lower = {**sizes, "widths": [8]}
+    return VQVAE(
+        [conv.Encoder(2, 3, 6, **sizes), conv.Encoder(2, 6, 6, **lower)],
+        [FSQ(6, [5, 5]), FSQ(6, [8, 8])],
+        [conv.Decoder(2, 3, 12, **sizes), conv.Decoder(2, 6, 6, **lower)],
+    )
+
+
+def test_codes_are_reported_coarse_to_fine_and_decode_to_the_output() -> None:
+    model = two_levels().eval()
+    x = torch.randn(2, 3, 16, 24)
+    out = model(x)
+    assert [tuple(m.shape[1:]) for m in out.codes] == model.code_shapes((16, 24)) == [(2, 3), (4, 6)]
+    assert model.codebook_sizes == [64, 25]
+    assert torch.equal(model.decode(out.codes), out.decoded)
+    assert all(torch.equal(a, b) for a, b in zip(model.encode(x), out.codes))
+
+
+def test_every_parameter_of_both_levels_gets_a_gradient() -> None:
+    model = two_levels()
+    model(torch.randn(2, 3, 16, 16)).decoded.square().mean().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_a_size_that_does_not_divide_is_refused_with_the_nearest_that_does() -> None:
+    with pytest.raises(
+        ValueError, match="a size of 30 does not divide by the encoder's stride 8; the nearest that does is 24"
+    ):
+        two_levels().code_shapes((32, 30))
+
+
+def test_lists_of_different_length_are_refused() -> None:
+    with pytest.raises(ValueError, match="one entry a level"):
+        VQVAE([], [], [])
+
+
+def test_mse_over_variance_is_one_for_the_mean_picture() -> None:
+    """In [-1, 1], with the variance of [-1, 1]: the factor of 4 that several projects print wrong."""
+    x = torch.rand(50, 3, 8, 8) * 2 - 1
+    loss = MSE(weight=1.0, over_variance=True, variance=float(x.var(unbiased=False)))
+    assert float(loss(x.mean().expand_as(x), x)) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_plain_losses_match_their_definitions_whatever_the_autocast() -> None:
+    x, output = torch.rand(4, 3, 8, 8), torch.randn(4, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert float(MSE(1.0, False, 0.3)(output, x)) == pytest.approx(float(((output - x) ** 2).mean()))
+        assert float(L1(1.0, False, 0.3)(output, x)) == pytest.approx(float((output - x).abs().mean()))
+    assert float(L1(1.0, True, 0.25)(output, x)) == pytest.approx(4 * float((output - x).abs().mean()))
+
+
+def test_schedules_warm_up_then_decay() -> None:
+    cosine = Cosine(warmup_steps=10, final=0.1)
+    assert [cosine(step, 110) for step in (0, 9, 10)] == [0.1, 1.0, 1.0]
+    assert cosine(60, 110) == pytest.approx(0.55)
+    assert cosine(110, 110) == pytest.approx(0.1)
+    assert Constant(warmup_steps=0)(5, 10) == 1.0

@@ -1,0 +1,273 @@
+"""Laws of the trainer: a run that was stopped ends as one that was not; what is skipped changes nothing."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import (
+    SMALL_CODEBOOK,
+    TINY,
+    assert_same_result,
+    call_inside,
+    command,
+    error_of,
+    lines,
+    train_inside,
+    weights,
+)
+from torch import nn
+
+from vqvae import checkpoint
+from vqvae.optimizers import parameter_groups, reset_rows
+from vqvae.weight_average import Evaluating, WeightAverage
+
+RUN = [
+    *TINY,
+    *SMALL_CODEBOOK,
+    "trainer.weight_average_decay=0.9",
+    "quantizer.revival.every_steps=2",
+    "quantizer/init=data",
+]
+LONGER = ["trainer.steps=12", "prior.trainer.steps=12"]
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, stage: str, step: int) -> None:
+    """Makes the next run receive a SIGTERM while it does `step` of `stage`."""
+    from vqvae.trainer import Trainer
+
+    original = Trainer.train_step
+
+    def train_step(self: Trainer, at: int, batch: object) -> None:
+        if self.logger.stage == stage and at == step:
+            signal.raise_signal(signal.SIGTERM)
+        original(self, at, batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+
+
+@pytest.mark.parametrize(("stage", "step"), [("autoencoder", 4), ("prior", 2)])
+def test_sigterm_leaves_a_checkpoint_and_the_next_start_ends_as_if_nothing_had_happened(
+    stage: str, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_inside(*RUN, *LONGER, f"run_dir={tmp_path / 'whole'}")
+    with monkeypatch.context() as patched:
+        stop_at(patched, stage, step)
+        with pytest.raises(SystemExit) as stopped:
+            train_inside(*RUN, *LONGER, f"run_dir={tmp_path / 'stopped'}")
+    assert stopped.value.code == 143
+    assert f"{stage}: stopped on request at step {step + 1} of 12" in capsys.readouterr().err
+    train_inside(*RUN, *LONGER, f"run_dir={tmp_path / 'stopped'}")
+    assert_same_result(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_started_again_a_run_ends_bit_identical(tmp_path: Path) -> None:
+    """SIGKILL after ever longer times, until the run is through both stages; then compared with one never killed."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    steps = ["trainer.steps=60", "prior.trainer.steps=60", "trainer.checkpoint_every_steps=7"]
+    arguments = [*RUN, *steps, "prior.trainer.checkpoint_every_steps=5"]
+    train_inside(*arguments, f"run_dir={whole}")
+    kills = 0
+    for attempt in range(40):
+        process = subprocess.Popen(command("train.py", *arguments, f"run_dir={killed}"), stdout=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=4.0 + 0.4 * attempt)
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+    assert process.returncode == 0
+    assert kills >= 2
+    assert_same_result(whole, killed)
+
+
+def test_the_same_command_on_a_finished_run_trains_nothing(finished_run: Path) -> None:
+    before = (finished_run / "prior" / "metrics.jsonl").read_text()
+    train_inside(*TINY, *SMALL_CODEBOOK, f"run_dir={finished_run}")
+    assert (finished_run / "prior" / "metrics.jsonl").read_text() == before
+    assert "prior: finished before" in (finished_run / "train.log").read_text()
+
+
+def test_another_config_for_the_same_folder_is_refused_with_the_difference(
+    finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = error_of(capsys, *TINY, *SMALL_CODEBOOK, f"run_dir={finished_run}", "optimizer.lr=0.5")
+    assert "optimizer.lr is 0.001 there, 0.5 here" in message
+
+
+def test_a_damaged_last_checkpoint_is_stepped_over_and_the_log_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_inside(*RUN, *LONGER, f"run_dir={tmp_path / 'whole'}")
+    with monkeypatch.context() as patched:
+        stop_at(patched, "autoencoder", 8)
+        with pytest.raises(SystemExit):
+            train_inside(*RUN, *LONGER, f"run_dir={tmp_path / 'run'}")
+    newest = checkpoint.find(tmp_path / "run" / "autoencoder" / "checkpoints", "step-*")[-1]
+    newest.write_bytes(newest.read_bytes()[:-100])
+    train_inside(*RUN, *LONGER, f"run_dir={tmp_path / 'run'}")
+    assert "is damaged" in (tmp_path / "run" / "train.log").read_text()
+    assert_same_result(tmp_path / "whole", tmp_path / "run")
+
+
+def test_the_last_two_checkpoints_and_the_best_are_kept(finished_run: Path) -> None:
+    for stage in ("autoencoder", "prior"):
+        folder = finished_run / stage / "checkpoints"
+        assert [p.name[:14] for p in checkpoint.find(folder, "step-*")] == ["step-000000002", "step-000000004"]
+        assert len(checkpoint.find(folder, "best")) == 1
+
+
+def test_accumulated_gradients_train_as_one_batch(tmp_path: Path) -> None:
+    plain = [
+        *TINY,
+        *SMALL_CODEBOOK,
+        "trainer.precision=fp32",
+        "stages=[autoencoder]",
+        "quantizer.revival.every_steps=2",
+    ]
+    for parts in (1, 4):
+        train_inside(*plain, f"trainer.accumulation={parts}", f"run_dir={tmp_path / str(parts)}")
+    first, second = weights(tmp_path / "1", "autoencoder"), weights(tmp_path / "4", "autoencoder")
+    for key in first:
+        torch.testing.assert_close(first[key], second[key], rtol=2e-3, atol=2e-4)
+
+
+def test_two_seeds_differ_and_one_seed_repeats(tmp_path: Path) -> None:
+    for name, seed in {"a": 0, "b": 0, "c": 1}.items():
+        train_inside(*TINY, *SMALL_CODEBOOK, "stages=[autoencoder]", f"seed={seed}", f"run_dir={tmp_path / name}")
+    logs = [(tmp_path / name / "autoencoder" / "metrics.jsonl").read_text() for name in "abc"]
+    assert logs[0] == logs[1] != logs[2]
+
+
+def test_a_non_finite_loss_changes_nothing_and_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vqvae.losses.reconstruction import MSE
+
+    monkeypatch.setattr(MSE, "distance", lambda self, output, x: (output - x).square().mean() * float("nan"))
+    arguments = [*TINY, *SMALL_CODEBOOK, "stages=[autoencoder]", "quantizer.revival.every_steps=1"]
+    message = error_of(capsys, *arguments, f"run_dir={tmp_path / 'stop'}")
+    assert "the loss was not finite in 2 steps up to step 2; they changed nothing" in message
+    for steps in (2, 4):
+        more = ["trainer.on_nonfinite=skip", f"trainer.steps={steps}", "trainer.eval_every_steps=0"]
+        monkeypatch.setattr("vqvae.trainer.Trainer.evaluate", lambda self, step: None)
+        train_inside_quietly(*arguments, *more, f"run_dir={tmp_path / str(steps)}")
+    two, four = weights(tmp_path / "2", "autoencoder"), weights(tmp_path / "4", "autoencoder")
+    assert all(torch.equal(two[key], four[key]) for key in two)
+    assert lines(tmp_path / "4" / "autoencoder" / "metrics.jsonl")[-1]["train/skipped_steps"] == 4
+
+
+def train_inside_quietly(*overrides: str) -> None:
+    """Without the summary, which needs an evaluation."""
+    from unittest.mock import patch
+
+    with patch("vqvae.report.summarise", return_value=None):
+        train_inside(*overrides)
+
+
+def test_max_time_ends_a_run_early_and_the_prior_goes_on(tmp_path: Path) -> None:
+    limited = ["trainer.steps=100000", "trainer.max_time_minutes=0.001"]
+    train_inside(*TINY, *SMALL_CODEBOOK, *limited, f"run_dir={tmp_path / 'run'}")
+    assert lines(tmp_path / "run" / "autoencoder" / "metrics.jsonl")[-1]["step"] < 1000
+    assert (tmp_path / "run" / "samples.png").is_file()
+
+
+def test_epochs_are_turned_into_steps(tmp_path: Path) -> None:
+    epochs = ["trainer.steps=null", "trainer.epochs=0.5", "stages=[autoencoder]"]
+    train_inside(*TINY, *SMALL_CODEBOOK, *epochs, f"run_dir={tmp_path / 'run'}")
+    assert lines(tmp_path / "run" / "autoencoder" / "metrics.jsonl")[-1]["step"] == 6  # half of 96 pictures, 8 a step
+
+
+def test_a_second_prior_on_a_tokenizer_keeps_it_bit_for_bit(finished_run: Path, tmp_path: Path) -> None:
+    small = [a for a in TINY if a.startswith(("prior", "logger", "debug"))]
+    train_inside(*small, "prior.network.layers=1", f"tokenizer={finished_run}", f"run_dir={tmp_path / 'second'}")
+    first, second = weights(finished_run, "autoencoder"), weights(tmp_path / "second", "autoencoder")
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert (tmp_path / "second" / "samples.png").is_file()
+    call_inside("sample", f"run_dir={tmp_path / 'second'}", "n=1")
+
+
+def test_a_tokenizer_brings_its_own_model(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = error_of(capsys, f"tokenizer={finished_run}", "quantizer=fsq", f"run_dir={tmp_path / 'x'}")
+    assert "quantizer=fsq does not go with tokenizer=" in message
+
+
+def test_init_from_starts_with_the_other_runs_weights(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*TINY, *SMALL_CODEBOOK, "quantizer/init=data", "stages=[autoencoder]", f"init_from={finished_run}"]
+    train_inside(*arguments, "optimizer.lr=0", "quantizer/revival=none", f"run_dir={tmp_path / 'tuned'}")
+    first, second = weights(finished_run, "autoencoder"), weights(tmp_path / "tuned", "autoencoder")
+    assert all(torch.equal(first[key], second[key]) for key in first if "coders" in key)
+    message = error_of(capsys, *arguments, "model.encoders.0.widths=[8,16]", f"run_dir={tmp_path / 'other'}")
+    assert "its autoencoder has other weights than this config" in message
+
+
+def test_weight_decay_leaves_out_codebooks_norms_and_biases() -> None:
+    network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.GroupNorm(1, 3))
+    network.register_parameter("codes", nn.Parameter(torch.zeros(4, 2)))
+    network.codes.no_weight_decay = True  # type: ignore[union-attr]
+    decayed, other = parameter_groups(network)
+    assert [p.shape for p in decayed["params"]] == [network[0].weight.shape]
+    assert len(other["params"]) == 4
+    assert other["weight_decay"] == 0
+
+
+def test_replaced_rows_lose_their_moments_and_others_keep_them() -> None:
+    parameter = nn.Parameter(torch.randn(3, 2))
+    optimizer = torch.optim.Adam([parameter])
+    parameter.grad = torch.ones(3, 2)
+    optimizer.step()
+    reset_rows([optimizer], {parameter: torch.tensor([False, True, False])})
+    moments = optimizer.state[parameter]["exp_avg"]
+    assert (moments != 0).any(1).tolist() == [True, False, True]
+
+
+def test_the_weight_average_is_used_in_evaluation_only() -> None:
+    network = nn.Linear(1, 1, bias=False)
+    average = WeightAverage({"net": network}, decay=0.5)
+    start = network.weight.item()
+    with torch.no_grad():
+        network.weight += 1
+    average.update(100, {})
+    with Evaluating({"net": network}, average):
+        assert network.weight.item() == pytest.approx(start + 0.5)
+        assert not network.training
+    assert network.weight.item() == pytest.approx(start + 1)
+    assert network.training
+
+
+def test_a_checkpoint_is_whole_or_refused(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, "step-1", {"x": torch.arange(5), "note": "text"})
+    assert path is not None
+    assert checkpoint.load(path)["x"].tolist() == list(range(5))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(ValueError, match="does not match the checksum"):
+        checkpoint.load(path)
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_within_a_step_and_leaves_a_clear_line(tmp_path: Path) -> None:
+    arguments = [*RUN, "trainer.steps=100000", f"run_dir={tmp_path / 'run'}"]
+    process = subprocess.Popen(
+        command("train.py", *arguments), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    metrics = tmp_path / "run" / "autoencoder" / "metrics.jsonl"
+    while not (metrics.is_file() and metrics.stat().st_size > 2000):
+        time.sleep(0.2)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "stopped on request" in errors
+    assert "Traceback" not in errors

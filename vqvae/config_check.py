@@ -1,0 +1,144 @@
+"""Checks of a whole config before anything is built: keys, types, and which classes a `_target_` may name."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any
+
+ALLOWED_PREFIXES = ("vqvae.", "torch.optim.", "torch.nn.")
+SPECIAL_KEYS = {"_target_", "_partial_"}
+TOP_LEVEL = (
+    "seed run_dir stages tokenizer init_from allow_targets "
+    "data model quantizer loss optimizer schedule trainer prior logger"
+)
+PRIOR = "network optimizer schedule trainer"
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used: one sentence that names the key, the value and what to do."""
+
+
+def suggest(name: str, valid: Iterable[str]) -> str:
+    """-> 'did you mean ...', or the list of what is valid where nothing is near."""
+    valid = list(dict.fromkeys(valid))
+    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"valid are: {', '.join(valid[:25])}"
+
+
+def check(cfg: dict[str, Any]) -> None:
+    """Raises ConfigError unless all keys are known, all targets allowed, all values of the type that is asked for.
+
+    It builds nothing, and imports nothing but the modules of allowed targets.
+    """
+    allowed = (*ALLOWED_PREFIXES, *cfg["allow_targets"])
+    check_keys("", list(cfg), TOP_LEVEL.split())
+    check_keys("prior", list(cfg["prior"]), PRIOR.split())
+    for key in sorted(cfg, key=lambda key: key == "model"):  # last, for it holds a copy of the quantizer
+        check_node(key, cfg[key], allowed)
+    for key, kind in {"seed": int, "stages": list[str]}.items():
+        if not fits(cfg[key], kind):
+            raise ConfigError(f"{key}={cfg[key]} is not {describe(kind)}")
+    if cfg["seed"] < 0:
+        raise ConfigError(f"seed must not be negative, got {cfg['seed']}")
+    for stage in cfg["stages"]:
+        if stage not in ("autoencoder", "prior"):
+            raise ConfigError(
+                f"stages may hold autoencoder and prior, got {stage}; " + suggest(stage, ["autoencoder", "prior"])
+            )
+
+
+def check_node(path: str, node: Any, allowed: tuple[str, ...]) -> None:
+    """Checks a node and all below it: see `check`."""
+    if isinstance(node, list):
+        for index, item in enumerate(node):
+            check_node(f"{path}.{index}", item, allowed)
+    if not isinstance(node, dict):
+        return
+    if "_target_" in node:
+        target = find_target(path, node["_target_"], allowed)
+        parameters = signature(target)
+        check_keys(path, [k for k in node if k not in SPECIAL_KEYS], [*parameters])
+        for key, annotation in parameters.items():
+            if key in node and not fits(node[key], annotation):
+                raise ConfigError(f"{path}.{key}={node[key]} is not {describe(annotation)}")
+    elif special := [k for k in node if str(k).startswith("_")]:
+        raise ConfigError(f"{path}.{special[0]} is not allowed")
+    for key, value in node.items():
+        check_node(f"{path}.{key}", value, allowed)
+
+
+def check_keys(path: str, keys: Iterable[Any], valid: list[str]) -> None:
+    for key in keys:
+        if key not in valid:
+            full = f"{path}.{key}" if path else str(key)
+            near = [f"{path}.{name}" if path else name for name in valid]
+            raise ConfigError(f"{full} is not a config key; " + suggest(full, near))
+
+
+def find_target(path: str, target: Any, allowed: tuple[str, ...]) -> type:
+    """The class that a `_target_` names. Raises ConfigError for anything but an allowed class, named where it is defined.
+
+    Functions and attribute paths through modules are refused: a prefix alone would let torch.nn.modules.module.torch.load by.
+    """
+    refused = ConfigError(
+        f"{path}._target_={target} is not a class of {', '.join(allowed)} "
+        "(allow_targets=[my_package.] on the command line allows your own)"
+    )
+    if not isinstance(target, str) or not target.startswith(allowed):
+        raise refused
+    module_name, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError):
+        raise refused from None
+    if not isinstance(found, type) or not found.__module__.startswith(allowed):
+        raise refused
+    if found.__module__.startswith("torch."):
+        import torch
+
+        if not issubclass(found, (torch.nn.Module, torch.optim.Optimizer)):
+            raise refused
+    return found
+
+
+def signature(target: type) -> dict[str, Any]:
+    """Constructor arguments and their types."""
+    try:
+        hints = typing.get_type_hints(target.__init__)  # type: ignore[misc]
+    except (NameError, TypeError):  # annotations of other packages need not resolve
+        hints = {}
+    return {name: hints.get(name, Any) for name in list(inspect.signature(target).parameters)}
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a config value is of a plain annotated type; classes of objects are for their constructors to judge."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, one) for one in arguments)
+    if origin in (list, tuple):
+        inner = arguments[0] if arguments else Any
+        return (
+            not isinstance(value, (str, dict)) and hasattr(value, "__iter__") and all(fits(one, inner) for one in value)
+        )
+    if annotation is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if annotation in (str, bool):
+        return isinstance(value, annotation)
+    return value is None if annotation is type(None) else True
+
+
+def describe(annotation: Any) -> str:
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) in (list, tuple):
+        return f"a list of which each item is {describe(arguments[0])}"
+    if arguments:
+        return " or ".join(describe(one) for one in arguments)
+    return names.get(annotation, str(annotation))
