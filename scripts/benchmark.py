@@ -29,7 +29,7 @@ from vqvae.data.loader import PictureFeed
 from vqvae.hardware import choose_precision, cpu_has_bf16, to_channels_last
 from vqvae.logger import read_lines
 from vqvae.optimizers import parameter_groups
-from vqvae.pipeline import Run
+from vqvae.pipeline import Run, train_autoencoder
 from vqvae.run_folder import RunFolder, table
 from vqvae.stop import StopRequest
 
@@ -203,15 +203,12 @@ def precision(overrides: list[str], folder: str, steps: int = 2000) -> None:
     for kind in ("fp32", "bf16"):
         run = new_run([*overrides, f"trainer.precision={kind}"], f"{folder}/precision-{kind}")
         run.cfg.trainer.update(steps=steps, eval_every_steps=0, preview_every_steps=0)
-        from vqvae.pipeline import train_autoencoder
-
         train_autoencoder(run, StopRequest())
         last = read_lines(run.folder.stage("autoencoder") / "metrics.jsonl")[-1]
         seconds = read_lines(run.folder.stage("autoencoder") / "timing.jsonl")[-1]["timing/seconds"]
         rows.append([kind, last["val/mse_over_variance"], last["val/codebook0/perplexity"], seconds])
-    print(
-        f"\nprecision, {steps} steps, batch {run.cfg.trainer.batch_size}: bf16's error is {rows[1][1] / rows[0][1]:.4f} of float32's"
-    )
+    ratio = rows[1][1] / rows[0][1]
+    print(f"\nprecision, {steps} steps, batch {run.cfg.trainer.batch_size}: bf16's error is {ratio:.4f} of float32's")
     print(table(["", "validation MSE / variance", "perplexity", "seconds of training"], rows))
 
 

@@ -7,12 +7,14 @@ import torch
 
 from vqvae.losses.reconstruction import L1, MSE
 from vqvae.model import VQVAE
-from vqvae.networks import conv, resnet
+from vqvae.networks import conv, patch, resnet
+from vqvae.networks.blocks import DepthToSpace, SpaceToDepth
 from vqvae.quantizers.scalar import FSQ
 from vqvae.schedules import Constant, Cosine
 
 PAIRS = {
     "conv": (conv, {"widths": [8, 16], "residual_width": 8, "residual_blocks": 1}),
+    "patch": (patch, {"patch": 4, "width": 8, "hidden": 8, "depth": 1}),
     "resnet": (resnet, {"widths": [8, 16, 16], "depth": 1, "attention_strides": [2, 4]}),
 }
 
@@ -26,6 +28,15 @@ def test_encoder_and_decoder_mirror_each_other_in_every_number_of_dims(name: str
     latents = encoder(torch.randn(2, 3, *size))
     assert latents.shape == (2, 6, *(length // encoder.stride for length in size))
     assert decoder(latents).shape == (2, decoder.channels, *size) == (2, 5, *size)
+
+
+@pytest.mark.parametrize("size", [(8,), (8, 4), (4, 8, 4)])
+def test_patches_become_channels_and_back_and_agree_with_pytorch_in_two_dims(size: tuple[int, ...]) -> None:
+    x = torch.randn(2, 3, *size)
+    packed = SpaceToDepth(4)(x)
+    assert torch.equal(DepthToSpace(4)(packed), x)
+    if len(size) == 2:
+        assert torch.equal(packed, torch.nn.functional.pixel_unshuffle(x, 4))
 
 
 def two_levels() -> VQVAE:

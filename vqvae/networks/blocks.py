@@ -37,13 +37,15 @@ class Decoder(nn.Module):
 
 
 class ReluResidual(nn.Module):
-    """x + [ReLU, 3x3 to `hidden`, ReLU, 1x1 back] (arXiv 1711.00937, section 4.1). (B, width, *s) -> same."""
+    """x + [ReLU, 3x3 to `hidden`, ReLU, 1x1 or 3x3 back]. (B, width, *s) -> same.
 
-    def __init__(self, ndim: int, width: int, hidden: int) -> None:
+    1x1 (`last_kernel` 1) is the block of the VQ-VAE paper (arXiv 1711.00937, section 4.1).
+    """
+
+    def __init__(self, ndim: int, width: int, hidden: int, last_kernel: int = 1) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.ReLU(), conv(ndim, width, hidden, 3, padding=1), nn.ReLU(), conv(ndim, hidden, width, 1)
-        )
+        last = conv(ndim, hidden, width, last_kernel, padding=last_kernel // 2)
+        self.layers = nn.Sequential(nn.ReLU(), conv(ndim, width, hidden, 3, padding=1), nn.ReLU(), last)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x)
@@ -97,6 +99,36 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class SpaceToDepth(nn.Module):
+    """Patches of `patch` positions along every dim become channels. (B, C, *S) -> (B, C patch^n, *S / patch)."""
+
+    def __init__(self, patch: int) -> None:
+        super().__init__()
+        self.patch = patch
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, p = x.ndim - 2, self.patch
+        split = [part for length in x.shape[2:] for part in (length // p, p)]
+        x = x.reshape(*x.shape[:2], *split)  # (B, C, s1, p, s2, p, ...)
+        order = [0, 1, *range(3, 3 + 2 * n, 2), *range(2, 2 + 2 * n, 2)]
+        return x.permute(order).flatten(1, 1 + n)  # (B, C p^n, *s)
+
+
+class DepthToSpace(nn.Module):
+    """The inverse of SpaceToDepth. (B, C patch^n, *s) -> (B, C, *s x patch)."""
+
+    def __init__(self, patch: int) -> None:
+        super().__init__()
+        self.patch = patch
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, p = x.ndim - 2, self.patch
+        grid = x.shape[2:]
+        x = x.reshape(x.shape[0], -1, *[p] * n, *grid)  # (B, C, p, p, ..., s1, s2, ...)
+        order = [0, 1] + [axis for dim in range(n) for axis in (2 + n + dim, 2 + dim)]
+        return x.permute(order).reshape(x.shape[0], -1, *[length * p for length in grid])  # (B, C, *s p)
 
 
 class ShiftedConv2d(nn.Module):
