@@ -64,9 +64,9 @@ def draw_chunk(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
 
     axis = (torch.arange(size) + 0.5) / size * 2 - 1  # pixel centres in [-1, 1]
     y, x = axis[:, None], axis[None, :]
-    radius = uniform(0.4, 0.75)
-    slack = (1 - 0.8 * radius).clamp_min(0)  # a shape may touch the border, its middle stays inside
-    dx, dy, angle = x - uniform(-1, 1) * slack, y - uniform(-1, 1) * slack, uniform(0, 2 * math.pi)
+    radius = uniform(0.5, 0.85)
+    slack = 1 - radius  # the whole shape lies inside the picture
+    dx, dy, angle = x - uniform(-1, 1) * slack, y - uniform(-1, 1) * slack, uniform(-0.5, 0.5)
     u = (dx * angle.cos() + dy * angle.sin()) / radius  # (n, size, size): the shape's own coordinates
     v = (dy * angle.cos() - dx * angle.sin()) / radius
     distance = torch.empty(n, size, size)
@@ -75,25 +75,25 @@ def draw_chunk(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
         distance[chosen] = signed_distance(u[chosen], v[chosen])
     cover = (0.5 - distance * radius * size / 2).clamp(0, 1)[:, None]  # (n, 1, size, size), edges one pixel wide
 
-    ground, fill = uniform(0, 1, 3), uniform(0, 1, 3)
-    contrast = (fill - ground).abs().amax(1, keepdim=True)
-    fill = torch.where(contrast < 0.35, 1 - fill, fill)  # a shape that nobody could see teaches nothing
-    back = texture(x, y, ground, uniform, generator)
-    front = texture(u[:, None], v[:, None], fill, uniform, generator)
+    ground, fill = uniform(0.0, 0.45, 3), uniform(0.55, 1.0, 3)  # bright on dark: every shape can be seen
+    back = texture(x, y, ground, 1.0, uniform, generator)
+    front = texture(u[:, None], v[:, None], fill, 0.5, uniform, generator)
     picture = back * (1 - cover) + front * cover
     return (picture.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def texture(x: Tensor, y: Tensor, colour: Tensor, uniform: Callable[..., Tensor], generator: torch.Generator) -> Tensor:
+def texture(
+    x: Tensor, y: Tensor, colour: Tensor, strength: float, uniform: Callable[..., Tensor], generator: torch.Generator
+) -> Tensor:
     """A colour (n, 3, 1, 1) with a gradient, stripes and soft noise on coordinates x, y -> (n, 3, size, size)."""
     n, size = len(colour), y.shape[-2]
-    angle, frequency = uniform(0, 2 * math.pi, 1), uniform(2, 9, 1)
+    angle, frequency = uniform(0, 2 * math.pi, 1), uniform(2, 7, 1)
     along = x * angle.cos() + y * angle.sin()  # (n, 1, size, size)
     stripes = torch.sin(along * frequency + uniform(0, 2 * math.pi, 1))
-    gradient = (x * uniform(-1, 1, 1) + y * uniform(-1, 1, 1)) * uniform(-0.25, 0.25, 3)
+    gradient = (x * uniform(-1, 1, 1) + y * uniform(-1, 1, 1)) * uniform(-0.15, 0.15, 3)
     coarse = torch.rand(n, 1, 7, 7, generator=generator) - 0.5
     noise = F.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=True)
-    return colour + stripes * uniform(-0.16, 0.16, 3) + gradient + noise * uniform(-0.35, 0.35, 3)
+    return colour + strength * (stripes * uniform(-0.08, 0.08, 1) + gradient + noise * uniform(-0.12, 0.12, 1))
 
 
 def box(u: Tensor, v: Tensor, half_u: float, half_v: float) -> Tensor:
