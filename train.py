@@ -14,8 +14,6 @@ def main(cfg: Any) -> float | None:
     cfg = resolve(cfg)
     check_train(cfg)
 
-    from tqdm.contrib.logging import logging_redirect_tqdm
-
     from vqvae import distributed
     from vqvae.run_folder import RunFolder
     from vqvae.stop import Stopped, StopRequest
@@ -26,8 +24,7 @@ def main(cfg: Any) -> float | None:
     other = adopt_config(cfg)
     folder = RunFolder.prepare(cfg)
     try:
-        with logging_redirect_tqdm():
-            return run_stages(folder, other, stop)
+        return run_stages(folder, other, stop)
     except Stopped as stopped:
         sys.stderr.write(f"{stopped}; python train.py with run_dir={folder.path} and the same overrides continues\n")
         raise SystemExit(stop.exit_code) from None
@@ -43,7 +40,9 @@ def adopt_config(cfg: Any) -> Any:
 
     from vqvae.run_folder import RunFolder
 
-    other = RunFolder.load(cfg.tokenizer, list(cfg.allow_targets))
+    other = RunFolder.load(cfg.tokenizer, list(cfg.allow_targets), "tokenizer")
+    if other.weights_file("autoencoder") is None:
+        raise ConfigError(f"tokenizer={cfg.tokenizer} has no finished autoencoder")
     brought = ("data", "model", "quantizer", "loss")
     for override in HydraConfig.get().overrides.task:
         if override.lstrip("+~").split("=")[0].split(".")[0].split("/")[0] in brought:
@@ -55,6 +54,8 @@ def adopt_config(cfg: Any) -> Any:
 
 def run_stages(folder: Any, other: Any, stop: Any) -> float | None:
     """Checks the whole config, trains what is asked for and not finished, then writes pictures and the summary."""
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
     from vqvae.pipeline import Run, train_autoencoder, train_prior
     from vqvae.report import summarise
 
@@ -63,12 +64,13 @@ def run_stages(folder: Any, other: Any, stop: Any) -> float | None:
     folder.create()
     if other is not None:
         folder.adopt_tokenizer(other)
-    if "autoencoder" in run.cfg.stages:
-        train_autoencoder(run, stop)
-    tokenizer = run.tokenizer()
-    if "prior" in run.cfg.stages:
-        train_prior(run, tokenizer, stop)
-    return summarise(run, tokenizer, stop)
+    with logging_redirect_tqdm():
+        if "autoencoder" in run.cfg.stages:
+            train_autoencoder(run, stop)
+        tokenizer = run.tokenizer()
+        if "prior" in run.cfg.stages:
+            train_prior(run, tokenizer, stop)
+        return summarise(run, tokenizer, stop)
 
 
 if __name__ == "__main__":

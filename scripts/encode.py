@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from vqvae.config import check_keys_of, entry_point, resolve
+from vqvae.config import ConfigError, check_keys_of, entry_point, resolve
+from vqvae.config_check import fits
 
 
 @entry_point("encode")
@@ -15,6 +16,9 @@ def main(cfg: Any) -> None:
     """Writes <run_dir>/codes/<split> for every split that is asked for."""
     cfg = resolve(cfg)
     check_keys_of("encode", cfg)
+    known = ["train", "val", "test"]
+    if not fits(cfg.splits, list[str]) or not set(cfg.splits) <= set(known):
+        raise ConfigError(f"splits={cfg.splits} must be a list of {', '.join(known)}, such as [train,val]")
 
     from vqvae.pipeline import Run
     from vqvae.run_folder import RunFolder

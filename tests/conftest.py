@@ -21,6 +21,7 @@ TINY = [
     "debug=fast",
     "data.train_count=96",
     "data.val_count=20",
+    "model=conv",
     "model.encoders.0.widths=[8,8]",
     "model.encoders.0.residual_width=4",
     "model.encoders.0.residual_blocks=1",

@@ -127,7 +127,7 @@ def test_a_folder_of_pictures_trains_both_stages_from_the_command_line(tmp_path:
 @pytest.mark.parametrize("quantizer", ["vq", "fsq"])
 @pytest.mark.parametrize("model", ["conv", "resnet"])
 def test_other_quantizers_and_networks_run_both_stages(quantizer: str, model: str, tmp_path: Path) -> None:
-    own = [a for a in TINY if not a.startswith("model.")]
+    own = [a for a in TINY if not a.startswith("model")]
     small = {"conv": "model.encoders.0.widths=[8,8]", "resnet": "model.encoders.0.widths=[8,8,8]"}[model]
     arguments = [*own, f"quantizer={quantizer}", f"model={model}", small, f"run_dir={tmp_path / 'run'}", "loss=l1"]
     train_inside(*arguments)
@@ -143,7 +143,7 @@ def test_identity_is_a_plain_autoencoder(tmp_path: Path) -> None:
 
 def test_overfit_shows_that_the_networks_can_learn(tmp_path: Path) -> None:
     own = [a for a in TINY if not a.startswith(("debug", "model", "quantizer"))]
-    train_inside(*own, "debug=overfit", "stages=[autoencoder]", "model=conv", f"run_dir={tmp_path / 'run'}")
+    train_inside(*own, "debug=overfit", "stages=[autoencoder]", "model=patch", f"run_dir={tmp_path / 'run'}")
     losses = [
         line["train/loss"] for line in lines(tmp_path / "run" / "autoencoder" / "metrics.jsonl") if "train/loss" in line
     ]

@@ -75,16 +75,27 @@ WRONG = {
     "data.resident=disk": "data.resident must be one of auto, device, memory, stream, got 'disk'",
     "data=folder": "data.root",
     "seed=-1": "seed must not be negative, got -1",
-    "tokenizer=/nowhere": "run_dir=/nowhere holds no run",
+    "tokenizer=/nowhere": "tokenizer=/nowhere holds no run",
+    "init_from=/nowhere": "init_from=/nowhere holds no run",
+    "run_dir=5": "run_dir=5 is not a text or null",
+    "allow_targets=mine.": "allow_targets=mine. is not a list",
+    "allow_targets=[mine]": "allow_targets=mine must end with a dot",
+    "stages=[prior]": "has no finished autoencoder",
+    "optimizer.betas=[0.9]": "optimizer: ",
+    "~trainer.steps": "trainer: ",
     "optimizer._target_=os.system": "optimizer._target_=os.system is not a class of",
 }
+
+
+def own_folder(override: str, tmp_path: Path) -> list[str]:
+    return [] if override.startswith("run_dir") else [f"run_dir={tmp_path / 'run'}"]
 
 
 @pytest.mark.parametrize("override", WRONG)
 def test_a_mistake_is_one_sentence_that_names_key_value_and_way_out(
     override: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    message = error_of(capsys, *TINY, *SMALL_CODEBOOK, f"run_dir={tmp_path / 'run'}", override)
+    message = error_of(capsys, *TINY, *SMALL_CODEBOOK, *own_folder(override, tmp_path), override)
     assert WRONG[override] in message
     assert message.startswith("error: ")
     assert message.count("\n") == 1

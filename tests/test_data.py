@@ -169,6 +169,23 @@ def test_one_folder_is_split_by_the_seed_without_overlap(tmp_path: Path) -> None
     assert data.split("val").fingerprint == val.fingerprint
 
 
+def test_files_of_the_same_names_and_sizes_but_other_pictures_are_another_data_set(tmp_path: Path) -> None:
+    for index, split in enumerate(("train", "val")):
+        picture(tmp_path / "p" / split / "0.bmp", index)
+    data = folder(tmp_path / "p", tmp_path / "cache")
+    train, val = (PictureLoader(data, data.split(name), CPU) for name in ("train", "val"))
+    assert train.split.fingerprint != val.split.fingerprint
+    assert not torch.equal(train.images, val.images)  # type: ignore[arg-type]
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    for name in ("0.png", "1.png"):
+        Image.fromarray(np.full((16, 16), 40000, np.uint16)).save(tmp_path / "p" / name)
+    split = folder(tmp_path / "p", tmp_path / "cache").split("train")
+    assert abs(int(split.read(0).float().mean()) - 40000 // 257) <= 1
+
+
 def test_a_limit_spreads_over_the_classes_and_is_another_data_set(classes: Path, tmp_path: Path) -> None:
     split = folder(classes, tmp_path).split("train")
     few = split.limited(4)
@@ -207,7 +224,7 @@ def test_code_stores_use_the_smallest_type_and_refuse_what_does_not_fit(tmp_path
     }
     labels = torch.arange(9)
     parts = torch.arange(9).split(4)
-    CodeStore.write(tmp_path / "s", header, labels, ((i, [m[i] for m in codes]) for i in parts))
+    CodeStore.write(tmp_path / "s", header, 9, ((i, [m[i] for m in codes], labels[i]) for i in parts))
     store = CodeStore(tmp_path / "s")
     chosen = torch.tensor([8, 0, 3])
     assert all(torch.equal(a, b[chosen]) for a, b in zip(store.codes(chosen), codes))

@@ -199,7 +199,7 @@ def test_an_ema_code_that_nothing_chooses_stays_where_it_is() -> None:
 
 
 def test_a_skipped_step_changes_no_state_even_with_nan_inside() -> None:
-    quantizer = vector_quantizer(EMACodebook(8, 4, 0.9, 1e-5), revival=RandomRevival(8, 0.5, 0.9, 1))
+    quantizer = vector_quantizer(EMACodebook(8, 4, 0.9, 1e-5), revival=RandomRevival(8, 0.5, 0.9, 1, 1.0))
     before = {key: value.clone() for key, value in quantizer.state_dict().items()}
     quantizer.begin_step(0, 10)
     quantizer(torch.full((2, 4, 3), float("nan")))
@@ -248,7 +248,7 @@ def test_codebook_loss_moves_codes_only_and_commitment_moves_the_encoder_only() 
 
 def test_random_revival_replaces_exactly_the_codes_that_are_not_used() -> None:
     codebook = EMACodebook(4, 2, 0.5, 1e-5)
-    quantizer = vector_quantizer(codebook, revival=RandomRevival(4, threshold=0.5, decay=0.0, every_steps=1))
+    quantizer = vector_quantizer(codebook, revival=RandomRevival(4, threshold=0.5, decay=0.0, every_steps=1, until=1.0))
     start = torch.tensor([[0.0, 0.0], [1.0, 1.0], [50.0, 50.0], [60.0, 60.0]])
     codebook.replace(torch.ones(4, dtype=torch.bool), start)
     data = torch.tensor([[0.0, 0.1], [1.0, 0.9], [0.1, 0.0], [0.9, 1.0]])

@@ -94,11 +94,24 @@ def test_the_same_command_on_a_finished_run_trains_nothing(finished_run: Path) -
     assert "prior: finished before" in (finished_run / "train.log").read_text()
 
 
+def test_run_dir_alone_continues_with_the_config_that_lies_there(finished_run: Path) -> None:
+    train_inside(f"run_dir={finished_run}", "logger=off")
+    assert (finished_run / "train.log").read_text().count("prior: finished before") >= 1
+
+
+def test_a_corrected_mistake_is_not_refused_as_another_config(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*TINY, *SMALL_CODEBOOK, "stages=[autoencoder]", f"run_dir={tmp_path / 'run'}"]
+    error_of(capsys, *arguments, "init_from=/nowhere")
+    train_inside(*arguments)
+
+
 def test_another_config_for_the_same_folder_is_refused_with_the_difference(
     finished_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = error_of(capsys, *TINY, *SMALL_CODEBOOK, f"run_dir={finished_run}", "optimizer.lr=0.5")
-    assert "optimizer.lr is 0.001 there, 0.5 here" in message
+    assert "optimizer.lr is 0.002 there, 0.5 here" in message
 
 
 def test_a_damaged_last_checkpoint_is_stepped_over_and_the_log_says_so(

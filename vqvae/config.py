@@ -13,14 +13,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+if not (3, 10) <= sys.version_info < (3, 14):  # hydra-core 1.3 crashes on 3.14
+    sys.exit(f"error: this needs Python 3.10 to 3.13, and this is {sys.version.split()[0]}")
+
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vqvae.config_check import TOP_LEVEL, ConfigError, check, check_keys, describe, fits, suggest
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+PACKAGE = Path(__file__).resolve().parent
+CONFIGS = PACKAGE.parent / "configs"
 OmegaConf.register_new_resolver("sweep_dir", lambda run_dir: run_dir or "runs/sweep", replace=True)
 
 
@@ -35,6 +41,9 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
             except (ValueError, OSError, FloatingPointError) as error:
                 if not is_ours(error):
                     raise
+                if HydraConfig.get().mode == RunMode.MULTIRUN:  # the other jobs of the sweep go on
+                    sys.stderr.write(f"error: {one_line(str(error))}\n")
+                    return None
                 fail(str(error))
 
         def run() -> None:
@@ -43,6 +52,9 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
                 hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
             except (HydraException, OmegaConfBaseException) as error:
                 fail(explain(error, config_name))
+            except KeyboardInterrupt:
+                sys.stderr.write("interrupted\n")
+                raise SystemExit(130) from None
 
         return run
 
@@ -50,8 +62,12 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
 
 
 def fail(message: str) -> None:
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    sys.stderr.write(f"error: {one_line(message)}\n")
     raise SystemExit(2)
+
+
+def one_line(message: str) -> str:
+    return " ".join(message.split())
 
 
 def is_ours(error: BaseException) -> bool:
@@ -61,7 +77,10 @@ def is_ours(error: BaseException) -> bool:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and Path(trace.tb_frame.f_code.co_filename).resolve().is_relative_to(CONFIGS.parent)
+    if trace is None:
+        return False
+    file = Path(trace.tb_frame.f_code.co_filename).resolve()
+    return file.is_relative_to(PACKAGE) or file in (PACKAGE.parent / "train.py", PACKAGE.parent / "sample.py")
 
 
 # ---- messages for what Hydra refuses
@@ -87,7 +106,7 @@ def explain(error: Exception, config_name: str) -> str:
 def unknown_key(key: str, config_name: str) -> str:
     """-> '<key> is not a config key; did you mean ...'."""
     with_groups = [g for g in groups() if g not in TOP_LEVEL.split()]
-    chosen = [a for a in sys.argv[1:] if a.split("=")[0] in groups()]
+    chosen = [a.split(",")[0] for a in sys.argv[1:] if a.split("=")[0] in groups()]  # of a sweep, the first choice
     keys = list(flatten(OmegaConf.to_container(compose(config_name, chosen), resolve=False)))
     same_parent = [k for k in keys if k.rpartition(".")[0] == key.rpartition(".")[0]]
     return f"{key} is not a config key or group; " + suggest(key, same_parent + keys + with_groups)
@@ -168,7 +187,7 @@ def build(node: Any, path: str, **runtime: Any) -> Any:
     try:
         return hydra.utils.instantiate(node, _convert_="all", **runtime)
     except InstantiationException as error:
-        if not isinstance(error.__cause__, ValueError):
+        if not isinstance(error.__cause__, (ValueError, TypeError, AttributeError)):
             raise
         match = re.search(r"full_key: (\S+)", str(error))
         key, message = match[1] if match else path, str(error.__cause__)

@@ -16,6 +16,14 @@ TOP_LEVEL = (
     "seed run_dir stages tokenizer init_from allow_targets "
     "data model quantizer loss optimizer schedule trainer prior logger"
 )
+TOP_LEVEL_TYPES: dict[str, typing.Any] = {
+    "seed": int,
+    "run_dir": str | None,
+    "stages": list[str],
+    "tokenizer": str | None,
+    "init_from": str | None,
+    "allow_targets": list[str],
+}
 PRIOR = "network optimizer schedule trainer"
 
 
@@ -35,14 +43,20 @@ def check(cfg: dict[str, Any]) -> None:
 
     It builds nothing, and imports nothing but the modules of allowed targets.
     """
-    allowed = (*ALLOWED_PREFIXES, *cfg["allow_targets"])
     check_keys("", list(cfg), TOP_LEVEL.split())
+    for key, kind in TOP_LEVEL_TYPES.items():
+        if not fits(cfg[key], kind):
+            raise ConfigError(f"{key}={cfg[key]} is not {describe(kind)}")
+    for prefix in cfg["allow_targets"]:
+        if not prefix.endswith("."):
+            raise ConfigError(f"allow_targets={prefix} must end with a dot, such as my_package.")
+    allowed = (*ALLOWED_PREFIXES, *cfg["allow_targets"])
+    for group in TOP_LEVEL.split()[len(TOP_LEVEL_TYPES) :]:
+        if not isinstance(cfg[group], dict):
+            raise ConfigError(f"{group}={cfg[group]} is not a choice of this group; see --help")
     check_keys("prior", list(cfg["prior"]), PRIOR.split())
     for key in sorted(cfg, key=lambda key: key == "model"):  # last, for it holds a copy of the quantizer
         check_node(key, cfg[key], allowed)
-    for key, kind in {"seed": int, "stages": list[str]}.items():
-        if not fits(cfg[key], kind):
-            raise ConfigError(f"{key}={cfg[key]} is not {describe(kind)}")
     if cfg["seed"] < 0:
         raise ConfigError(f"seed must not be negative, got {cfg['seed']}")
     for stage in cfg["stages"]:

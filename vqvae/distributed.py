@@ -60,8 +60,8 @@ def broadcast_object(value: Any) -> Any:
 
 
 def all_reduce_sum(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Sums over ranks of tensors of one dtype, by one collective. Returns new tensors of the same shapes."""
-    if world_size() == 1:
+    """Sums over ranks of tensors of one dtype, by one collective -> tensors of the same shapes."""
+    if world_size() == 1 or not tensors:
         return list(tensors)
     flat = torch.cat([t.reshape(-1) for t in tensors])
     dist.all_reduce(flat)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from vqvae.images import write_png
 
 log = logging.getLogger(__name__)
 MODES = ("auto", "online", "offline", "off")
+ARTIFACTS: dict[str, Any] = {}  # by name, of the stages that this process has logged: the sources of later ones
 
 
 @dataclass(kw_only=True)
@@ -74,15 +77,14 @@ class Logger:
             if self._run is not None:
                 import wandb
 
-                self._run.log({"step": step, f"pictures/{name}": wandb.Image(str(path))})
+                self._mirror(lambda run: run.log({"step": step, f"pictures/{name}": wandb.Image(str(path))}))
         return path
 
     def alert(self, step: int, title: str, text: str) -> None:
         """A warning in the log, and a wandb alert."""
         if distributed.is_main():
             log.warning("step %d: %s: %s", step, title, text)
-            if self._run is not None:
-                self._run.alert(title=title, text=text)
+            self._mirror(lambda run: run.alert(title=title, text=text))
 
     def artifact(self, name: str, kind: str, path: Path | None, metadata: dict[str, Any], made_from: list[str]) -> None:
         """Logs a file or folder as a wandb artifact. `made_from` names the artifacts of this run folder it came from.
@@ -99,15 +101,28 @@ class Logger:
             artifact.add_dir(str(path))
         else:
             artifact.add_file(str(path))
-        if not self._run.offline:
-            for source in made_from:
-                self._run.use_artifact(f"{prefix}-{source}:latest")
-        self._run.log_artifact(artifact)
+        for source in made_from:
+            if not self._run.offline and source in ARTIFACTS:  # logged by an earlier stage of this process
+                self._mirror(functools.partial(use_artifact, ARTIFACTS[source]))
+        self._mirror(lambda run: run.log_artifact(artifact))
+        ARTIFACTS[name] = artifact
 
     def finish(self) -> None:
         """Closes the wandb run: the next stage, or job of a sweep, has its own."""
-        if self._run is not None:
-            self._run.finish()
+        ran, self._run = self._run, None
+        if ran is not None:
+            ran.finish()
+
+    def _mirror(self, send: Callable[[Any], Any]) -> None:
+        """Does something with the wandb run, if there is one; trouble with it ends the mirroring, not the training."""
+        if self._run is None:
+            return
+        import wandb
+
+        try:
+            send(self._run)
+        except (wandb.errors.Error, OSError, ValueError) as error:
+            log.warning("wandb failed (%s): from here on only files are written", error)
             self._run = None
 
     def _write(self, name: str, step: int, values: dict[str, Any]) -> None:
@@ -115,8 +130,7 @@ class Logger:
             return
         with (self.folder / name).open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
-        if self._run is not None:
-            self._run.log({"step": step, **{key: to_wandb(value) for key, value in values.items()}})
+        self._mirror(lambda run: run.log({"step": step, **{key: to_wandb(value) for key, value in values.items()}}))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -150,9 +164,10 @@ def start_wandb(folder: Path, stage: str, settings: Wandb, config: dict[str, Any
     id_file = folder / "wandb_id"
     if not id_file.is_file():
         id_file.write_text(secrets.token_hex(4))
-    mode = settings.mode
-    if mode == "auto":
-        mode = "online" if logged_in() else "offline"
+    mode = os.environ.get("WANDB_MODE", "auto") if settings.mode == "auto" else settings.mode
+    if mode in ("auto", "online") and not logged_in():
+        mode = "offline"  # wandb would ask for a key otherwise
+    mode = "online" if mode == "auto" else mode
     name = run_name(config)
     try:
         run = wandb.init(
@@ -185,6 +200,12 @@ def logged_in() -> bool:
 
     url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     return bool(os.environ.get("WANDB_API_KEY")) or requests.utils.get_netrc_auth(url) is not None
+
+
+def use_artifact(artifact: Any, run: Any) -> None:
+    """Records that a run was made from an artifact that was logged before, once the upload is done."""
+    artifact.wait()
+    run.use_artifact(artifact)
 
 
 def to_wandb(value: Any) -> Any:

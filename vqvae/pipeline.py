@@ -78,8 +78,10 @@ class Run:
     def variance(self) -> float:
         """Of the training pictures, in [-1, 1]; computed once and kept in the run folder."""
         file = self.folder.path / "variance.txt"
-        if not file.is_file() and distributed.is_main():
-            checkpoint.write_bytes(file, repr(self.loader("train").variance()).encode())
+        if not file.is_file():
+            loader = self.loader("train")  # on every rank, for it waits for rank 0 to decode
+            if distributed.is_main():
+                checkpoint.write_bytes(file, repr(loader.variance()).encode())
         distributed.barrier()
         return float(file.read_text())
 
@@ -88,7 +90,14 @@ class Run:
 
         Raises ConfigError, or ValueError for data that cannot be read.
         """
-        model, _ = build_model(self.cfg, self.data, variance=1.0)
+        stage = self.autoencoder_stage(variance=1.0)
+        model = stage.model
+        if self.cfg.init_from is not None:
+            start_from(
+                RunFolder.load(self.cfg.init_from, list(self.cfg.allow_targets), "init_from"), "autoencoder", stage
+            )
+        if "autoencoder" not in self.cfg.stages and self.cfg.tokenizer is None:
+            self.folder.weights("autoencoder")
         build(self.cfg.logger, "logger")
         check_settings(self.cfg, "", len(self.split("train")))
         self.split("val")
@@ -135,7 +144,7 @@ class Run:
             "data": loader.split.fingerprint,
         }
         if not path.is_dir():
-            CodeStore.write(path, header, loader.split.labels, encode(tokenizer, loader, self.data.image_size, stop))
+            CodeStore.write(path, header, len(loader), encode(tokenizer, loader, self.data.image_size, stop))
         store = CodeStore(path)
         store.require(**header)
         return store
@@ -162,9 +171,8 @@ def build_model(cfg: Any, data: Pictures, variance: float) -> tuple[VQVAE, Recon
     build(cfg.quantizer, "quantizer")  # by itself, so that an error names the user's key and not its copy below `model`
     reconstruction: ReconstructionLoss = build(cfg.loss, "loss", variance=variance)
     node = cfg.model.copy()
-    node.decoders[0].channels = reconstruction.decoder_channels(
-        data.channels
-    )  # [0]: the finest, which makes the output
+    finest = node.decoders[0]  # the one that makes the output
+    finest.channels = reconstruction.decoder_channels(data.channels)
     model: VQVAE = build(node, "model")
     try:
         model.code_shapes(data.size)
@@ -179,7 +187,7 @@ def check_settings(node: Any, prefix: str, train_size: int) -> None:
     build(node.schedule, prefix + "schedule")
     try:
         build(node.optimizer, prefix + "optimizer")([torch.nn.Parameter(torch.zeros(1))])
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, IndexError) as error:
         raise ConfigError(f"{prefix}optimizer: {error}") from error
     if settings.batch_size > train_size:
         raise ConfigError(
@@ -189,12 +197,12 @@ def check_settings(node: Any, prefix: str, train_size: int) -> None:
 
 def encode(
     tokenizer: Tokenizer, loader: PictureLoader, image_size: int, stop: StopRequest | None, chunk: int = 256
-) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """This rank's pictures of a split -> (indices, code maps), in chunks. Raises Stopped on request."""
+) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
+    """This rank's pictures of a split -> (indices, code maps, labels), in chunks. Raises Stopped on request."""
     chunks = chunks_of_rank(len(loader), chunk)
     bar = tqdm(total=sum(map(len, chunks)), desc=f"encoding {loader.split.name}", unit="picture", disable=bar_hidden())
-    for indices, (images, _) in zip(chunks, loader.batches(chunks)):
-        yield indices, tokenizer.encode(normalise(centre_crop(images, image_size)))
+    for indices, (images, labels) in zip(chunks, loader.batches(chunks)):
+        yield indices, tokenizer.encode(normalise(centre_crop(images, image_size))), labels.cpu()
         bar.update(len(indices))
         if stop is not None and stop.agreed(may_talk=False):
             raise Stopped("stopped on request while encoding; encoding starts again next time")
@@ -211,7 +219,7 @@ def train_autoencoder(run: Run, stop: StopRequest) -> None:
     seed_everything(cfg.seed, 0)
     stage = run.autoencoder_stage(run.variance())
     if cfg.init_from is not None:
-        start_from(RunFolder.load(cfg.init_from, list(cfg.allow_targets)), "autoencoder", stage)
+        start_from(RunFolder.load(cfg.init_from, list(cfg.allow_targets), "init_from"), "autoencoder", stage)
     feed = PictureFeed(run.data, train, val, cfg.trainer.batch_size, cfg.seed)
     trainer = run.trainer("autoencoder", cfg, stop, stage, feed)
     try:
@@ -232,7 +240,7 @@ def train_prior(run: Run, tokenizer: Tokenizer, stop: StopRequest) -> None:
     seed_everything(run.cfg.seed, 1)
     stage = PriorStage(run.new_prior(tokenizer.model), tokenizer.decode)
     if run.cfg.init_from is not None:
-        other = RunFolder.load(run.cfg.init_from, list(run.cfg.allow_targets))
+        other = RunFolder.load(run.cfg.init_from, list(run.cfg.allow_targets), "init_from")
         if other.weights_file("prior"):
             start_from(other, "prior", stage)
     feed = CodeFeed(stores["train"], stores["val"], node.trainer.batch_size, run.cfg.seed, run.device)
@@ -256,12 +264,11 @@ def start_from(other: RunFolder, stage_name: str, stage: Any) -> None:
         network = stage.networks[name]
         own = {key: tuple(value.shape) for key, value in network.state_dict().items()}
         given = {key: tuple(value.shape) for key, value in state.items()}
-        parameters = {key for key, _ in network.named_parameters()}
-        unlike = sorted(key for key in own if own[key] != given.get(key) and (key in given or key in parameters))
+        unlike = sorted(key for key in own if own[key] != given.get(key) and (key in given or ".revival." not in key))
         if unlike:
             raise ConfigError(
                 f"init_from={other.path}: its {stage_name} has other weights than this config "
                 f"({len(unlike)} differ, {unlike[0]} is {given.get(unlike[0])} there, {own[unlike[0]]} here)"
             )
-        network.load_state_dict(state, strict=False)  # buffers of parts that only one of them has may be missing
+        network.load_state_dict(state, strict=False)  # what a revival has counted may be missing
     stage.initialised = True

@@ -25,7 +25,7 @@ STAGES = ("autoencoder", "prior")
 # What may differ when a run is continued: it decides where and how long, not what comes out.
 FREE_KEYS = re.compile(
     r"^(run_dir|stages|allow_targets|logger|data\.(root|resident|workers|cache_dir)"
-    r"|(prior\.)?trainer\.max_time_minutes)(\.|$)"
+    r"|(prior\.)?trainer\.(max_time_minutes|on_nonfinite))(\.|$)"
 )
 log = logging.getLogger(__name__)
 
@@ -37,12 +37,12 @@ class RunFolder:
         self.path, self.config = path, cfg
 
     @classmethod
-    def load(cls, path: str | Path, allow_targets: list[str]) -> RunFolder:
-        """An existing run, its config checked before anything is built. Raises ConfigError where there is none."""
+    def load(cls, path: str | Path, allow_targets: list[str], key: str = "run_dir") -> RunFolder:
+        """An existing run, its config checked before anything is built. Raises ConfigError, about `key`, if there is none."""
         folder = Path(path)
         file = folder / "config.yaml"
         if not file.is_file():
-            raise ConfigError(f"run_dir={path} holds no run (there is no {file})")
+            raise ConfigError(f"{key}={path} holds no run (there is no {file})")
         cfg = OmegaConf.load(file)
         if not isinstance(cfg, DictConfig):
             raise ConfigError(f"{file} is not a config")
@@ -55,14 +55,22 @@ class RunFolder:
     def prepare(cls, cfg: DictConfig) -> RunFolder:
         """The folder for a resolved config: new (and not made yet), or the one that holds a run of the same config.
 
+        Where the command line changes nothing that the result depends on, `run_dir` alone continues the run that lies there.
         Raises ConfigError, with the differences, where it holds a run of another config.
         """
         folder = Path(distributed.broadcast_object(str(choose_path(cfg))))
         cfg.run_dir = str(folder)
         file = folder / "config.yaml"
         if file.is_file():
-            found = differences(OmegaConf.load(file), cfg)
-            if found:
+            stored = OmegaConf.load(file)
+            assert isinstance(stored, DictConfig)
+            found = differences(stored, cfg)
+            if found and (keys := free_overrides()) is not None:
+                for key in keys:
+                    OmegaConf.update(stored, key, OmegaConf.select(cfg, key))
+                config.check_train(stored)
+                cfg = stored
+            elif found:
                 raise ConfigError(
                     f"run_dir={folder} holds a run with another config ({'; '.join(found)}): "
                     "choose another run_dir, or drop the changes to continue that run"
@@ -102,11 +110,10 @@ class RunFolder:
         """Copies another run's autoencoder, so that this folder stays whole."""
         if self.weights_file("autoencoder") is None and distributed.is_main():
             source = other.weights_file("autoencoder")
-            if source is None:
-                raise ConfigError(f"tokenizer={other.path} has no finished autoencoder")
+            assert source is not None, "checked before the folder was made"
             self.stage("autoencoder").mkdir(exist_ok=True)
-            for name in ("metrics.jsonl", "timing.jsonl"):
-                shutil.copyfile(other.stage("autoencoder") / name, self.stage("autoencoder") / name)
+            for name in ("autoencoder/metrics.jsonl", "autoencoder/timing.jsonl", "variance.txt"):
+                shutil.copyfile(other.path / name, self.path / name)
             checkpoint.write_bytes(self.stage("autoencoder") / source.name, source.read_bytes())
         distributed.barrier()
 
@@ -124,6 +131,14 @@ def choose_path(cfg: DictConfig) -> Path:
     if cfg.run_dir is not None:
         return Path(cfg.run_dir)
     return Path("runs") / time.strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def free_overrides() -> list[str] | None:
+    """The keys that this command overrides if all of them may differ when a run is continued, else None."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode == RunMode.MULTIRUN:
+        return None
+    keys = [override.lstrip("+").split("=")[0] for override in HydraConfig.get().overrides.task]
+    return keys if all(FREE_KEYS.match(key) for key in keys) else None
 
 
 def job_name(overrides: list[str]) -> str:
@@ -149,10 +164,10 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     return found
 
 
-def set_up_logging(folder: Path | None) -> None:
+def set_up_logging(folder: Path) -> None:
     """Log lines to the terminal, and to train.log in a run folder; only warnings from ranks other than 0."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
-    if folder is not None and distributed.is_main():
+    if distributed.is_main():
         handlers.append(logging.FileHandler(folder / "train.log"))
     level = logging.INFO if distributed.is_main() else logging.WARNING
     logging.basicConfig(

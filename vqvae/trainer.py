@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vqvae import checkpoint, distributed
-from vqvae.hardware import Clock, choose_precision, memory_mb, to_channels_last
+from vqvae.hardware import Clock, choose_precision, keep_freed_memory, memory_mb, to_channels_last
 from vqvae.logger import Logger
 from vqvae.optimizers import parameter_groups, reset_rows
 from vqvae.schedules import Schedule
@@ -54,6 +54,7 @@ class Trainer:
         self.stage, self.feed, self.config, self.schedule = stage, feed, config, schedule
         self.logger, self.checkpoints, self.seed, self.stop = logger, logger.folder / "checkpoints", seed, stop
         self.device = distributed.device()
+        keep_freed_memory()
         self.steps = config.total_steps(feed.train_size)
         self.bf16 = choose_precision(config.precision, self.device) == "bf16"
         stage.meters.to(self.device)
@@ -133,7 +134,7 @@ class Trainer:
                 with distributed.no_gradient_sync(self.stage.forwards[name], index < parts - 1):
                     (loss / parts).backward()
                 applied = applied & torch.isfinite(loss.detach())
-                self.add_to_window({key: value / parts for key, value in metrics.items()})
+                self.add_to_window(metrics, weight=1 / parts)
             if name is None:
                 break
             applied = self.update(name, step, applied)
@@ -148,7 +149,9 @@ class Trainer:
         """One optimizer step of one network, a no-op on the device unless loss and gradient are finite on all ranks."""
         optimizer = self.optimizers[name]
         parameters = [p for p in self.stage.networks[name].parameters() if p.grad is not None]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_grad_norm or math.inf)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.config.clip_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip_grad_norm, norm)
         applied = applied & torch.isfinite(norm)
         applied = distributed.all_reduce_sum([(~applied).float()])[0] == 0
         for group in optimizer.param_groups:
@@ -163,10 +166,11 @@ class Trainer:
         self.add_to_window({f"{name}/grad_norm": norm})
         return applied
 
-    def add_to_window(self, metrics: dict[str, Tensor]) -> None:
+    def add_to_window(self, metrics: dict[str, Tensor], weight: float = 1.0) -> None:
         for key, value in metrics.items():
-            value = value.detach().float()
-            self.window[key] = self.window[key] + value if key in self.window else value
+            if key not in self.window:
+                self.window[key] = torch.zeros((), device=self.device)
+            self.window[key].add_(value.detach(), alpha=weight)
 
     def log(self, step: int, bar: tqdm, clock: Clock) -> None:
         """Means over the steps since the last log; the one place where the host waits for the device."""
@@ -189,7 +193,7 @@ class Trainer:
         if skipped and self.config.on_nonfinite == "stop":
             raise FloatingPointError(
                 f"{self.logger.stage}: the loss was not finite in {skipped} steps up to step {step}; they changed "
-                "nothing. Lower the learning rate or set trainer.clip_grad_norm; trainer.on_nonfinite=skip goes on regardless"
+                "nothing. Lower the learning rate or set trainer.clip_grad_norm; trainer.on_nonfinite=skip goes on"
             )
         if step < self.steps and self.seconds >= (self.config.max_time_minutes or math.inf) * 60:
             log.info("%s: max_time_minutes is over, ending at step %d", self.logger.stage, step)
@@ -262,9 +266,10 @@ class Trainer:
 
     def finish(self, step: int) -> None:
         """Writes the stage's result: its last weights, or those of its best validation step."""
-        best = checkpoint.find(self.checkpoints, "best")
-        keep = self.stage.keeps_best and best
-        checkpoint.save(self.logger.folder, "weights", checkpoint.load(best[-1]) if keep else self.result(step))
+        if distributed.is_main():
+            best = checkpoint.find(self.checkpoints, "best")
+            keep = self.stage.keeps_best and best
+            checkpoint.save(self.logger.folder, "weights", checkpoint.load(best[-1]) if keep else self.result(step))
         distributed.barrier()
 
     def evaluating(self) -> Evaluating:

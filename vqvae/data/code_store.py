@@ -66,11 +66,14 @@ class CodeStore:
 
     @staticmethod
     def write(
-        path: Path, header: dict[str, object], labels: Tensor, batches: Iterator[tuple[Tensor, list[Tensor]]]
+        path: Path, header: dict[str, object], count: int, batches: Iterator[tuple[Tensor, list[Tensor], Tensor]]
     ) -> None:
-        """Writes a store from (indices, code maps) of each rank; the folder appears under its name when it is whole."""
+        """Writes a store of `count` pictures from (indices, code maps, labels) of each rank.
+
+        The folder appears under its name when it is whole.
+        """
         temporary = path.with_name(path.name + ".tmp")
-        shapes, sizes, count = header["code_shapes"], header["codebook_sizes"], len(labels)
+        shapes, sizes = header["code_shapes"], header["codebook_sizes"]
         assert isinstance(shapes, list)
         assert isinstance(sizes, list)
         if distributed.is_main():
@@ -78,12 +81,13 @@ class CodeStore:
             temporary.mkdir(parents=True)
             for m, (shape, size) in enumerate(zip(shapes, sizes)):
                 np.lib.format.open_memmap(temporary / f"codes_{m}.npy", "w+", smallest_dtype(size), (count, *shape))
-            np.save(temporary / "labels.npy", labels.numpy(), allow_pickle=False)
+            np.lib.format.open_memmap(temporary / "labels.npy", "w+", np.int64, (count,))
             (temporary / HEADER).write_text(json.dumps({"count": count, **header}, indent=2) + "\n")
         distributed.barrier()
-        files = [np.lib.format.open_memmap(temporary / f"codes_{m}.npy", "r+") for m in range(len(shapes))]
-        for indices, maps in batches:
-            for file, codes in zip(files, maps):
+        names = [*(f"codes_{m}.npy" for m in range(len(shapes))), "labels.npy"]
+        files = [np.lib.format.open_memmap(temporary / name, "r+") for name in names]
+        for indices, maps, labels in batches:
+            for file, codes in zip(files, [*maps, labels]):
                 file[indices.numpy()] = codes.cpu().numpy()
         for file in files:
             file.flush()

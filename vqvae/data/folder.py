@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from vqvae.data.pictures import Pictures, Split, fingerprint, no_labels
 
+CONTENT_PROBES = 64  # files whose content goes into the fingerprint, beside the name and size of all
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
@@ -28,10 +30,12 @@ class FolderSplit(Split):
     def read(self, index: int) -> Tensor:
         try:
             with Image.open(self.root / self.files[index]) as opened:
-                picture = ImageOps.exif_transpose(opened).convert("RGB" if self.channels == 3 else "L")
-                picture = fit(picture, self.read_size)
-        except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
-            raise OSError(str(error)) from error  # whatever Pillow says of a broken file
+                picture = ImageOps.exif_transpose(opened)
+                if picture.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip instead of scaling
+                    picture = picture.convert("I").point(lambda value: value / 257).convert("L")
+                picture = fit(picture.convert("RGB" if self.channels == 3 else "L"), self.read_size)
+        except Exception as error:  # Pillow's parsers raise whatever they run into: struct.error, AttributeError, ...
+            raise OSError(f"{type(error).__name__}: {error}") from error
         array = np.asarray(picture).reshape(self.read_size, self.read_size, self.channels)
         return torch.from_numpy(array.copy()).permute(2, 0, 1)  # (C, H, W)
 
@@ -98,12 +102,13 @@ class Folder(Pictures):
             held_out = max(1, round(len(files) * self.val_share))
             chosen = files[held_out:] if name == "train" else files[:held_out]
             return self._make("train" if name == "train" else "val", self.path, sorted(chosen))
-        if name == "val" and not (self.path / "val").is_dir():
-            name = "test"
+        other = {"val": "test", "test": "val"}.get(name, name)
+        if not (self.path / name).is_dir():
+            name = other
         folder = self.path / name
         files = find_pictures(folder) if folder.is_dir() else []
         if not files:
-            wanted = "val/ or test/" if name == "test" else f"{name}/"
+            wanted = f"{name}/" if name == "train" else "val/ or test/"
             raise ValueError(f"{self.path} has train/ but no pictures in {wanted}; validation needs some")
         return self._make(name, folder, files)
 
@@ -120,7 +125,9 @@ class Folder(Pictures):
                     )
                 labels[i] = index[class_name]
         sizes = [(file, (root / file).stat().st_size) for file in files]
-        identity = fingerprint(["folder", self.read_size, self.channels, sizes])
+        probed = files[:: max(1, len(files) // CONTENT_PROBES)]
+        contents = [hashlib.sha256((root / file).read_bytes()).hexdigest() for file in probed]
+        identity = fingerprint(["folder", name, self.read_size, self.channels, sizes, contents])
         return FolderSplit(name, labels, identity, root, files, self.read_size, self.channels)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -102,6 +103,7 @@ class PictureLoader:
             batch_sampler=batches(),
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # else it draws from the global one, and random codes would start elsewhere
         )
         for images, used in loader:
             yield images, used, wanted.pop(0)
@@ -133,7 +135,7 @@ class PictureLoader:
     def _write_cache(self, images_file: Path, used_file: Path, shape: tuple[int, int, int]) -> None:
         images_file.parent.mkdir(parents=True, exist_ok=True)
         count = len(self.split)
-        temporary = images_file.with_suffix(".tmp")
+        temporary = images_file.with_suffix(f".{os.getpid()}.tmp")  # two runs may decode the same set at once
         images = np.lib.format.open_memmap(temporary, "w+", np.uint8, (count, *shape))
         used_indices = np.empty(count, np.int64)
         with tqdm(total=count, desc=f"decoding {self.split.name}", unit="picture", disable=None) as bar:

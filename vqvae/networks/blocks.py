@@ -45,7 +45,7 @@ class ReluResidual(nn.Module):
     def __init__(self, ndim: int, width: int, hidden: int, last_kernel: int = 1) -> None:
         super().__init__()
         last = conv(ndim, hidden, width, last_kernel, padding=last_kernel // 2)
-        self.layers = nn.Sequential(nn.ReLU(), conv(ndim, width, hidden, 3, padding=1), nn.ReLU(), last)
+        self.layers = nn.Sequential(nn.ReLU(), conv(ndim, width, hidden, 3, padding=1), nn.ReLU(inplace=True), last)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x)

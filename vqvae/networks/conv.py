@@ -30,10 +30,10 @@ class Encoder(blocks.Encoder):
         self.stride = 2 ** len(widths)
         layers: list[nn.Module] = []
         for width_in, width in zip([channels, *widths], widths):
-            layers += [conv(ndim, width_in, width, 4, stride=2, padding=1), nn.ReLU()]
+            layers += [conv(ndim, width_in, width, 4, stride=2, padding=1), nn.ReLU(inplace=True)]
         layers += [conv(ndim, widths[-1], widths[-1], 3, padding=1)]
         layers += [ReluResidual(ndim, widths[-1], residual_width) for _ in range(residual_blocks)]
-        self.layers = nn.Sequential(*layers, nn.ReLU(), conv(ndim, widths[-1], dim, 1))
+        self.layers = nn.Sequential(*layers, nn.ReLU(inplace=True), conv(ndim, widths[-1], dim, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
@@ -52,7 +52,7 @@ class Decoder(blocks.Decoder):
         layers: list[nn.Module] = [conv(ndim, dim, widths[0], 3, padding=1)]
         layers += [ReluResidual(ndim, widths[0], residual_width) for _ in range(residual_blocks)]
         for width_in, width in zip(widths, [*widths[1:], channels]):
-            layers += [nn.ReLU(), conv_transpose(ndim, width_in, width, 4, stride=2, padding=1)]
+            layers += [nn.ReLU(inplace=True), conv_transpose(ndim, width_in, width, 4, stride=2, padding=1)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z_q: Tensor) -> Tensor:

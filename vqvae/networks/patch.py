@@ -29,7 +29,7 @@ class Encoder(blocks.Encoder):
             SpaceToDepth(patch),
             conv(ndim, channels * patch**ndim, width, 3, padding=1),
             *residual_stack(ndim, width, hidden, depth),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             conv(ndim, width, dim, 1),
         )
 
@@ -47,7 +47,7 @@ class Decoder(blocks.Decoder):
         self.layers = nn.Sequential(
             conv(ndim, dim, width, 3, padding=1),
             *residual_stack(ndim, width, hidden, depth),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             conv(ndim, width, channels * patch**ndim, 3, padding=1),
             DepthToSpace(patch),
         )

@@ -20,14 +20,14 @@ class GatedLayer(nn.Module):
     one, and after the same 700 steps the loss was 0.2 bits per code higher.)
     """
 
-    def __init__(self, width: int, kernel: int, first: bool, dropout: float) -> None:
+    def __init__(self, width: int, kernel: int, first: bool, last: bool, dropout: float) -> None:
         super().__init__()
         half = kernel // 2 + 1
         self.first = first
         self.vertical = ShiftedConv2d(width, 2 * width, (half, kernel), causal_width=False)
         self.horizontal = ShiftedConv2d(width, 2 * width, (1, half), causal_width=True)
         self.link = nn.Conv2d(2 * width, 2 * width, 1)
-        self.vertical_out = nn.Conv2d(width, width, 1)
+        self.vertical_out = None if last else nn.Conv2d(width, width, 1)  # nothing comes after the last layer's
         self.horizontal_out = nn.Conv2d(width, width, 1)
         self.dropout = nn.Dropout(dropout)
 
@@ -35,8 +35,8 @@ class GatedLayer(nn.Module):
         v_in = self.vertical(v)  # (B, 2 width, H, W)
         seen = shift(h, dim=3) if self.first else h  # mask A: a code never sees itself
         h_in = self.horizontal(seen) + self.link(shift(v_in, dim=2))  # shifted down: only rows above
-        v_out = self.vertical_out(gate(v_in + condition))  # (B, width, H, W)
-        h_out = self.horizontal_out(self.dropout(gate(h_in + condition)))
+        h_out = self.horizontal_out(self.dropout(gate(h_in + condition)))  # (B, width, H, W)
+        v_out = v if self.vertical_out is None else self.vertical_out(gate(v_in + condition))
         return (v_out, h_out) if self.first else (v + v_out, h + h_out)
 
 
@@ -57,8 +57,10 @@ class MapNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(codebook_size, width)
-        first = [GatedLayer(width, kernel + 2, True, dropout)]  # a wider first view, as in PixelCNN
-        self.layers = nn.ModuleList(first + [GatedLayer(width, kernel, False, dropout) for _ in range(layers - 1)])
+        kernels = [kernel + 2] + [kernel] * (layers - 1)  # a wider first view, as in PixelCNN
+        self.layers = nn.ModuleList(
+            GatedLayer(width, size, index == 0, index == layers - 1, dropout) for index, size in enumerate(kernels)
+        )
         self.conditions = nn.ModuleList(nn.Conv2d(width, 2 * width, 1) for _ in range(layers))
         self.head = nn.Sequential(nn.Conv2d(width, head_width, 1), nn.ReLU(), nn.Conv2d(head_width, codebook_size, 1))
 

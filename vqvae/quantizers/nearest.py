@@ -24,12 +24,16 @@ def nearest_code(z: Tensor, codes: Tensor) -> Tensor:
     centre = codes.mean(0)  # (d,)
     centred = codes - centre  # (K, d)
     bias = -0.5 * centred.square().sum(1) - centred @ centre  # (K,)
+    weights = torch.cat(
+        [centred, bias[:, None]], dim=1
+    ).t()  # (d + 1, K): the bias rides in the GEMM, as addmm copies it
+    z = torch.cat([z, z.new_ones(count, 1)], dim=1)  # (N, d + 1)
     scores = z.new_empty(rows, size)
     indices = torch.empty(count, dtype=torch.int64, device=z.device)
     for start in range(0, count, rows):
-        chunk = z[start : start + rows]  # (rows, d)
+        chunk = z[start : start + rows]  # (rows, d + 1)
         out = scores[: chunk.shape[0]]
-        torch.addmm(bias, chunk, centred.t(), out=out)  # (rows, K)
+        torch.mm(chunk, weights, out=out)  # (rows, K)
         torch.argmax(out, dim=1, out=indices[start : start + rows])
     return indices
 

@@ -12,8 +12,8 @@ from vqvae.quantizers.codebook import Codebook
 class Revival(nn.Module):
     """Hooks of one step: begin_step, observe (in every training forward), revive (after the codebook has moved)."""
 
-    def begin_step(self, step: int) -> None:
-        """step: 0-based."""
+    def begin_step(self, step: int, steps: int) -> None:
+        """step: 0-based, of `steps`."""
 
     def observe(self, z: Tensor) -> None:
         """z (N, d): the vectors of one training forward."""
@@ -31,13 +31,14 @@ class RandomRevival(Revival):
     """Every `every_steps`, codes with a share of use below `threshold` / K become random vectors of the step's batch.
 
     The share is an exponential moving average over steps (decay `decay`), so the threshold means the same for every batch
-    size and K: 0.1 is a tenth of what uniform use would give. After Jukebox (arXiv 2005.00341, section 3.1), which
+    size and K: 0.1 is a tenth of what uniform use would give. It ends at the share `until` of the run, for a code that is
+    replaced while the learning rate runs out never finds its place. After Jukebox (arXiv 2005.00341, section 3.1), which
     restarts codes below an absolute count, at every step.
     """
 
     usage: Tensor
 
-    def __init__(self, size: int, threshold: float, decay: float, every_steps: int) -> None:
+    def __init__(self, size: int, threshold: float, decay: float, every_steps: int, until: float) -> None:
         super().__init__()
         if not 0 < threshold < 1:
             raise ValueError(f"threshold must lie in (0, 1), got {threshold}")
@@ -45,17 +46,17 @@ class RandomRevival(Revival):
             raise ValueError(f"decay must lie in [0, 1), got {decay}")
         if every_steps < 1:
             raise ValueError(f"every_steps must be at least 1, got {every_steps}")
-        self.size, self.threshold, self.decay, self.every_steps = size, threshold, decay, every_steps
+        if not 0 < until <= 1:
+            raise ValueError(f"until must lie in (0, 1], got {until}")
+        self.size, self.threshold, self.decay = size, threshold, decay
+        self.every_steps, self.until = every_steps, until
         self.register_buffer("usage", torch.full((size,), 1 / size))
-        self.step = 0
+        self.step, self.due = 0, False
         self.pool: list[Tensor] = []
 
-    @property
-    def due(self) -> bool:
-        return (self.step + 1) % self.every_steps == 0
-
-    def begin_step(self, step: int) -> None:
+    def begin_step(self, step: int, steps: int) -> None:
         self.step = step
+        self.due = (step + 1) % self.every_steps == 0 and step < self.until * steps
         self.pool.clear()
 
     def observe(self, z: Tensor) -> None:

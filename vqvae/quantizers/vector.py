@@ -83,7 +83,7 @@ class VectorQuantizer(Quantizer):
     def begin_step(self, step: int, steps: int) -> None:
         self.counts.zero_()
         self.codebook.begin_step()
-        self.revival.begin_step(step)
+        self.revival.begin_step(step, steps)
 
     def after_step(self, applied: Tensor) -> dict[nn.Parameter, Tensor]:
         counts = self.codebook.update(self.counts, applied)
