@@ -168,8 +168,9 @@ class PictureFeed:
             yield normalise(centre_crop(images, self.data.image_size)), labels
 
     def preview_batch(self, count: int) -> Batch:
-        """The first validation pictures: the same in every preview, on every rank."""
-        images, labels = next(iter(self.val.batches([torch.arange(min(count, len(self.val)))])))
+        """Validation pictures spread over the set: the same in every preview, on every rank."""
+        count = min(count, len(self.val))
+        images, labels = next(iter(self.val.batches([torch.arange(count) * len(self.val) // count])))
         return normalise(centre_crop(images, self.data.image_size)), labels
 
     def _augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
