@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import subprocess
 import time
@@ -67,23 +68,31 @@ def test_sigterm_leaves_a_checkpoint_and_the_next_start_ends_as_if_nothing_had_h
 
 @pytest.mark.slow
 def test_killed_at_any_moment_and_started_again_a_run_ends_bit_identical(tmp_path: Path) -> None:
-    """SIGKILL after ever longer times, until the run is through both stages; then compared with one never killed."""
+    """SIGKILL again and again while lines are being written, through both stages; compared with a run never killed."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    steps = ["trainer.steps=60", "prior.trainer.steps=60", "trainer.checkpoint_every_steps=7"]
+    steps = ["trainer.steps=150", "prior.trainer.steps=150", "trainer.checkpoint_every_steps=7"]
     arguments = [*RUN, *steps, "prior.trainer.checkpoint_every_steps=5"]
     train_inside(*arguments, f"run_dir={whole}")
-    kills = 0
-    for attempt in range(40):
+    moments = random.Random(0)
+    kills = {"autoencoder": 0, "prior": 0}
+
+    def written(stage: str) -> int:
+        file = killed / stage / "metrics.jsonl"
+        return file.read_text().count("\n") if file.is_file() else 0
+
+    while True:
         process = subprocess.Popen(command("train.py", *arguments, f"run_dir={killed}"), stdout=subprocess.DEVNULL)
-        try:
-            process.wait(timeout=4.0 + 0.4 * attempt)
+        wanted = written("autoencoder") + written("prior") + moments.randint(15, 30)
+        while process.poll() is None and written("autoencoder") + written("prior") < wanted:
+            time.sleep(0.002)
+        if process.poll() is not None:
             break
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
+        time.sleep(moments.random() * 0.05)
+        kills["prior" if written("prior") else "autoencoder"] += 1
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     assert process.returncode == 0
-    assert kills >= 2
+    assert min(kills.values()) >= 2, kills
     assert_same_result(whole, killed)
 
 
