@@ -77,6 +77,7 @@ WRONG = {
     "seed=-1": "seed must not be negative, got -1",
     "tokenizer=/nowhere": "tokenizer=/nowhere holds no run",
     "init_from=/nowhere": "init_from=/nowhere holds no run",
+    "prior=null": "Config group override must be a string",
     "run_dir=5": "run_dir=5 is not a text or null",
     "allow_targets=mine.": "allow_targets=mine. is not a list",
     "allow_targets=[mine]": "allow_targets=mine must end with a dot",

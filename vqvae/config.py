@@ -52,6 +52,10 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
                 hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
             except (HydraException, OmegaConfBaseException) as error:
                 fail(explain(error, config_name))
+            except ValueError as error:
+                if not raised_in(error).is_relative_to(Path(hydra.__file__).parent):
+                    raise
+                fail(str(error))
             except KeyboardInterrupt:
                 sys.stderr.write("interrupted\n")
                 raise SystemExit(130) from None
@@ -74,13 +78,16 @@ def is_ours(error: BaseException) -> bool:
     """Whether our own code raised it, which it does for what a user can get wrong, or the operating system did."""
     if isinstance(error, OSError) and error.errno is not None:
         return True
+    file = raised_in(error)
+    return file.is_relative_to(PACKAGE) or file in (PACKAGE.parent / "train.py", PACKAGE.parent / "sample.py")
+
+
+def raised_in(error: BaseException) -> Path:
+    """The file whose code raised it."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    if trace is None:
-        return False
-    file = Path(trace.tb_frame.f_code.co_filename).resolve()
-    return file.is_relative_to(PACKAGE) or file in (PACKAGE.parent / "train.py", PACKAGE.parent / "sample.py")
+    return Path(trace.tb_frame.f_code.co_filename).resolve() if trace is not None else Path()
 
 
 # ---- messages for what Hydra refuses

@@ -101,11 +101,11 @@ class Logger:
             artifact.add_dir(str(path))
         else:
             artifact.add_file(str(path))
-        for source in made_from:
-            if not self._run.offline and source in ARTIFACTS:  # logged by an earlier stage of this process
-                self._mirror(functools.partial(use_artifact, ARTIFACTS[source]))
+        for source in [] if self._run.offline else made_from:
+            if f"{prefix}-{source}" in ARTIFACTS:  # logged by an earlier stage of this process
+                self._mirror(functools.partial(use_artifact, ARTIFACTS[f"{prefix}-{source}"]))
         self._mirror(lambda run: run.log_artifact(artifact))
-        ARTIFACTS[name] = artifact
+        ARTIFACTS[f"{prefix}-{name}"] = artifact
 
     def finish(self) -> None:
         """Closes the wandb run: the next stage, or job of a sweep, has its own."""
