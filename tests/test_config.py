@@ -40,7 +40,8 @@ def test_every_experiment_composes_on_any_data(name: str) -> None:
 @pytest.mark.parametrize(("group", "name"), PARTS)
 def test_every_part_of_a_quantizer_builds_by_itself(group: str, name: str) -> None:
     part = group.removeprefix("quantizer/")
-    base = "vq" if (part, name) in {("codebook", "gradient"), ("regularizer", "codebook")} else "ema"
+    of_the_codebook = {"gradient": "vq", "simvq": "simvq", "affine": "affine", "bridge": "fvq", "frozen": "frozen"}
+    base = of_the_codebook.get(name, "ema") if part == "codebook" else "ema" if part == "lookup" else "vq"
     override = f"+{group}@quantizer.regularizers.more={name}" if part == "regularizer" else f"{group}={name}"
     cfg = resolve(compose("train", [f"quantizer={base}", override]))
     check_train(cfg)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -95,9 +95,14 @@ def wrap(network: nn.Module) -> nn.Module:
     return DistributedDataParallel(network, broadcast_buffers=False, find_unused_parameters=unused)
 
 
-def no_gradient_sync(network: nn.Module, active: bool) -> AbstractContextManager[Any]:
-    """Leaves out the gradient all-reduce of all but the last micro-batch."""
-    return network.no_sync() if active and isinstance(network, DistributedDataParallel) else nullcontext()
+@contextmanager
+def no_gradient_sync(networks: Iterable[nn.Module], active: bool) -> Iterator[None]:
+    """Around forward and backward of all but the last micro-batch: leaves out the gradient all-reduce."""
+    with ExitStack() as stack:
+        for network in networks:
+            if active and isinstance(network, DistributedDataParallel):
+                stack.enter_context(network.no_sync())
+        yield
 
 
 def any_rank(condition: bool) -> bool:
@@ -106,3 +111,23 @@ def any_rank(condition: bool) -> bool:
         return condition
     flag = torch.tensor(float(condition), device=device())
     return bool(all_reduce_sum([flag])[0] > 0)
+
+
+def draw_of_rank(draw: Callable[[int], Tensor], rows: int) -> Tensor:
+    """`draw(n)` makes n rows from torch's common seed -> this rank's `rows` of those that one process would draw for all."""
+    return draw(rows * world_size())[rows * rank() : rows * (rank() + 1)]
+
+
+class _MeanOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return all_reduce_sum([x])[0] / world_size()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return all_reduce_sum([grads[0]])[0] / world_size()
+
+
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """The mean of x over ranks, with its gradient: for losses that are not a mean over vectors."""
+    return x if world_size() == 1 else _MeanOverRanks.apply(x)

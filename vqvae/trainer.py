@@ -123,15 +123,13 @@ class Trainer:
         applied = torch.ones((), dtype=torch.bool, device=self.device)
         while True:
             name = None
-            for index, micro_batch in enumerate(
-                losses
-            ):  # all of them for one network, each graph freed by its backward
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                    item = next(micro_batch, None)
-                if item is None:
-                    continue
-                name, loss, metrics = item
-                with distributed.no_gradient_sync(self.stage.forwards[name], index < parts - 1):
+            for index, micro_batch in enumerate(losses):  # all for one network, each graph freed by its backward
+                with distributed.no_gradient_sync(self.stage.forwards.values(), index < parts - 1):
+                    with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                        item = next(micro_batch, None)
+                    if item is None:
+                        continue
+                    name, loss, metrics = item
                     (loss / parts).backward()
                 applied = applied & torch.isfinite(loss.detach())
                 self.add_to_window(metrics, weight=1 / parts)
@@ -172,11 +170,18 @@ class Trainer:
                 self.window[key] = torch.zeros((), device=self.device)
             self.window[key].add_(value.detach(), alpha=weight)
 
+    def share_window(self) -> None:
+        """Every rank's window becomes the mean over ranks, so that a checkpoint holds what all of them need."""
+        names = sorted(self.window)
+        if names:
+            sums = distributed.all_reduce_sum([torch.stack([self.window[name] for name in names])])[0]
+            self.window = dict(zip(names, (sums / distributed.world_size()).unbind()))
+
     def log(self, step: int, bar: tqdm, clock: Clock) -> None:
         """Means over the steps since the last log; the one place where the host waits for the device."""
+        self.share_window()
         names = sorted(self.window)
-        sums = distributed.all_reduce_sum([torch.stack([self.window[name] for name in names])])[0]
-        means = (sums / (self.window_steps * distributed.world_size())).tolist()
+        means = (torch.stack([self.window[name] for name in names]) / self.window_steps).tolist()
         seconds = clock.lap()
         self.seconds = distributed.broadcast_object(self.seconds + seconds)
         skipped = int(self.skipped)
@@ -230,6 +235,7 @@ class Trainer:
 
     def save(self, step: int) -> None:
         """Writes the checkpoint from which a later start goes on as if nothing had happened."""
+        self.share_window()
         state = {
             "step": step,
             "finished": step == self.steps,

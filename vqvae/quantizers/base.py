@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -22,12 +22,16 @@ class Loss(NamedTuple):
 
 @dataclass
 class Quantized:
-    """What a quantizer returns. z_q (B, D, *s) float32; codes: M maps (B, *s_m) int64; losses and stats by name."""
+    """What a quantizer returns. z_q (B, D, *s) float32; codes: M maps (B, *s_m) int64; losses and stats by name.
+
+    stats are means over vectors, 0-d. histograms are counts of vectors (bins,) int64, filled in eval only.
+    """
 
     z_q: Tensor
     codes: list[Tensor]
     losses: dict[str, Loss] = field(default_factory=dict)
     stats: dict[str, Tensor] = field(default_factory=dict)
+    histograms: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -38,10 +42,14 @@ class FlatQuantized:
     codes: Tensor
     losses: dict[str, Loss] = field(default_factory=dict)
     stats: dict[str, Tensor] = field(default_factory=dict)
+    histograms: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Quantizer(nn.Module):
-    """Maps latents (B, D, *s) to codes and back. A variant writes `quantize` and `lookup` on flat vectors.
+    """Maps latents (B, D, *s) to codes and back.
+
+    A variant writes `quantize` and `lookup` on flat vectors of width d, and `estimate` where its gradient is not straight
+    through. A composition of quantizers writes `quantize_flat` and `decode_flat` on vectors of width D instead.
 
     Args:
         dim: latent width D at the interface.
@@ -54,6 +62,7 @@ class Quantizer(nn.Module):
     """
 
     init_vectors: int = 0
+    trains_encoder: bool = True  # whether the output passes a gradient on; random projection does not
 
     def __init__(self, dim: int, code_dim: int, codebook_sizes: list[int]) -> None:
         super().__init__()
@@ -69,37 +78,62 @@ class Quantizer(nn.Module):
         self.project_in: nn.Module = nn.Identity() if same else nn.Linear(dim, code_dim)
         self.project_out: nn.Module = nn.Identity() if same else nn.Linear(code_dim, dim)
 
-    @abstractmethod
     def quantize(self, z: Tensor) -> FlatQuantized:
-        """z (N, d) float32 -> q (N, d), codes (N, M), losses, stats."""
+        """z (N, d) float32 -> codes (N, M), losses, stats, and q (N, d): the codes' vectors, attached to what trains them."""
+        raise NotImplementedError
 
-    @abstractmethod
     def lookup(self, codes: Tensor) -> Tensor:
         """codes (N, M) -> q (N, d), the same values as `quantize` gives in eval."""
+        raise NotImplementedError
+
+    def estimate(self, z: Tensor, q: Tensor) -> Tensor:
+        """The output in training: z (N, d), q (N, d) of `quantize` -> (N, d); here q with its gradient copied to z.
+
+        Written q + (z - z) instead of the usual z + (q - z), which rounds: the value is the code itself, bit for bit.
+        """
+        return q.detach() + (z - z.detach())
+
+    def quantize_flat(self, z: Tensor, path: Tensor, samples: int) -> FlatQuantized:
+        """z (N, D), of `samples` pictures -> the same as `quantize`, but q (N, D) is the output.
+
+        `path` has the values of z; losses send their gradient through z, and the output through path. They differ only
+        within a residual quantizer.
+        """
+        inside = self.project_in(z)
+        flat = self.quantize(inside)
+        if self.training:
+            flat.q = self.estimate(inside if path is z else self.project_in(path), flat.q)
+        flat.q = self.project_out(flat.q)
+        return flat
+
+    def decode_flat(self, codes: Tensor) -> Tensor:
+        """codes (N, M) -> (N, D)."""
+        return self.project_out(self.lookup(codes))
 
     def forward(self, z_e: Tensor) -> Quantized:
         """z_e (B, D, *s), any float dtype -> Quantized, computed in float32 whatever the autocast."""
         batch, grid = z_e.shape[0], z_e.shape[2:]
         with torch.autocast(z_e.device.type, enabled=False):
-            flat = self.quantize(self.flatten(z_e))
+            z = self.flatten(z_e)
+            flat = self.quantize_flat(z, z, batch)
             z_q = self.unflatten(flat.q, batch, grid)
         maps = [m.view(batch, *grid) for m in flat.codes.unbind(1)]  # M x (B, *s)
-        return Quantized(z_q, maps, flat.losses, flat.stats)
+        return Quantized(z_q, maps, flat.losses, flat.stats, flat.histograms)
 
     def decode(self, codes: list[Tensor]) -> Tensor:
         """codes: M maps (B, *s) -> z_q (B, D, *s)."""
         batch, grid = codes[0].shape[0], codes[0].shape[1:]
         flat = torch.stack([m.reshape(-1) for m in codes], dim=1)  # (N, M)
         with torch.autocast(codes[0].device.type, enabled=False):
-            return self.unflatten(self.lookup(flat), batch, grid)
+            return self.unflatten(self.decode_flat(flat), batch, grid)
 
     def flatten(self, z_e: Tensor) -> Tensor:
-        """(B, D, *s) -> (N, d) float32; no copy where the layout is channels_last already."""
-        return self.project_in(z_e.float().movedim(1, -1).reshape(-1, self.dim))  # (N, d)
+        """(B, D, *s) -> (N, D) float32; no copy where the layout is channels_last already."""
+        return z_e.float().movedim(1, -1).reshape(-1, self.dim)  # (N, D)
 
     def unflatten(self, q: Tensor, batch: int, grid: torch.Size) -> Tensor:
-        """(N, d) -> (B, D, *s), channels_last in memory."""
-        return self.project_out(q).view(batch, *grid, self.dim).movedim(-1, 1)  # (B, D, *s)
+        """(N, D) -> (B, D, *s), channels_last in memory."""
+        return q.view(batch, *grid, self.dim).movedim(-1, 1)  # (B, D, *s)
 
     def code_shapes(self, grid: tuple[int, ...]) -> list[tuple[int, ...]]:
         """Latent dims *s -> the dims of each code map."""
@@ -108,6 +142,19 @@ class Quantizer(nn.Module):
     def bits_per_vector(self) -> float:
         """log2 of the number of different outputs of one vector."""
         return sum(math.log2(size) for size in self.codebook_sizes)
+
+    def codebooks(self) -> list[Tensor | None]:
+        """The vectors (K, d) behind each code map, for monitors; None where codes are not rows of a matrix."""
+        return [None for _ in self.codebook_sizes]
+
+    def with_size(self, size: int | None) -> Quantizer:
+        """A new quantizer of the same kind with K = size (None: the same); codes that are drawn at random are drawn anew."""
+        if size is not None and [size] != self.codebook_sizes:
+            raise ValueError(
+                f"the number of codes of {type(self).__name__} cannot be set by sizes: leave sizes=null, "
+                "and set it in the inner quantizer"
+            )
+        return copy.deepcopy(self)
 
     def begin_run(self, z_e: Tensor) -> None:
         """Starts codes from latents (B, D, *s) of the training data, gathered over ranks; once, before step 0."""

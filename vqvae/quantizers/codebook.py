@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 
 import torch
@@ -11,9 +12,15 @@ from vqvae import distributed
 
 
 class Codebook(nn.Module):
-    """K codes of width d. `learns_by_gradient` tells whether a loss on the codes has an effect."""
+    """K codes of width d.
+
+    `learns_by_gradient`: a loss on the codes has an effect. `takes_vectors`: `start` can make given vectors the codes.
+    `can_be_revived`: `replace` can do so with single ones, in the middle of training.
+    """
 
     learns_by_gradient: bool = False
+    takes_vectors: bool = True
+    can_be_revived: bool = True
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
@@ -26,8 +33,16 @@ class Codebook(nn.Module):
         """-> (K, d) float32, attached to whatever trains them."""
 
     @abstractmethod
+    def with_size(self, size: int) -> Codebook:
+        """A new codebook like this one, of another size."""
+
     def replace(self, rows: Tensor, vectors: Tensor) -> dict[nn.Parameter, Tensor]:
         """Where rows (K,) is True, code k becomes vectors[k] (K, d) and forgets its past. Returns {parameter: rows}."""
+        raise AssertionError("only called where can_be_revived")
+
+    def start(self, vectors: Tensor) -> None:
+        """All codes become vectors (K, d), before training."""
+        self.replace(torch.ones(self.size, dtype=torch.bool, device=vectors.device), vectors)
 
     def begin_step(self) -> None:
         """Empties the accumulators."""
@@ -52,6 +67,9 @@ class GradientCodebook(Codebook):
 
     def codes(self) -> Tensor:
         return self.weight
+
+    def with_size(self, size: int) -> Codebook:
+        return type(self)(size, self.dim)
 
     def replace(self, rows: Tensor, vectors: Tensor) -> dict[nn.Parameter, Tensor]:
         with torch.no_grad():
@@ -91,6 +109,9 @@ class EMACodebook(Codebook):
     def codes(self) -> Tensor:
         return self.weight
 
+    def with_size(self, size: int) -> Codebook:
+        return EMACodebook(size, self.dim, self.decay, self.epsilon)
+
     def replace(self, rows: Tensor, vectors: Tensor) -> dict[nn.Parameter, Tensor]:
         share = self.mean_count.mean()  # a new code starts with the weight of an average one
         self.weight.copy_(torch.where(rows[:, None], vectors, self.weight))
@@ -115,4 +136,140 @@ class EMACodebook(Codebook):
         self.weight.copy_(torch.where(moved[:, None], mean_sum / smoothed[:, None], self.weight))
         self.mean_count.copy_(torch.where(applied, mean_count, self.mean_count))
         self.mean_sum.copy_(torch.where(applied, mean_sum, self.mean_sum))
+        return counts
+
+
+class FrozenCodebook(Codebook):
+    """Codes that never move: from data (init=data or kmeans), or random (init=normal)."""
+
+    can_be_revived = False
+    weight: Tensor
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__(size, dim)
+        self.register_buffer("weight", torch.zeros(size, dim))
+
+    def codes(self) -> Tensor:
+        return self.weight
+
+    def with_size(self, size: int) -> Codebook:
+        return FrozenCodebook(size, self.dim)
+
+    def start(self, vectors: Tensor) -> None:
+        self.weight.copy_(vectors)
+
+
+class SimVQCodebook(Codebook):
+    """e_k = W c_k + b, where c is frozen N(0, 1/d) and only the linear map learns (Zhu et al. 2024, arXiv 2411.02038, eq. 9).
+
+    Every step moves all codes, used or not.
+    """
+
+    learns_by_gradient = True
+    takes_vectors = False
+    can_be_revived = False
+    basis: Tensor
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__(size, dim)
+        self.register_buffer("basis", torch.randn(size, dim) / math.sqrt(dim))
+        self.map = nn.Linear(dim, dim)
+
+    def codes(self) -> Tensor:
+        return self.map(self.basis)
+
+    def with_size(self, size: int) -> Codebook:
+        return SimVQCodebook(size, self.dim)
+
+
+class BridgeCodebook(GradientCodebook):
+    """e = c + bridge(c), where the bridge is a transformer over patches of codes (FVQ, arXiv 2509.10140, section 3.2).
+
+    Codes and bridge learn together, so every step moves all codes. As in the paper, patches of `patch` codes are compressed
+    to `width`, processed by `layers` blocks, and recovered; deviation: the bridge adds to the codes and starts at zero, so that
+    they can start from data.
+    """
+
+    can_be_revived = False
+
+    def __init__(self, size: int, dim: int, patch: int, width: int, layers: int) -> None:
+        super().__init__(size, dim)
+        if patch < 1 or size % patch:
+            raise ValueError(f"patch={patch} does not divide the codebook's size {size}")
+        if width < 8 or width % 8 or layers < 1:
+            raise ValueError(f"width must be a multiple of 8 and layers at least 1, got {width} and {layers}")
+        self.patch, self.width, self.layers = patch, width, layers
+        self.compress = nn.Linear(patch * dim, width)
+        block = nn.TransformerEncoderLayer(width, 8, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
+        self.process = nn.TransformerEncoder(block, layers, enable_nested_tensor=False)
+        self.recover = nn.Linear(width, patch * dim)
+        nn.init.zeros_(self.recover.weight)
+        nn.init.zeros_(self.recover.bias)
+
+    def codes(self) -> Tensor:
+        patches = self.weight.view(1, self.size // self.patch, self.patch * self.dim)  # (1, K / patch, patch d)
+        bridged = self.recover(self.process(self.compress(patches)))  # (1, K / patch, patch d)
+        return self.weight + bridged.view(self.size, self.dim)  # (K, d)
+
+    def with_size(self, size: int) -> Codebook:
+        return BridgeCodebook(size, self.dim, self.patch, self.width, self.layers)
+
+
+class AffineCodebook(GradientCodebook):
+    """e = (c - mean_c) std_z / std_c + mean_z per coordinate: the codes follow the latents as a whole (arXiv 2305.08842, 4.1).
+
+    c learns by gradient. The moments of the latents are a moving average over steps (decay 0: the last step's alone);
+    those of c are taken after each step. Both are constants in the backward pass.
+    """
+
+    smallest_std = 1e-4  # a coordinate that does not vary would divide by 0
+    batch: Tensor
+    z_mean: Tensor
+    z_std: Tensor
+    c_mean: Tensor
+    c_std: Tensor
+
+    def __init__(self, size: int, dim: int, decay: float) -> None:
+        super().__init__(size, dim)
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must lie in [0, 1), got {decay}")
+        self.decay = decay
+        for name in ("z_mean", "c_mean"):
+            self.register_buffer(name, torch.zeros(dim))
+        for name in ("z_std", "c_std"):
+            self.register_buffer(name, torch.ones(dim))
+        self.register_buffer("batch", torch.zeros(2, dim), persistent=False)  # this step's sums of z and z^2
+
+    def codes(self) -> Tensor:
+        return (self.weight - self.c_mean) * (self.z_std / self.c_std) + self.z_mean
+
+    def with_size(self, size: int) -> Codebook:
+        return AffineCodebook(size, self.dim, self.decay)
+
+    def replace(self, rows: Tensor, vectors: Tensor) -> dict[nn.Parameter, Tensor]:
+        return super().replace(rows, (vectors - self.z_mean) * (self.c_std / self.z_std) + self.c_mean)
+
+    @torch.no_grad()
+    def start(self, vectors: Tensor) -> None:
+        self.weight.copy_(vectors)
+        for name in ("z", "c"):
+            self.get_buffer(f"{name}_mean").copy_(vectors.mean(0))
+            self.get_buffer(f"{name}_std").copy_(vectors.std(0).clamp_min(self.smallest_std))
+
+    def begin_step(self) -> None:
+        self.batch.zero_()
+
+    def accumulate(self, z: Tensor, indices: Tensor) -> None:
+        self.batch += torch.stack([z.detach().sum(0), z.detach().square().sum(0)])
+
+    @torch.no_grad()
+    def update(self, counts: Tensor, applied: Tensor) -> Tensor:
+        counts, sums = distributed.all_reduce_sum([counts, self.batch])
+        mean, square = sums / counts.sum().clamp_min(1)  # clamp: a step without vectors
+        applied = applied & (counts.sum() > 1)
+        std = (square - mean.square()).clamp_min(self.smallest_std**2).sqrt()
+        z_mean, z_std = torch.lerp(mean, self.z_mean, self.decay), torch.lerp(std, self.z_std, self.decay)
+        c_mean, c_std = self.weight.mean(0), self.weight.std(0).clamp_min(self.smallest_std)
+        for name, new in {"z_mean": z_mean, "z_std": z_std, "c_mean": c_mean, "c_std": c_std}.items():
+            self.get_buffer(name).copy_(torch.where(applied, new, self.get_buffer(name)))
         return counts

@@ -7,19 +7,23 @@ import math
 import torch
 from torch import Tensor
 
+from vqvae.quantizers.nearest import nearest_code
+
 
 class Init:
-    """Codes before training: `draw` from nothing, or, where `vectors_per_code` > 0, `choose` from data vectors."""
+    """Codes before training: `draw` from nothing, or `choose` from data, where `vectors_wanted` is above 0."""
 
-    vectors_per_code: int = 0
+    def vectors_wanted(self, size: int) -> int:
+        """How many latent vectors `choose` wants for K = size codes; whole batches are gathered until there are as many."""
+        return 0
 
     def draw(self, size: int, dim: int) -> Tensor:
         """-> codes (K, d)."""
         return torch.randn(size, dim) / math.sqrt(dim)
 
     def choose(self, vectors: Tensor, size: int) -> Tensor:
-        """vectors (n, d), the same on every rank -> codes (K, d)."""
-        raise AssertionError("only called where vectors_per_code > 0")
+        """vectors (n, d), the same on every rank -> codes (K, d). Torch is seeded the same on every rank."""
+        raise AssertionError("only called where vectors are wanted")
 
 
 class Uniform(Init):
@@ -38,10 +42,38 @@ class Uniform(Init):
         return torch.empty(size, dim).uniform_(-bound, bound)
 
 
+class Normal(Init):
+    """Each coordinate from N(0, scale^2 / d), so that a code's expected squared norm is scale^2."""
+
+    def __init__(self, scale: float) -> None:
+        if scale <= 0:
+            raise ValueError(f"scale must be above 0, got {scale}")
+        self.scale = scale
+
+    def draw(self, size: int, dim: int) -> Tensor:
+        return torch.randn(size, dim) * (self.scale / math.sqrt(dim))
+
+
+class FirstBatch(Init):
+    """The first K vectors of the first batch, as they come.
+
+    Raises ValueError when the batch has fewer vectors than codes: copies of one code could never be told apart.
+    """
+
+    def vectors_wanted(self, size: int) -> int:
+        return 1
+
+    def choose(self, vectors: Tensor, size: int) -> Tensor:
+        refuse_too_few(
+            vectors, size, "use a larger trainer.batch_size, or quantizer/init=data, which takes several batches"
+        )
+        return vectors[:size].clone()
+
+
 class DataSample(Init):
     """Different vectors of the training data, drawn at random from `vectors_per_code` x K of them.
 
-    Raises ValueError when there are fewer vectors than codes: copies of one code could never be told apart.
+    Raises ValueError when there are fewer vectors than codes.
     """
 
     def __init__(self, vectors_per_code: int) -> None:
@@ -49,8 +81,54 @@ class DataSample(Init):
             raise ValueError(f"vectors_per_code must be at least 1, got {vectors_per_code}")
         self.vectors_per_code = vectors_per_code
 
+    def vectors_wanted(self, size: int) -> int:
+        return self.vectors_per_code * size
+
     def choose(self, vectors: Tensor, size: int) -> Tensor:
-        if vectors.shape[0] < size:
-            raise ValueError(f"{vectors.shape[0]} latent vectors cannot start {size} codes; use quantizer/init=uniform")
+        refuse_too_few(vectors, size, "use quantizer/init=uniform")
         rows = torch.randperm(vectors.shape[0])[:size]
         return vectors[rows.to(vectors.device)]  # (K, d)
+
+
+class KMeans(DataSample):
+    """K-means of the same sample: k-means++ (Arthur & Vassilvitskii 2007), then `iterations` of Lloyd's algorithm.
+
+    A cluster that loses its last vector keeps its centre. SoundStream (arXiv 2107.03312) starts so, from one batch.
+    """
+
+    def __init__(self, vectors_per_code: int, iterations: int) -> None:
+        super().__init__(vectors_per_code)
+        if iterations < 0:
+            raise ValueError(f"iterations must not be negative, got {iterations}")
+        self.iterations = iterations
+
+    def choose(self, vectors: Tensor, size: int) -> Tensor:
+        refuse_too_few(vectors, size, "use quantizer/init=uniform")
+        centres = spread(vectors, size)
+        for _ in range(self.iterations):
+            indices = nearest_code(vectors, centres)  # (n,)
+            counts = torch.bincount(indices, minlength=size).float()[:, None]  # (K, 1)
+            sums = torch.zeros_like(centres).index_add_(0, indices, vectors)
+            centres = torch.where(counts > 0, sums / counts.clamp_min(1), centres)
+        return centres
+
+
+def spread(vectors: Tensor, size: int) -> Tensor:
+    """k-means++: each next centre is a vector drawn by its squared distance to the nearest centre so far -> (K, d)."""
+    chosen = torch.randint(len(vectors), ()).to(vectors.device)
+    squared = torch.full((len(vectors),), math.inf, device=vectors.device)
+    draws = torch.rand(size)  # on the CPU: the same for every device
+    rows = []
+    for k in range(size):
+        rows.append(chosen)
+        squared = torch.minimum(squared, (vectors - vectors[chosen]).square().sum(1))
+        squared[chosen] = 0  # rounding must not draw a vector twice
+        cumulative = squared.double().cumsum(0)
+        chosen = torch.searchsorted(cumulative, (draws[k].double() * cumulative[-1].cpu()).to(vectors.device))
+        chosen = chosen.clamp_max(len(vectors) - 1)
+    return vectors[torch.stack(rows)]
+
+
+def refuse_too_few(vectors: Tensor, size: int, way_out: str) -> None:
+    if len(vectors) < size:
+        raise ValueError(f"{len(vectors)} latent vectors cannot start {size} codes: {way_out}")

@@ -2,17 +2,239 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqvae.quantizers.nearest import nearest_code
+from vqvae import distributed
+from vqvae.quantizers.nearest import nearest_code, nearest_code_sampled, nearest_codes
+
+
+class Found(NamedTuple):
+    """indices (N,) int64; passed (N,) bool: vectors to hand on unquantized, or None for none ever."""
+
+    indices: Tensor
+    passed: Tensor | None = None
 
 
 class Lookup(nn.Module):
-    """forward: z (N, d), codes (K, d) -> indices (N,) int64; called without gradient."""
+    """forward: z (N, d), codes (K, d) -> Found; called without gradient, in training and eval."""
+
+    picks_nearest: bool = True  # whether the chosen code is the nearest one
+
+    def forward(self, z: Tensor, codes: Tensor) -> Found:
+        raise NotImplementedError
+
+    def distance(self, z: Tensor, q: Tensor) -> Tensor:
+        """z (N, d), q (N, d) -> (N,), in this lookup's metric; euclidean unless told otherwise."""
+        return (z - q).norm(dim=1)
+
+    def check(self, size: int, dim: int) -> None:
+        """Raises ValueError where this lookup does not fit K = size codes of width d = dim."""
+
+    def begin_run(self, z: Tensor, codes: Tensor) -> None:
+        """z (n, d) of the training data, the same on every rank; once, before step 0."""
+
+    def begin_step(self) -> None:
+        """Empties the accumulators."""
+
+    def observe(self, z: Tensor) -> None:
+        """z (N, d): the vectors of one training forward."""
+
+    def after_step(self, codes: Tensor, applied: Tensor) -> None:
+        """Takes up what the step's forwards have shown, where `applied` (0-d bool) is True."""
 
 
 class Euclidean(Lookup):
     """The code at the smallest euclidean distance; ties go to the lowest index."""
 
-    def forward(self, z: Tensor, codes: Tensor) -> Tensor:
-        return nearest_code(z.detach(), codes.detach())
+    def forward(self, z: Tensor, codes: Tensor) -> Found:
+        return Found(nearest_code(z, codes))
+
+
+class L1(Lookup):
+    """The code at the smallest sum of absolute differences; ties go to the lowest index."""
+
+    def forward(self, z: Tensor, codes: Tensor) -> Found:
+        return Found(nearest_code(z, codes, "l1"))
+
+    def distance(self, z: Tensor, q: Tensor) -> Tensor:
+        return (z - q).abs().sum(1)
+
+
+class LInf(Lookup):
+    """The code at the smallest largest absolute difference; ties go to the lowest index."""
+
+    def forward(self, z: Tensor, codes: Tensor) -> Found:
+        return Found(nearest_code(z, codes, "linf"))
+
+    def distance(self, z: Tensor, q: Tensor) -> Tensor:
+        return (z - q).abs().amax(1)
+
+
+class Cosine(Lookup):
+    """The code at the smallest angle. In space=raw, output and losses stay unscaled, as in DAC (arXiv 2306.06546)."""
+
+    def forward(self, z: Tensor, codes: Tensor) -> Found:
+        return Found(nearest_code(unit(z), unit(codes)))
+
+    def distance(self, z: Tensor, q: Tensor) -> Tensor:
+        """1 - cos(z, q)."""
+        return 1 - F.cosine_similarity(z, q, dim=1)
+
+
+class CosineVote(Cosine):
+    """The `neighbours` codes at the smallest angles vote by their labels.
+
+    The label with most votes wins, the smallest one of a tie. Where its share of the votes is below `min_share`, the vector
+    is passed on unquantized, and counted in the stat `identity_mapped`. `labels`: one a code, or null for a label of its
+    own for each code. `nearest_winner`: whether the output is the nearest of the neighbours with the winning label, or the
+    first code in index order that carries it. Not from a paper: it makes a trained codebook a classifier.
+    """
+
+    picks_nearest = False
+    labels: Tensor
+
+    def __init__(self, neighbours: int, labels: list[int] | None, nearest_winner: bool, min_share: float) -> None:
+        super().__init__()
+        if neighbours < 1:
+            raise ValueError(f"neighbours must be at least 1, got {neighbours}")
+        if not 0 <= min_share <= 1:
+            raise ValueError(f"min_share is a share of the votes in [0, 1], got {min_share}")
+        if labels is not None and (not labels or min(labels) < 0):
+            raise ValueError(f"labels must be numbers from 0, one a code, got {labels}")
+        self.neighbours, self.nearest_winner, self.min_share = neighbours, nearest_winner, min_share
+        self.register_buffer("labels", None if labels is None else torch.tensor(labels), persistent=False)
+
+    def check(self, size: int, dim: int) -> None:
+        if self.neighbours > size:
+            raise ValueError(f"neighbours={self.neighbours} are more than the {size} codes; choose at most {size}")
+        if self.labels is None:
+            self.register_buffer("labels", torch.arange(size), persistent=False)
+        if len(self.labels) != size:
+            raise ValueError(f"{len(self.labels)} labels for {size} codes; give one label a code, or null")
+
+    def forward(self, z: Tensor, codes: Tensor) -> Found:
+        neighbours = nearest_codes(unit(z), unit(codes), self.neighbours)[0]  # (N, k)
+        labels = self.labels[neighbours]  # (N, k)
+        votes = (labels[:, :, None] == labels[:, None, :]).sum(2)  # (N, k): votes for each neighbour's label
+        most = votes.amax(1, keepdim=True)  # (N, 1)
+        never = torch.iinfo(labels.dtype).max
+        winner = torch.where(votes == most, labels, never).amin(1)  # (N,): the smallest label of a tie
+        if self.nearest_winner:
+            place = (labels == winner[:, None]).int().argmax(1, keepdim=True)  # (N, 1): neighbours come nearest first
+            indices = neighbours.gather(1, place)[:, 0]
+        else:
+            sorted_labels, order = self.labels.sort(stable=True)
+            indices = order[torch.searchsorted(sorted_labels, winner)]  # (N,)
+        if self.min_share == 0:
+            return Found(indices)
+        return Found(indices, most[:, 0] < self.min_share * self.neighbours)
+
+
+class Stochastic(Lookup):
+    """In training a code drawn from softmax(-|z - e|^2 / temperature) (RQ-VAE, arXiv 2203.01941); in eval the nearest."""
+
+    picks_nearest = False
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}; for the nearest use lookup=euclidean")
+        self.temperature = temperature
+
+    def forward(self, z: Tensor, codes: Tensor) -> Found:
+        if self.training:
+            return Found(nearest_code_sampled(z, codes, self.temperature))
+        return Found(nearest_code(z, codes))
+
+
+class PCA(Lookup):
+    """Looks up with `inner` in the span of the first `components` principal axes; output and losses stay in full space.
+
+    Vectors and codes are centred with the same mean. This base holds the moments that axes come from; a variant says of what.
+    """
+
+    centre: Tensor
+    axes: Tensor
+
+    def __init__(self, inner: Lookup, components: int) -> None:
+        super().__init__()
+        if components < 1:
+            raise ValueError(f"components must be at least 1, got {components}")
+        self.inner, self.components, self.picks_nearest = inner, components, inner.picks_nearest
+
+    def check(self, size: int, dim: int) -> None:
+        if self.components > dim:
+            raise ValueError(f"components={self.components} are more than the code width {dim}; choose at most {dim}")
+        self.inner.check(size, self.components)
+        self.register_buffer("centre", torch.zeros(dim))
+        self.register_buffer("axes", torch.eye(dim)[:, : self.components].contiguous())
+
+    def forward(self, z: Tensor, codes: Tensor) -> Found:
+        return self.inner((z - self.centre) @ self.axes, (codes - self.centre) @ self.axes)
+
+    def distance(self, z: Tensor, q: Tensor) -> Tensor:
+        return self.inner.distance((z - self.centre) @ self.axes, (q - self.centre) @ self.axes)
+
+    def set_axes(self, moments: Tensor, applied: Tensor) -> None:
+        """moments (d + 1, d + 1): what `moments_of` gives, about the present centre."""
+        count = moments[0, 0]
+        offset = moments[0, 1:] / count  # (d,)
+        covariance = moments[1:, 1:] / count - offset[:, None] * offset  # (d, d)
+        sound = applied & torch.isfinite(covariance).all()
+        covariance = torch.where(sound, covariance, torch.eye(len(offset), device=offset.device))  # eigh fails on NaN
+        axes = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, : self.components]  # (d, components)
+        self.centre.copy_(torch.where(sound, self.centre + offset, self.centre))
+        self.axes.copy_(torch.where(sound, axes, self.axes))
+
+    @torch.no_grad()
+    def moments_of(self, x: Tensor) -> Tensor:
+        """(N, d) -> sum over rows of [1, x - centre]^T [1, x - centre], (d + 1, d + 1): about the centre, little cancels."""
+        extended = torch.cat([x.new_ones(len(x), 1), x - self.centre], dim=1)  # (N, d + 1)
+        return extended.t() @ extended
+
+
+class CodebookPCA(PCA):
+    """Principal axes of the codes alone, taken again after every step."""
+
+    def begin_run(self, z: Tensor, codes: Tensor) -> None:
+        self.centre.copy_(codes.mean(0))
+        self.set_axes(self.moments_of(codes), torch.ones((), dtype=torch.bool, device=codes.device))
+
+    def after_step(self, codes: Tensor, applied: Tensor) -> None:
+        self.set_axes(self.moments_of(codes), applied)
+
+
+class BatchPCA(PCA):
+    """Principal axes of codes and inputs together, as each step left them, for the next step and for eval.
+
+    A step's own axes cannot be used within it: they would not be the same for micro-batches, nor for several ranks.
+    """
+
+    moments: Tensor
+
+    def check(self, size: int, dim: int) -> None:
+        super().check(size, dim)
+        self.register_buffer("moments", torch.zeros(dim + 1, dim + 1), persistent=False)  # of this step's inputs
+
+    def begin_run(self, z: Tensor, codes: Tensor) -> None:
+        both = torch.cat([z, codes])
+        self.centre.copy_(both.mean(0))
+        self.set_axes(self.moments_of(both), torch.ones((), dtype=torch.bool, device=codes.device))
+
+    def begin_step(self) -> None:
+        self.moments.zero_()
+
+    def observe(self, z: Tensor) -> None:
+        self.moments += self.moments_of(z)
+
+    def after_step(self, codes: Tensor, applied: Tensor) -> None:
+        self.set_axes(distributed.all_reduce_sum([self.moments])[0] + self.moments_of(codes), applied)
+
+
+def unit(x: Tensor) -> Tensor:
+    """(N, d) -> (N, d) of norm 1."""
+    return F.normalize(x, dim=1, eps=1e-6)  # eps: a zero vector has no direction, and stays zero

@@ -7,16 +7,24 @@ from torch import Tensor, nn
 
 from vqvae import distributed
 from vqvae.quantizers.codebook import Codebook
+from vqvae.quantizers.nearest import nearest_code
 
 
 class Revival(nn.Module):
-    """Hooks of one step: begin_step, observe (in every training forward), revive (after the codebook has moved)."""
+    """Hooks of one step: begin_step, observe (in every training forward), revive (after the codebook has moved).
+
+    What a step's forwards show is held in buffers of fixed shape, which observe merges into: so however many forwards a
+    step has, nothing grows and nothing is compiled again, and ranks may see different numbers of vectors.
+    """
+
+    def attach(self, codebook: Codebook) -> None:
+        """Makes buffers for this codebook; once, when the quantizer is built."""
 
     def begin_step(self, step: int, steps: int) -> None:
         """step: 0-based, of `steps`."""
 
-    def observe(self, z: Tensor) -> None:
-        """z (N, d): the vectors of one training forward."""
+    def observe(self, z: Tensor, distance: Tensor, codes: Tensor) -> None:
+        """One training forward: vectors z (N, d), their distance (N,) in the lookup's metric, and all codes (K, d)."""
 
     def revive(self, codebook: Codebook, counts: Tensor, applied: Tensor) -> dict[nn.Parameter, Tensor]:
         """counts (K,) of this step over all ranks -> {parameter: (K,) bool mask of replaced rows}."""
@@ -27,41 +35,79 @@ class NoRevival(Revival):
     """Dead codes stay dead."""
 
 
-class RandomRevival(Revival):
-    """Every `every_steps`, codes with a share of use below `threshold` / K become random vectors of the step's batch.
+class BatchRevival(Revival):
+    """Base of those that replace codes by vectors of the step's batch, every `every_steps`, up to the share `until` of the run.
+
+    The end is there because a code that is replaced while the learning rate runs out never finds its place.
+    """
+
+    candidates: Tensor
+    priority: Tensor
+    next_row: Tensor
+
+    def __init__(self, every_steps: int, until: float) -> None:
+        super().__init__()
+        if every_steps < 1:
+            raise ValueError(f"every_steps must be at least 1, got {every_steps}")
+        if not 0 < until <= 1:
+            raise ValueError(f"until must lie in (0, 1], got {until}")
+        self.every_steps, self.until = every_steps, until
+        self.due = False
+
+    def attach(self, codebook: Codebook) -> None:
+        self.register_buffer("candidates", torch.zeros(codebook.size, codebook.dim), persistent=False)
+        self.register_buffer("priority", torch.full((codebook.size,), -1), persistent=False)  # random; -1: no vector
+        self.register_buffer("next_row", torch.zeros((), dtype=torch.int64), persistent=False)
+
+    def begin_step(self, step: int, steps: int) -> None:
+        self.due = (step + 1) % self.every_steps == 0 and step < self.until * steps
+        if self.due:
+            self.priority.fill_(-1)
+            self.next_row.fill_(int(torch.randint(2**32, ())))  # the same on every rank; on the CPU, so nothing waits
+
+    @torch.no_grad()
+    def observe(self, z: Tensor, distance: Tensor, codes: Tensor) -> None:
+        if self.due:
+            rows = self.next_row + distributed.rank() * len(z) + torch.arange(len(z), device=z.device)  # (N,)
+            self.next_row += distributed.world_size() * len(z)
+            vectors, priority = torch.cat([self.candidates, z]), torch.cat([self.priority, shuffled(rows)])
+            vectors, priority = top(vectors, priority, len(self.priority))
+            self.candidates.copy_(vectors)
+            self.priority.copy_(priority)
+
+    def random_vectors(self) -> tuple[Tensor, Tensor]:
+        """-> (K, d) drawn from the step's vectors over all ranks, and whether there were any (0-d bool); same on every rank.
+
+        They are different ones as far as there are.
+        """
+        size = len(self.priority)
+        gathered = distributed.gather_rows(self.candidates), distributed.gather_rows(self.priority)
+        vectors, priority = top(*gathered, size)
+        found = (priority >= 0).sum()
+        return vectors[torch.arange(size, device=vectors.device) % found.clamp_min(1)], found > 0
+
+
+class RandomRevival(BatchRevival):
+    """Codes with a share of use below `threshold` / K become random vectors of the batch.
 
     The share is an exponential moving average over steps (decay `decay`), so the threshold means the same for every batch
-    size and K: 0.1 is a tenth of what uniform use would give. It ends at the share `until` of the run, for a code that is
-    replaced while the learning rate runs out never finds its place. After Jukebox (arXiv 2005.00341, section 3.1), which
+    size and K: 0.1 is a tenth of what uniform use would give. After Jukebox (arXiv 2005.00341, section 3.1), which
     restarts codes below an absolute count, at every step.
     """
 
     usage: Tensor
 
-    def __init__(self, size: int, threshold: float, decay: float, every_steps: int, until: float) -> None:
-        super().__init__()
+    def __init__(self, threshold: float, decay: float, every_steps: int, until: float) -> None:
+        super().__init__(every_steps, until)
         if not 0 < threshold < 1:
             raise ValueError(f"threshold must lie in (0, 1), got {threshold}")
         if not 0 <= decay < 1:
             raise ValueError(f"decay must lie in [0, 1), got {decay}")
-        if every_steps < 1:
-            raise ValueError(f"every_steps must be at least 1, got {every_steps}")
-        if not 0 < until <= 1:
-            raise ValueError(f"until must lie in (0, 1], got {until}")
-        self.size, self.threshold, self.decay = size, threshold, decay
-        self.every_steps, self.until = every_steps, until
-        self.register_buffer("usage", torch.full((size,), 1 / size))
-        self.step, self.due = 0, False
-        self.pool: list[Tensor] = []
+        self.threshold, self.decay = threshold, decay
 
-    def begin_step(self, step: int, steps: int) -> None:
-        self.step = step
-        self.due = (step + 1) % self.every_steps == 0 and step < self.until * steps
-        self.pool.clear()
-
-    def observe(self, z: Tensor) -> None:
-        if self.due:
-            self.pool.append(z.detach())
+    def attach(self, codebook: Codebook) -> None:
+        super().attach(codebook)
+        self.register_buffer("usage", torch.full((codebook.size,), 1 / codebook.size))
 
     @torch.no_grad()
     def revive(self, codebook: Codebook, counts: Tensor, applied: Tensor) -> dict[nn.Parameter, Tensor]:
@@ -69,11 +115,182 @@ class RandomRevival(Revival):
         self.usage.copy_(torch.where(applied, usage, self.usage))
         if not self.due:
             return {}
-        vectors = distributed.gather_rows(torch.cat(self.pool))  # (n, d), equal on all ranks
-        self.pool.clear()
-        generator = torch.Generator().manual_seed(self.step)  # the same choice on every rank
-        order = torch.randperm(vectors.shape[0], generator=generator)
-        rows = order[torch.arange(self.size) % vectors.shape[0]].to(vectors.device)  # (K,)
-        dead = applied & (self.usage * self.size < self.threshold)
-        self.usage.copy_(torch.where(dead, 1 / self.size, self.usage))
-        return codebook.replace(dead, vectors[rows])
+        vectors, found = self.random_vectors()
+        dead = applied & found & (self.usage * codebook.size < self.threshold)
+        self.usage.copy_(torch.where(dead, 1 / codebook.size, self.usage))
+        return codebook.replace(dead, vectors)
+
+
+class LeastRecentlyUsed(BatchRevival):
+    """Codes that nothing has chosen while `patience` x K vectors went by become random vectors of the batch.
+
+    Under uniform use each code is chosen `patience` times meanwhile, so the number means the same for every batch size
+    and K. After VQ-STE++ (arXiv 2305.08842, section 4.4), which counts forward passes.
+    """
+
+    waited: Tensor
+
+    def __init__(self, patience: float, every_steps: int, until: float) -> None:
+        super().__init__(every_steps, until)
+        if patience <= 0:
+            raise ValueError(f"patience must be above 0, got {patience}")
+        self.patience = patience
+
+    def attach(self, codebook: Codebook) -> None:
+        super().attach(codebook)
+        self.register_buffer("waited", torch.zeros(codebook.size))  # vectors / K since the code was last chosen
+
+    @torch.no_grad()
+    def revive(self, codebook: Codebook, counts: Tensor, applied: Tensor) -> dict[nn.Parameter, Tensor]:
+        waited = torch.where(counts > 0, 0.0, self.waited + counts.sum() / codebook.size)
+        self.waited.copy_(torch.where(applied, waited, self.waited))
+        if not self.due:
+            return {}
+        vectors, found = self.random_vectors()
+        dead = applied & found & (self.waited > self.patience)
+        self.waited.copy_(torch.where(dead, 0.0, self.waited))
+        return codebook.replace(dead, vectors)
+
+
+class FarthestRevival(Revival):
+    """Every `every_steps`, the `replaced` least used codes become the inputs that were farthest from their codes.
+
+    Use and the farthest inputs are gathered since the last time, then forgotten. Ties go to the lowest index. Whether a
+    code is dead is not asked: its rank counts, not a threshold, so nothing here depends on batch size or K. `until`: share of
+    the run after which it ends.
+    """
+
+    usage: Tensor
+    farthest: Tensor
+    distance: Tensor
+    step_farthest: Tensor
+    step_distance: Tensor
+
+    def __init__(self, replaced: int, every_steps: int, until: float) -> None:
+        super().__init__()
+        if replaced < 1:
+            raise ValueError(f"replaced must be at least 1, got {replaced}")
+        if every_steps < 1:
+            raise ValueError(f"every_steps must be at least 1, got {every_steps}")
+        if not 0 < until <= 1:
+            raise ValueError(f"until must lie in (0, 1], got {until}")
+        self.replaced, self.every_steps, self.until = replaced, every_steps, until
+        self.due, self.active = False, True
+
+    def attach(self, codebook: Codebook) -> None:
+        if self.replaced > codebook.size:
+            raise ValueError(f"replaced={self.replaced} is more than the {codebook.size} codes; choose fewer")
+        self.register_buffer("usage", torch.zeros(codebook.size))
+        self.register_buffer("farthest", torch.zeros(self.replaced, codebook.dim))
+        self.register_buffer("distance", torch.full((self.replaced,), -1.0))  # -1: no input yet
+        self.register_buffer("step_farthest", torch.zeros(self.replaced, codebook.dim), persistent=False)
+        self.register_buffer("step_distance", torch.full((self.replaced,), -1.0), persistent=False)
+
+    def begin_step(self, step: int, steps: int) -> None:
+        self.active = step < self.until * steps
+        self.due = (step + 1) % self.every_steps == 0
+        self.step_distance.fill_(-1)
+
+    @torch.no_grad()
+    def observe(self, z: Tensor, distance: Tensor, codes: Tensor) -> None:
+        if self.active:
+            vectors, distances = torch.cat([self.step_farthest, z]), torch.cat([self.step_distance, distance])
+            vectors, distances = top(vectors, distances, self.replaced)
+            self.step_farthest.copy_(vectors)
+            self.step_distance.copy_(distances)
+
+    @torch.no_grad()
+    def revive(self, codebook: Codebook, counts: Tensor, applied: Tensor) -> dict[nn.Parameter, Tensor]:
+        if not self.active:
+            return {}
+        vectors, distances = (distributed.gather_rows(rows) for rows in (self.step_farthest, self.step_distance))
+        vectors, distances = torch.cat([self.farthest, vectors]), torch.cat([self.distance, distances])
+        farthest, distance = top(vectors, distances, self.replaced)
+        self.farthest.copy_(torch.where(applied, farthest, self.farthest))
+        self.distance.copy_(torch.where(applied, distance, self.distance))
+        self.usage.copy_(torch.where(applied, self.usage + counts, self.usage))
+        if not self.due:
+            return {}
+        least = self.usage.sort(stable=True).indices[: self.replaced]  # (M,)
+        dead = torch.zeros_like(self.usage, dtype=torch.bool)
+        dead[least] = applied & (self.distance >= 0)
+        new = torch.zeros(codebook.size, codebook.dim, device=self.usage.device)
+        new[least] = self.farthest
+        self.usage.mul_(~applied)
+        self.distance.masked_fill_(applied, -1.0)
+        return codebook.replace(dead, new)
+
+
+class AnchorRevival(Revival):
+    """Every code moves to the batch's vector nearest to it, the more the less it is used (CVQ-VAE, arXiv 2307.15139, eq. 5).
+
+        e <- (1 - a) e + a anchor,  a = exp(-strength K usage / (1 - decay)),  usage: moving average of the share of use
+
+    strength 10 is the paper's; at uniform use a is exp(-1000), and 0.37 at a thousandth of it. Optimizer state is reset
+    where a > 0.5. Deviation: it ends at the share `until` of the run.
+    """
+
+    usage: Tensor
+    anchors: Tensor
+    squared: Tensor
+
+    def __init__(self, strength: float, decay: float, until: float) -> None:
+        super().__init__()
+        if strength <= 0:
+            raise ValueError(f"strength must be above 0, got {strength}")
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must lie in [0, 1), got {decay}")
+        if not 0 < until <= 1:
+            raise ValueError(f"until must lie in (0, 1], got {until}")
+        self.strength, self.decay, self.until = strength, decay, until
+        self.active = True
+
+    def attach(self, codebook: Codebook) -> None:
+        self.register_buffer("usage", torch.full((codebook.size,), 1 / codebook.size))
+        self.register_buffer("anchors", torch.zeros(codebook.size, codebook.dim), persistent=False)  # of this step
+        self.register_buffer("squared", torch.full((codebook.size,), torch.inf), persistent=False)  # distances to them
+
+    def begin_step(self, step: int, steps: int) -> None:
+        self.active = step < self.until * steps
+        self.squared.fill_(torch.inf)
+
+    @torch.no_grad()
+    def observe(self, z: Tensor, distance: Tensor, codes: Tensor) -> None:
+        if self.active and len(z):
+            nearest = z[nearest_code(codes, z)]  # (K, d)
+            squared = (nearest - codes).square().sum(1)  # (K,)
+            self.anchors.copy_(torch.where((squared < self.squared)[:, None], nearest, self.anchors))
+            self.squared.copy_(torch.minimum(squared, self.squared))
+
+    @torch.no_grad()
+    def revive(self, codebook: Codebook, counts: Tensor, applied: Tensor) -> dict[nn.Parameter, Tensor]:
+        usage = torch.lerp(counts / counts.sum().clamp_min(1), self.usage, self.decay)
+        self.usage.copy_(torch.where(applied, usage, self.usage))
+        if not self.active:
+            return {}
+        codes = codebook.codes()
+        anchors = distributed.gather_rows(self.anchors).view(-1, *codes.shape)  # (ranks, K, d)
+        squared, rank = distributed.gather_rows(self.squared).view(-1, codebook.size).min(0)  # (K,)
+        anchors = anchors[rank, torch.arange(codebook.size, device=codes.device)]  # (K, d)
+        share = torch.exp(-self.strength * codebook.size * self.usage / (1 - self.decay))[:, None]  # (K, 1)
+        moved = applied & squared.isfinite() & (share[:, 0] > 1e-6)  # at smaller shares, the move is lost in rounding
+        replaced = codebook.replace(moved, torch.lerp(codes, anchors, share))
+        return {parameter: rows & (share[:, 0] > 0.5) for parameter, rows in replaced.items()}
+
+
+def top(vectors: Tensor, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """vectors (n, d), scores (n,) -> the `count` of largest score, in falling order; ties go to the first."""
+    order = scores.sort(descending=True, stable=True).indices[:count]
+    return vectors[order], scores[order]
+
+
+def shuffled(numbers: Tensor) -> Tensor:
+    """(n,) int64 -> random-looking numbers from 0 to 2^32 - 1: neighbours share nothing, and different ones stay different.
+
+    A function of the row, where a draw would depend on how the batch is dealt to forwards (T. Mueller's integer hash).
+    """
+    for _ in range(2):
+        numbers = numbers & 0xFFFFFFFF
+        numbers = (numbers ^ (numbers >> 16)) * 0x45D9F3B
+    numbers = numbers & 0xFFFFFFFF
+    return numbers ^ (numbers >> 16)

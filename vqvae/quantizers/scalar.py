@@ -5,23 +5,49 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vqvae.quantizers.base import FlatQuantized, Quantizer
+from vqvae import distributed
+from vqvae.quantizers.base import FlatQuantized, Loss, Quantizer
+from vqvae.quantizers.regularizers import mean_square_error
 
 
-class FSQ(Quantizer):
+class ScalarQuantizer(Quantizer):
+    """Base: coordinate i takes one of levels[i] values; one map of K = prod(levels) codes, d = len(levels).
+
+    The index of a vector is sum_i level_i prod_{j<i} levels[j].
+    """
+
+    levels: Tensor
+    basis: Tensor
+
+    def __init__(self, dim: int, levels: list[int]) -> None:
+        super().__init__(dim, len(levels), [math.prod(levels)])
+        self.register_buffer("levels", torch.tensor(levels), persistent=False)
+        basis = torch.tensor([math.prod(levels[:i]) for i in range(len(levels))])
+        self.register_buffer("basis", basis, persistent=False)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        return self.values(codes // self.basis % self.levels)  # (N, 1) -> (N, d)
+
+    def index(self, level: Tensor) -> Tensor:
+        """Levels (N, d), 0 .. levels - 1 -> codes (N, 1)."""
+        return (level * self.basis).sum(1, keepdim=True)
+
+    def values(self, level: Tensor) -> Tensor:
+        """Levels (N, d) -> coordinates (N, d)."""
+        raise NotImplementedError
+
+
+class FSQ(ScalarQuantizer):
     """Finite scalar quantization (Mentzer et al. 2023, arXiv 2309.15505, section 3 and appendix A.1).
 
-    Coordinate i is bounded by tanh and rounded to one of levels[i] values in [-1, 1]; the index of a vector is
-    sum_i level_i prod_{j<i} levels[j]. One map of K = prod(levels) codes, no losses. The code width is len(levels).
+    Coordinate i is bounded by tanh and rounded to one of levels[i] values in [-1, 1]. No losses.
 
     Raises ValueError for levels below 3: with 2 the paper's shift atanh(0.5 / 0.4995) does not exist.
     """
 
     epsilon = 1e-3  # keeps the outermost levels within reach of tanh, as in the paper's code
-    levels: Tensor
-    basis: Tensor
     half_range: Tensor
     offset: Tensor
     shift: Tensor
@@ -29,31 +55,93 @@ class FSQ(Quantizer):
     def __init__(self, dim: int, levels: list[int]) -> None:
         if not levels or min(levels) < 3:
             raise ValueError(
-                f"every FSQ level must be at least 3, got {levels}; the paper's 1,024 codes are [8, 5, 5, 5]"
+                f"every FSQ level must be at least 3, got {levels}; the paper's 1,024 codes are [8, 5, 5, 5], "
+                "and quantizer=fsq_symmetric takes 2"
             )
-        super().__init__(dim, len(levels), [math.prod(levels)])
-        counts = torch.tensor(levels)
-        self.register_buffer("levels", counts, persistent=False)
-        basis = torch.tensor([math.prod(levels[:i]) for i in range(len(levels))])
-        self.register_buffer("basis", basis, persistent=False)
+        super().__init__(dim, levels)
+        counts = self.levels
         half = (counts - 1) * (1 - self.epsilon) / 2
         offset = torch.where(counts % 2 == 0, 0.5, 0.0)  # even counts sit between the integers
         self.register_buffer("half_range", half, persistent=False)
         self.register_buffer("offset", offset, persistent=False)
         self.register_buffer("shift", torch.atanh(offset / half), persistent=False)  # makes z = 0 a level's middle
 
-    def quantize(self, z: Tensor) -> FlatQuantized:
-        bounded = torch.tanh(z + self.shift) * self.half_range - self.offset  # (N, d)
-        level = bounded.detach().round().long() + self.levels // 2  # (N, d), 0 .. levels - 1
-        q = self.values(level)
-        if self.training:
-            q = q + (bounded - bounded.detach()) / (self.levels // 2)  # straight-through, value unchanged
-        return FlatQuantized(q, (level * self.basis).sum(1, keepdim=True))
+    def bound(self, z: Tensor) -> Tensor:
+        """(N, d) -> (N, d), whose nearest integers are the levels, counted from -(levels // 2)."""
+        return torch.tanh(z + self.shift) * self.half_range - self.offset
 
-    def lookup(self, codes: Tensor) -> Tensor:
-        return self.values(codes // self.basis % self.levels)  # (N, 1) -> (N, d)
+    def quantize(self, z: Tensor) -> FlatQuantized:
+        level = self.bound(z.detach()).round().long() + self.levels // 2  # (N, d), 0 .. levels - 1
+        return FlatQuantized(self.values(level), self.index(level))
+
+    def estimate(self, z: Tensor, q: Tensor) -> Tensor:
+        return super().estimate(self.bound(z) / (self.levels // 2), q)  # straight-through the rounding alone
 
     def values(self, level: Tensor) -> Tensor:
-        """Levels (N, d), 0 .. levels - 1 -> coordinates in [-1, 1]."""
         half_width = self.levels // 2
         return (level - half_width).float() / half_width
+
+
+class SymmetricFSQ(ScalarQuantizer):
+    """FSQ with levels at -1, .., 1 in equal steps, even counts too (Parker et al. 2024, arXiv 2411.19842, section 3.2).
+
+    In training the share `noise` of the vectors gets uniform noise of half a step's width to either side instead of rounding;
+    their code is the rounded one. Raises ValueError for levels below 2.
+    """
+
+    def __init__(self, dim: int, levels: list[int], noise: float) -> None:
+        if not levels or min(levels) < 2:
+            raise ValueError(f"every FSQ level must be at least 2, got {levels}")
+        if not 0 <= noise <= 1:
+            raise ValueError(f"noise is a share of the vectors in [0, 1], got {noise}")
+        super().__init__(dim, levels)
+        self.noise = noise
+
+    def quantize(self, z: Tensor) -> FlatQuantized:
+        level = ((torch.tanh(z.detach()) + 1) * (self.levels - 1) / 2).round().long()  # (N, d)
+        return FlatQuantized(self.values(level), self.index(level))
+
+    def estimate(self, z: Tensor, q: Tensor) -> Tensor:
+        bounded = torch.tanh(z)
+        out = super().estimate(bounded, q)
+        if self.noise == 0:
+            return out
+        width = self.code_dim + 1  # one more decides whether the vector gets any
+        uniform = distributed.draw_of_rank(lambda rows: torch.rand(rows, width, device=z.device), len(z))  # (N, d + 1)
+        noise = (2 * uniform[:, 1:] - 1) / (self.levels - 1)
+        return torch.where(uniform[:, :1] < self.noise, bounded + noise, out)
+
+    def values(self, level: Tensor) -> Tensor:
+        return 2 * level.float() / (self.levels - 1) - 1
+
+
+class LatentQuantizer(ScalarQuantizer):
+    """Each coordinate takes the nearest of its own learned values (Hsu et al. 2023, arXiv 2305.18378, section 3).
+
+    Losses, means over elements: `quantization` (the values move) and `commitment` (the encoder does). The paper adds a
+    strong weight decay on both networks, which is optimizer.weight_decay here. Values start evenly over [-0.5, 0.5].
+    """
+
+    def __init__(self, dim: int, levels: list[int], quantization_weight: float, commitment_weight: float) -> None:
+        if not levels or min(levels) < 2:
+            raise ValueError(f"every coordinate needs at least 2 values, got {levels}")
+        super().__init__(dim, levels)
+        self.quantization_weight, self.commitment_weight = quantization_weight, commitment_weight
+        rows = [torch.linspace(-0.5, 0.5, n) for n in levels]
+        padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=torch.inf)  # (d, most levels)
+        self.codebook = nn.Parameter(torch.where(padded.isinf(), 0, padded))
+        self.codebook.no_weight_decay = True  # type: ignore[attr-defined]
+        self.register_buffer("missing", padded.isinf(), persistent=False)
+
+    def quantize(self, z: Tensor) -> FlatQuantized:
+        distance = (z.detach()[:, :, None] - self.codebook).abs()  # (N, d, most levels)
+        level = distance.masked_fill(self.get_buffer("missing"), torch.inf).argmin(2)  # (N, d)
+        q = self.values(level)
+        losses = {
+            "quantization": Loss(mean_square_error(q, z.detach()), self.quantization_weight),
+            "commitment": Loss(mean_square_error(z, q.detach()), self.commitment_weight),
+        }
+        return FlatQuantized(q, self.index(level), losses)
+
+    def values(self, level: Tensor) -> Tensor:
+        return self.codebook.gather(1, level.t()).t()  # (N, d)

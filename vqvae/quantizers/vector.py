@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,8 +14,10 @@ from vqvae.quantizers.estimator import Estimator
 from vqvae.quantizers.init import Init
 from vqvae.quantizers.lookup import Lookup
 from vqvae.quantizers.regularizers import Regularizer
-from vqvae.quantizers.revival import Revival
+from vqvae.quantizers.revival import NoRevival, Revival
 from vqvae.quantizers.space import Space
+
+HISTOGRAM_BINS = 40
 
 
 class VectorQuantizer(Quantizer):
@@ -38,53 +42,118 @@ class VectorQuantizer(Quantizer):
         regularizers: dict[str, Regularizer],
     ) -> None:
         super().__init__(dim, codebook.dim, [codebook.size])
-        for name, regularizer in regularizers.items():
-            if regularizer.trains_codes and not codebook.learns_by_gradient:
+        self.space, self.codebook, self.nearest = space, codebook, lookup
+        self.estimator, self.init, self.revival = estimator, init, revival
+        self.regularizers = nn.ModuleDict(regularizers)  # type: ignore[assignment]
+        self.refuse_what_cannot_go_together()
+        revival.attach(codebook)
+        self.init_vectors = init.vectors_wanted(codebook.size)
+        self.register_buffer("counts", torch.zeros(codebook.size), persistent=False)  # of this step
+        if codebook.takes_vectors:
+            codebook.start(init.draw(codebook.size, codebook.dim))
+
+    def refuse_what_cannot_go_together(self) -> None:
+        book = type(self.codebook).__name__
+        learns, estimator = self.codebook.learns_by_gradient, type(self.estimator).__name__
+        trainers = {name: r for name, r in self.regularizers.items() if r.trains_codes}
+        self.nearest.check(self.codebook.size, self.codebook.dim)
+        for name in trainers:
+            if not learns:
                 raise ValueError(
-                    f"the loss '{name}' trains codes, but {type(codebook).__name__} does not learn by gradient: "
+                    f"the loss '{name}' trains codes, but {book} does not learn by gradient: "
                     f"choose quantizer/codebook=gradient, or drop the loss with ~quantizer.regularizers.{name}"
                 )
-        trained = any(r.trains_codes and r.weight > 0 for r in regularizers.values())
-        if codebook.learns_by_gradient and not trained:
+        if self.estimator.trains_codes and not learns:
+            raise ValueError(
+                f"{estimator} trains codes through the output, but {book} does not learn by gradient: "
+                "choose quantizer/codebook=gradient, or quantizer/estimator=straight_through"
+            )
+        if learns and not self.estimator.trains_codes and not any(r.weight > 0 for r in trainers.values()):
             raise ValueError(
                 "nothing trains the codes: add a codebook loss with "
                 "+quantizer/regularizer@quantizer.regularizers.codebook=codebook, or choose quantizer/codebook=ema"
             )
-        self.space, self.codebook, self.nearest = space, codebook, lookup
-        self.estimator, self.init, self.revival = estimator, init, revival
-        self.regularizers = nn.ModuleDict(regularizers)  # type: ignore[assignment]
-        self.init_vectors = init.vectors_per_code * codebook.size
-        self.register_buffer("counts", torch.zeros(codebook.size), persistent=False)  # of this step
-        everything = torch.ones(codebook.size, dtype=torch.bool)
-        codebook.replace(everything, init.draw(codebook.size, codebook.dim))
+        if self.estimator.needs_nearest and not self.nearest.picks_nearest:
+            raise ValueError(
+                f"{estimator} diverges where the code is not the nearest, as {type(self.nearest).__name__} may choose: "
+                "choose quantizer/estimator=straight_through"
+            )
+        if not self.codebook.takes_vectors and self.init.vectors_wanted(2) > 0:
+            raise ValueError(
+                f"{book} cannot take codes from data, for its vectors pass a learned map: choose quantizer/init=normal"
+            )
+        if not self.codebook.can_be_revived and not isinstance(self.revival, NoRevival):
+            raise ValueError(f"the codes of {book} cannot be replaced one by one: choose quantizer/revival=none")
 
     def quantize(self, z: Tensor) -> FlatQuantized:
         codes, z = self.space(self.codebook.codes()), self.space(z)
         with torch.no_grad():
-            indices = self.nearest(z, codes)  # (N,)
+            indices, passed = self.nearest(z, codes)  # (N,)
         q = F.embedding(indices, codes)  # (N, d)
         losses = {name: Loss(r(z, q, codes), r.weight) for name, r in self.regularizers.items()}
+        with torch.no_grad():
+            distance = self.nearest.distance(z, q)  # (N,)
+        stats = {"code_distance": mean(distance)}
         if self.training:
             self.counts.index_add_(0, indices, torch.ones_like(indices, dtype=torch.float32))
             self.codebook.accumulate(z, indices)
-            self.revival.observe(z)
-            q = self.estimator(z, q)
-        return FlatQuantized(q, indices[:, None], losses)
+            self.nearest.observe(z)
+            self.revival.observe(z, distance, codes)
+        if passed is not None:
+            stats["identity_mapped"] = mean(passed)
+            q = torch.where(passed[:, None], z, q)
+        return FlatQuantized(q, indices[:, None], losses, stats, {} if self.training else self.histograms(z, q))
+
+    def estimate(self, z: Tensor, q: Tensor) -> Tensor:
+        return self.estimator(self.space(z), q)
 
     def lookup(self, codes: Tensor) -> Tensor:
         return F.embedding(codes[:, 0], self.space(self.codebook.codes()))
 
+    def histograms(self, z: Tensor, q: Tensor) -> dict[str, Tensor]:
+        """Vectors by cos(z, q) in [-1, 1], and by |z - q| / |z| in [0, 2] (the last bin takes what is beyond)."""
+        similarity = F.cosine_similarity(z.detach(), q.detach(), dim=1)
+        error = (z - q).detach().norm(dim=1) / z.detach().norm(dim=1).clamp_min(1e-12)  # clamp: a vector of zeros
+        return {"similarity": bin_counts((similarity + 1) / 2), "relative_error": bin_counts(error / 2)}
+
+    def codebooks(self) -> list[Tensor | None]:
+        return [self.space(self.codebook.codes()).detach()]
+
+    def with_size(self, size: int | None) -> Quantizer:
+        parts = copy.deepcopy([self.space, self.nearest, self.estimator, self.init, self.revival])
+        space, nearest, estimator, init, revival = parts
+        regularizers = copy.deepcopy(dict(self.regularizers.items()))
+        book = self.codebook.with_size(size or self.codebook.size)
+        return type(self)(self.dim, space, nearest, book, estimator, init, revival, regularizers)  # type: ignore[arg-type]
+
     @torch.no_grad()
     def begin_run(self, z_e: Tensor) -> None:
-        if self.init.vectors_per_code:
-            codes = self.init.choose(self.space(self.flatten(z_e)), self.codebook.size)
-            self.codebook.replace(torch.ones(self.codebook.size, dtype=torch.bool, device=codes.device), codes)
+        vectors = self.space(self.project_in(self.flatten(z_e)))  # (n, d)
+        if self.init_vectors:
+            self.codebook.start(self.init.choose(vectors, self.codebook.size))
+        self.nearest.begin_run(vectors, self.space(self.codebook.codes()))
 
     def begin_step(self, step: int, steps: int) -> None:
         self.counts.zero_()
         self.codebook.begin_step()
+        self.nearest.begin_step()
         self.revival.begin_step(step, steps)
 
     def after_step(self, applied: Tensor) -> dict[nn.Parameter, Tensor]:
         counts = self.codebook.update(self.counts, applied)
-        return self.revival.revive(self.codebook, counts, applied)
+        replaced = self.revival.revive(self.codebook, counts, applied)
+        self.nearest.after_step(self.space(self.codebook.codes()), applied)
+        return replaced
+
+
+def mean(values: Tensor) -> Tensor:
+    """(N,) -> 0-d; 0 for no vectors at all."""
+    return values.float().sum() / max(len(values), 1)
+
+
+def bin_counts(values: Tensor) -> Tensor:
+    """(N,), bins over [0, 1] and the outermost for what lies beyond -> (bins,) int64."""
+    index = (values * HISTOGRAM_BINS).long().clamp(0, HISTOGRAM_BINS - 1)
+    return torch.zeros(HISTOGRAM_BINS, dtype=torch.int64, device=values.device).scatter_add_(
+        0, index, torch.ones_like(index)
+    )

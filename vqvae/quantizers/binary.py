@@ -1,0 +1,124 @@
+"""Quantizers whose codes are the corners of a cube: each coordinate is a bit."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqvae import distributed
+from vqvae.quantizers.base import FlatQuantized, Loss, Quantizer
+from vqvae.quantizers.chunked import sum_rows
+from vqvae.quantizers.regularizers import mean_square_error
+
+
+class LFQ(Quantizer):
+    """Lookup-free quantization (Yu et al. 2023, arXiv 2310.05737, equations 2 to 5): q_i = sign(z_i), code width `bits`.
+
+    Bits are dealt to code maps of `bits_per_map`, each with K = 2^bits_per_map; the first coordinate is the highest bit.
+    With p(c | z) = softmax(2 <z, c> / temperature) over the corners c, the losses are `sample_entropy`, the mean over
+    vectors of its entropy, `codebook_entropy`, minus the entropy of its mean over the batch of all ranks, both in nats
+    and summed over maps, and `commitment`, mean |z - sg q|^2. As p factorises over bits, the first costs O(N d); the
+    second is taken a map at a time, in chunks of vectors (of several maps: an upper bound of the whole entropy).
+
+    Raises ValueError where bits_per_map does not divide bits.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        bits: int,
+        bits_per_map: int,
+        temperature: float,
+        sample_entropy_weight: float,
+        codebook_entropy_weight: float,
+        commitment_weight: float,
+    ) -> None:
+        if bits_per_map < 1 or bits % bits_per_map:
+            raise ValueError(f"bits_per_map={bits_per_map} does not divide bits={bits}")
+        super().__init__(dim, bits, [2**bits_per_map] * (bits // bits_per_map))
+        if temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        self.bits, self.bits_per_map, self.temperature = bits, bits_per_map, temperature
+        self.sample_entropy_weight, self.codebook_entropy_weight = sample_entropy_weight, codebook_entropy_weight
+        self.commitment_weight = commitment_weight
+        powers = 2 ** torch.arange(bits_per_map - 1, -1, -1)  # highest bit first
+        self.register_buffer("powers", powers, persistent=False)
+        everything = torch.arange(2**bits_per_map)[:, None] // powers % 2  # (K, bits per map)
+        self.register_buffer("corners", 2.0 * everything - 1, persistent=False)  # (K, bits per map), -1 or 1
+
+    scale: float = 1.0  # of a coordinate of the output
+
+    def normalise(self, z: Tensor) -> Tensor:
+        """(N, d) -> (N, d), applied before everything else."""
+        return z
+
+    def quantize(self, z: Tensor) -> FlatQuantized:
+        z = self.normalise(z)
+        bits = (z > 0).long()  # (N, d)
+        codes = (bits.unflatten(1, (-1, self.bits_per_map)) * self.get_buffer("powers")).sum(2)  # (N, M)
+        q = (2.0 * bits - 1) * self.scale
+        losses = {}
+        if self.sample_entropy_weight > 0:
+            losses["sample_entropy"] = Loss(self.sample_entropy(z), self.sample_entropy_weight)
+        if self.codebook_entropy_weight > 0:
+            losses["codebook_entropy"] = Loss(-self.codebook_entropy(z), self.codebook_entropy_weight)
+        if self.commitment_weight > 0:
+            losses["commitment"] = Loss(mean_square_error(z, q), self.commitment_weight)
+        return FlatQuantized(q, codes, losses)
+
+    def estimate(self, z: Tensor, q: Tensor) -> Tensor:
+        return super().estimate(self.normalise(z), q)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        bits = codes[:, :, None] // self.get_buffer("powers") % 2  # (N, M, bits per map)
+        return (2.0 * bits.flatten(1) - 1) * self.scale  # (N, d)
+
+    def bit_logits(self, z: Tensor) -> Tensor:
+        """(N, d) -> log p(bit = 1) / p(bit = 0), (N, d): p(c | z) is a product over bits."""
+        return 4 * self.scale * z / self.temperature
+
+    def sample_entropy(self, z: Tensor) -> Tensor:
+        """Mean over vectors of the entropy of p(c | z), exactly: a sum over bits."""
+        logits = self.bit_logits(z)
+        entropy = F.softplus(logits) - logits * torch.sigmoid(logits)  # (N, d), of one bit
+        return entropy.sum() / max(len(z), 1)
+
+    def codebook_entropy(self, z: Tensor) -> Tensor:
+        """Entropy of the mean of p(c | z) over the batch, summed over maps."""
+        corners = self.get_buffer("corners")
+
+        def probability(part: Tensor) -> Tensor:
+            logits = self.bit_logits(part).unflatten(1, (-1, self.bits_per_map))  # (n, M, bits per map)
+            return ((logits / 2) @ corners.t()).softmax(2).sum(0)  # (M, K)
+
+        total = sum_rows(probability, z, width=corners.shape[0] * (self.bits // self.bits_per_map))
+        mean = distributed.mean_over_ranks(total / max(len(z), 1))
+        return torch.special.entr(mean.clamp_min(1e-20)).sum()  # clamp: entr has an infinite slope at 0
+
+
+class BSQ(LFQ):
+    """Binary spherical quantization (Zhao et al. 2024, arXiv 2406.07548, section 4): u = z / |z|, q = sign(u) / sqrt(bits).
+
+    Losses and maps as in LFQ, with p(c | u) = softmax(2 <u, c> / temperature): the paper's tau is 2 / temperature, its
+    groups are our maps, and it has no commitment.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        bits: int,
+        bits_per_map: int,
+        temperature: float,
+        sample_entropy_weight: float,
+        codebook_entropy_weight: float,
+        commitment_weight: float,
+    ) -> None:
+        weights = (sample_entropy_weight, codebook_entropy_weight, commitment_weight)
+        super().__init__(dim, bits, bits_per_map, temperature, *weights)
+        self.scale = 1 / math.sqrt(bits)
+
+    def normalise(self, z: Tensor) -> Tensor:
+        return F.normalize(z, dim=1, eps=1e-6)  # eps: a zero vector has no direction, and stays zero

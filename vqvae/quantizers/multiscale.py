@@ -1,0 +1,113 @@
+"""Quantization from coarse to fine grids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqvae.quantizers.base import FlatQuantized, Quantized, Quantizer
+from vqvae.quantizers.compose import Composition, merge, refuse_other_width
+
+
+class MultiScale(Composition):
+    """Residual quantization from the coarsest scale to the whole grid (VAR, Tian et al. 2024, arXiv 2404.02905, algorithm 1).
+
+    At scale i the rest is averaged down to the share shares[i] of the grid, quantized by `inner`, enlarged again, passed
+    through phi_i(x) = (1 - strength) x + strength conv(x), and subtracted. Code maps grow from scale to scale; all share one
+    codebook. `phis` convolutions are spread over the scales. Losses are averaged over scales.
+
+    Deviations, so that one class serves (T), (H, W) and (T, H, W): the convolution is one of width 3 along each axis with
+    common weights, averaged over axes, in place of 3 x 3; enlarging is bicubic in 2-D, as in the paper, and (tri)linear else.
+    Raises ValueError unless shares rise to 1.
+    """
+
+    def __init__(self, dim: int, inner: Quantizer, shares: list[float], phis: int, strength: float) -> None:
+        refuse_other_width(inner, dim)
+        if list(shares) != sorted(shares) or not shares or shares[0] <= 0 or shares[-1] != 1:
+            raise ValueError(f"shares must rise to 1, from above 0, got {list(shares)}")
+        if phis < 1 or not 0 <= strength <= 1:
+            raise ValueError(f"phis must be at least 1 and strength lie in [0, 1], got {phis} and {strength}")
+        super().__init__(dim, [inner] * len(shares))
+        self.shares, self.strength = list(shares), strength
+        self.phis = nn.ModuleList(nn.Conv1d(dim, dim, 3, padding=1) for _ in range(phis))
+        self.init_vectors = inner.init_vectors
+
+    def code_shapes(self, grid: tuple[int, ...]) -> list[tuple[int, ...]]:
+        scales = [tuple(max(1, round(share * length)) for length in grid) for share in self.shares]
+        return [scale for scale in scales for _ in self.parts[0].codebook_sizes]
+
+    def forward(self, z_e: Tensor) -> Quantized:
+        batch, grid = z_e.shape[0], z_e.shape[2:]
+        z = z_e.float()
+        flats: list[FlatQuantized] = []
+        maps: list[Tensor] = []
+
+        def quantize(index: int, shape: tuple[int, ...], total: Tensor) -> Tensor:
+            rows = self.flatten(shrink(z - total.detach(), shape))
+            flat = self.parts[0].quantize_flat(rows, rows, batch)
+            # Where the output is not the code's vector itself, what is left over is still that of the code.
+            exact = self.parts[0].decode_flat(flat.codes) if self.training else flat.q
+            flats.append(flat)
+            maps.extend(m.view(batch, *shape) for m in flat.codes.unbind(1))
+            return self.unflatten(exact, batch, torch.Size(shape))
+
+        with torch.autocast(z_e.device.type, enabled=False):
+            z_q = self.build_up(batch, grid, z, quantize)
+            if self.training:
+                z_q = z_q + (z - z.detach())  # straight through, once; codes and phi learn from the output too
+        merged = merge(z_q, torch.empty(0), flats)
+        return Quantized(z_q, maps, merged.losses, merged.stats, merged.histograms)
+
+    def decode(self, codes: list[Tensor]) -> Tensor:
+        batch, grid = codes[-1].shape[0], codes[-1].shape[1:]
+        each = len(self.parts[0].codebook_sizes)
+
+        def look_up(index: int, shape: tuple[int, ...], total: Tensor) -> Tensor:
+            flat = torch.stack([m.reshape(-1) for m in codes[index * each : (index + 1) * each]], dim=1)  # (n, M)
+            return self.unflatten(self.parts[0].decode_flat(flat), batch, torch.Size(shape))
+
+        with torch.autocast(codes[0].device.type, enabled=False):
+            return self.build_up(batch, grid, torch.empty(0, self.dim, device=codes[0].device), look_up)
+
+    def build_up(
+        self, batch: int, grid: tuple[int, ...], like: Tensor, level: Callable[[int, tuple[int, ...], Tensor], Tensor]
+    ) -> Tensor:
+        """Sums over scales of phi(enlarge(level(index, shape, sum so far))) -> (B, D, *s)."""
+        total = torch.zeros(batch, self.dim, *grid, device=like.device)
+        each = len(self.parts[0].codebook_sizes)
+        for index, shape in enumerate(self.code_shapes(tuple(grid))[::each]):
+            phi = self.phis[min(index * len(self.phis) // len(self.shares), len(self.phis) - 1)]
+            total = total + self.blend(enlarge(level(index, shape, total), grid), phi)
+        return total
+
+    def blend(self, x: Tensor, conv: nn.Module) -> Tensor:
+        """(1 - strength) x + strength conv(x); x (B, D, *s)."""
+        along = []
+        for axis in range(2, x.ndim):
+            moved = x.movedim(axis, -1)  # (B, D, ..., length)
+            lines = moved.movedim(1, -2).reshape(-1, self.dim, x.shape[axis])  # (B ..., D, length)
+            out = conv(lines).view(*moved.movedim(1, -2).shape)  # (B, ..., D, length)
+            along.append(out.movedim(-2, 1).movedim(-1, axis))  # (B, D, *s)
+        return (1 - self.strength) * x + self.strength * torch.stack(along).mean(0)
+
+    @torch.no_grad()
+    def begin_run(self, z_e: Tensor) -> None:
+        grid = z_e.shape[2:]
+        rows = [self.flatten(shrink(z_e.float(), shape)) for shape in dict.fromkeys(self.code_shapes(tuple(grid)))]
+        self.parts[0].begin_run(torch.cat(rows))
+
+
+def shrink(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """(B, D, *s) -> (B, D, *shape) by averaging areas."""
+    pool: Callable[..., Tensor] = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[len(shape) - 1]
+    return x if tuple(x.shape[2:]) == tuple(shape) else pool(x, shape)
+
+
+def enlarge(x: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """(B, D, *s) -> (B, D, *grid)."""
+    if tuple(x.shape[2:]) == tuple(grid):
+        return x
+    return F.interpolate(x, tuple(grid), mode=("linear", "bicubic", "trilinear")[len(grid) - 1], align_corners=False)

@@ -1,0 +1,43 @@
+"""Codes from a projection that is never trained."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqvae.quantizers.base import FlatQuantized, Quantizer
+from vqvae.quantizers.nearest import nearest_code
+
+
+class RandomProjection(Quantizer):
+    """BEST-RQ's targets (Chiu et al. 2022, arXiv 2202.01855, section 3.1): all frozen, no gradient for the encoder.
+
+    Each vector is normalised over its coordinates, multiplied by a frozen Xavier-uniform matrix (D, d), and takes the code at
+    the smallest angle among K frozen random ones. The decoder receives the code through a linear layer, which does learn.
+    """
+
+    trains_encoder = False
+    projection: Tensor
+    codebook: Tensor
+
+    def __init__(self, dim: int, size: int, code_dim: int) -> None:
+        super().__init__(dim, code_dim, [size])
+        self.project_in = nn.Identity()
+        self.project_out = nn.Linear(code_dim, dim)
+        self.register_buffer("projection", nn.init.xavier_uniform_(torch.empty(dim, code_dim)))
+        self.register_buffer("codebook", F.normalize(torch.randn(size, code_dim), dim=1))
+
+    def quantize(self, z: Tensor) -> FlatQuantized:
+        z = F.layer_norm(z.detach(), (self.dim,)) @ self.projection  # (N, d)
+        indices = nearest_code(F.normalize(z, dim=1), self.codebook)[:, None]  # (N, 1)
+        return FlatQuantized(self.lookup(indices), indices)
+
+    def estimate(self, z: Tensor, q: Tensor) -> Tensor:
+        return q
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        return F.embedding(codes[:, 0], self.codebook)
+
+    def codebooks(self) -> list[Tensor | None]:
+        return [self.codebook]

@@ -1,0 +1,187 @@
+"""Quantizers that choose through a softmax over all codes. All of them hold N x K values; IBQ alone in chunks."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqvae import distributed
+from vqvae.quantizers.base import FlatQuantized, Loss, Quantizer
+from vqvae.quantizers.chunked import map_rows, squared_distances, sum_rows
+from vqvae.quantizers.init import Init
+from vqvae.quantizers.nearest import nearest_code
+from vqvae.quantizers.regularizers import mean_square_error
+
+
+class SoftQuantizer(Quantizer):
+    """Base: K codes as a parameter, and a temperature that falls from `start` to `end` by a cosine over the run.
+
+    `quantize` gives an output that carries its own gradient, so `estimate` hands it on.
+    """
+
+    temperature: Tensor
+
+    def __init__(self, dim: int, size: int, code_dim: int, init: Init, start: float, end: float) -> None:
+        super().__init__(dim, code_dim, [size])
+        if start <= 0 or end <= 0:
+            raise ValueError(f"temperatures must be above 0, got {start} to {end}")
+        self.size, self.start, self.end = size, start, end
+        self.init, self.init_vectors = init, init.vectors_wanted(size)
+        self.codebook = nn.Parameter(init.draw(size, code_dim))
+        self.codebook.no_weight_decay = True  # type: ignore[attr-defined]  # decay would pull unused codes to 0
+        self.register_buffer("temperature", torch.tensor(float(start)), persistent=False)
+
+    @torch.no_grad()
+    def begin_run(self, z_e: Tensor) -> None:
+        if self.init_vectors:
+            vectors = self.project_in(self.flatten(z_e))  # (n, d)
+            self.codebook.copy_(self.init.choose(vectors, self.size))
+            self.match(vectors)
+
+    def squared_error(self, vectors: Tensor) -> Tensor:
+        """Mean over coordinates of |z - nearest code|^2, 0-d."""
+        return F.mse_loss(F.embedding(nearest_code(vectors, self.codebook), self.codebook), vectors).clamp_min(1e-12)
+
+    def match(self, vectors: Tensor) -> None:
+        """Fits what else depends on the latents' scale to vectors (n, d), once the codes have started from them."""
+
+    def begin_step(self, step: int, steps: int) -> None:
+        share = (1 + math.cos(math.pi * min(step / steps, 1))) / 2  # 1 .. 0
+        self.temperature.fill_(self.end + (self.start - self.end) * share)
+
+    def estimate(self, z: Tensor, q: Tensor) -> Tensor:
+        return q
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        return F.embedding(codes[:, 0], self.codebook)
+
+    def codebooks(self) -> list[Tensor | None]:
+        return [self.codebook.detach()]
+
+
+class GumbelSoftmax(SoftQuantizer):
+    """A code drawn from learned logits (Jang et al. 2016, arXiv 1611.01144; Maddison et al. 2016, arXiv 1611.00712).
+
+    The logits are linear in z. Where codes start from data, so do they: as -|z - e_k|^2 / (2 sigma^2) up to what all
+    share, sigma^2 being the mean squared error per coordinate of the nearest code. In training the one-hot draw is used,
+    and its gradient is that of softmax((logits + g) / temperature), g Gumbel noise; in eval the largest logit.
+    Loss: KL from softmax(logits) to uniform, sum_k p log(K p), mean over vectors, in nats.
+    """
+
+    def __init__(
+        self, dim: int, size: int, code_dim: int, init: Init, start: float, end: float, kl_weight: float
+    ) -> None:
+        super().__init__(dim, size, code_dim, init, start, end)
+        self.kl_weight = kl_weight
+        self.logits = nn.Linear(code_dim, size)
+
+    def match(self, vectors: Tensor) -> None:
+        variance = self.squared_error(vectors)
+        self.logits.weight.copy_(self.codebook / variance)
+        self.logits.bias.copy_(-self.codebook.square().sum(1) / (2 * variance))
+
+    def quantize(self, z: Tensor) -> FlatQuantized:
+        logits = self.logits(z)  # (N, K)
+        log_p = logits.log_softmax(1)
+        kl = (log_p.exp() * (log_p + math.log(self.size))).sum() / max(len(z), 1)
+        losses = {"kl_to_uniform": Loss(kl, self.kl_weight)}
+        if not self.training:
+            indices = logits.argmax(1, keepdim=True)  # (N, 1)
+            return FlatQuantized(self.lookup(indices), indices, losses)
+        soft = ((logits + gumbel_like(logits)) / self.temperature).softmax(1)  # (N, K)
+        indices = soft.argmax(1, keepdim=True)
+        hard = torch.zeros_like(soft).scatter(1, indices, 1.0)
+        return FlatQuantized((hard + soft - soft.detach()) @ self.codebook, indices, losses)
+
+
+class SQVAE(SoftQuantizer):
+    """Stochastic quantization with a learned noise level (Takida et al. 2022, arXiv 2205.07547, section 4, Gaussian).
+
+    p(k | z) = softmax(-|z - e_k|^2 / (2 sigma^2)), sigma^2 one learned number; in training a relaxed draw by
+    Gumbel-softmax, in eval the nearest code. Losses, summed over coordinates and codes, mean over vectors:
+    `precision` |z - q|^2 / (2 sigma^2) and `negative_entropy` sum_k p log p. Deviation: the paper sums both over the
+    latents and weighs them against D/2 log of the reconstruction error; with an error over the data's variance, `weight`
+    stands for that ratio.
+    """
+
+    def __init__(self, dim: int, size: int, code_dim: int, init: Init, start: float, end: float, weight: float) -> None:
+        super().__init__(dim, size, code_dim, init, start, end)
+        self.weight = weight
+        self.log_variance = nn.Parameter(torch.zeros(()))
+
+    def match(self, vectors: Tensor) -> None:
+        self.log_variance.copy_(self.squared_error(vectors).log())
+
+    def quantize(self, z: Tensor) -> FlatQuantized:
+        variance = self.log_variance.exp()
+        logits = -squared_distances(z, self.codebook) / (2 * variance)  # (N, K)
+        indices = logits.argmax(1, keepdim=True)  # (N, 1)
+        log_p = logits.log_softmax(1)
+        hard = self.lookup(indices)  # (N, d)
+        q = hard
+        if self.training:
+            q = ((logits + gumbel_like(logits)) / self.temperature).softmax(1) @ self.codebook
+        vectors = max(len(z), 1)
+        losses = {
+            "precision": Loss((z - hard).square().sum() / (2 * variance * vectors), self.weight),
+            "negative_entropy": Loss((log_p.exp() * log_p).sum() / vectors, self.weight),
+        }
+        return FlatQuantized(q, indices, losses, {"sigma": variance.detach().sqrt()})
+
+
+class IBQ(SoftQuantizer):
+    """Index backpropagation (Shi et al. 2024, arXiv 2412.02692, equations 3 to 7): the choice passes a gradient to all codes.
+
+        logits = z E^T,  p = softmax(logits),  out = (onehot(argmax) + p - sg p) E
+
+    Losses: `double` |out - z|^2 + |sg z - q|^2, `commitment` |z - sg q|^2 (weight beta), means over elements; and
+    `entropy`, mean entropy of softmax(logits / temperature) minus that of its mean over the batch of all ranks.
+    """
+
+    def __init__(
+        self, dim: int, size: int, code_dim: int, init: Init, beta: float, entropy_weight: float, temperature: float
+    ) -> None:
+        super().__init__(dim, size, code_dim, init, temperature, temperature)
+        self.beta, self.entropy_weight = beta, entropy_weight
+
+    def quantize(self, z: Tensor) -> FlatQuantized:
+        with torch.no_grad():
+            chosen = map_rows(lambda part, e: (part @ e.t()).argmax(1), z, self.codebook, width=self.size)
+            indices = torch.cat(chosen)[:, None]  # (N, 1)
+        q = self.lookup(indices)  # (N, d)
+        soft = torch.cat(map_rows(expected_code, z, self.codebook, width=self.size))  # (N, d)
+        out = q + (soft - soft.detach())
+        losses = {
+            "double": Loss(mean_square_error(out, z) + mean_square_error(q, z.detach()), 1.0),
+            "commitment": Loss(mean_square_error(z, q.detach()), self.beta),
+        }
+        if self.entropy_weight > 0:
+            losses["entropy"] = Loss(self.entropy(z), self.entropy_weight)
+        return FlatQuantized(out if self.training else q, indices, losses)
+
+    def entropy(self, z: Tensor) -> Tensor:
+        def sums(part: Tensor, codes: Tensor) -> Tensor:
+            log_p = (part @ codes.t() / self.temperature).log_softmax(1)  # (n, K)
+            p = log_p.exp()
+            return torch.cat([-(p * log_p).sum()[None], p.sum(0)])  # (1 + K,)
+
+        total = sum_rows(sums, z, self.codebook, width=self.size) / max(len(z), 1)
+        mean_p = distributed.mean_over_ranks(total[1:])
+        return total[0] - torch.special.entr(mean_p.clamp_min(1e-20)).sum()  # clamp: entr has an infinite slope at 0
+
+
+def expected_code(z: Tensor, codes: Tensor) -> Tensor:
+    """softmax(z E^T) E; z (n, d), codes (K, d) -> (n, d)."""
+    return (z @ codes.t()).softmax(1) @ codes
+
+
+def gumbel_like(logits: Tensor) -> Tensor:
+    """Gumbel noise (N, K)."""
+    size = logits.shape[1]
+    exponential = distributed.draw_of_rank(
+        lambda rows: torch.empty(rows, size, device=logits.device).exponential_(), len(logits)
+    )
+    return -exponential.log()
