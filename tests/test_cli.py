@@ -39,7 +39,7 @@ def test_metrics_hold_every_term_plain_and_weighted_and_all_codebook_figures(fin
         assert f"train/codebook0/{name}" in train
     assert train["train/model/learning_rate"] > 0
     assert train["train/model/grad_norm"] > 0
-    assert sum(val["val/codebook0/count_histogram"]["codes"]) == 16
+    assert sum(val["val/codebook0/count_histogram"]["counts"]) == 16
     timing = lines(finished_run / "autoencoder" / "timing.jsonl")[-1]
     assert {"timing/pictures_per_second", "timing/memory_mb", "timing/seconds"} <= set(timing)
 

@@ -2,47 +2,163 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import wandb
+from conftest import lines
 
-from vqvae.metrics.codebook import CodeCounts, count_codes, describe, histogram, perplexity, usage
+from vqvae.logger import to_wandb
+from vqvae.metrics import codebook, spacing
+from vqvae.metrics.codebook import CodeCounts, binned, count_codes, describe, histogram, perplexity
 from vqvae.metrics.reconstruction import reconstruction_metrics, reconstruction_sums
 
 
 def test_perplexity_is_one_for_one_code_and_k_for_uniform_use() -> None:
     assert float(perplexity(torch.tensor([9, 0, 0, 0]))) == pytest.approx(1)
     assert float(perplexity(torch.tensor([5, 5, 5, 5]))) == pytest.approx(4)
-    assert float(usage(torch.tensor([5, 0, 1, 0]))) == 0.5
+    assert describe(torch.tensor([5, 0, 1, 0]))["usage"] == 0.5
 
 
 def test_three_batches_of_a_known_distribution_give_its_figures() -> None:
     """Each batch sees other codes, so the last batch, or a mean over batches, would be far off."""
     batches = [torch.tensor([[0, 0, 0, 0]]), torch.tensor([[1, 1, 2, 2]]), torch.tensor([[3, 3, 3, 3]])]
-    counts = CodeCounts([6])
+    counts = CodeCounts([6], ("run",))
     for batch in batches:
         counts.add([count_codes(batch, 6)])
     p = np.array([4, 2, 2, 4]) / 12
-    figures = describe(counts.total()[0])
+    figures = describe(counts.total()["run"][0])
     assert figures["perplexity"] == pytest.approx(math.exp(-(p * np.log(p)).sum()), rel=1e-6)
     assert (figures["usage"], figures["used_codes"], figures["dead_codes"]) == (4 / 6, 4, 2)
 
 
 def test_counts_are_exact_beyond_the_integers_of_float32() -> None:
-    counts = CodeCounts([2])
+    counts = CodeCounts([2], ("run",))
     counts.add([torch.tensor([2**24, 0])])
     counts.add([torch.tensor([1, 1])])
-    assert counts.total()[0].tolist() == [2**24 + 1, 1]
+    assert counts.total()["run"][0].tolist() == [2**24 + 1, 1]
 
 
 def test_the_histogram_counts_every_code_once() -> None:
     counts = torch.tensor([0, 0, 10, 20, 30])
     found = histogram(counts, bins=4)
-    assert sum(found["codes"]) == 5
+    assert sum(found["counts"]) == 5
     assert found["edges"][0] == 0
     assert found["edges"][-1] == pytest.approx(30 * 5 / 60)
+
+
+def test_a_span_that_is_reset_forgets_and_the_others_go_on() -> None:
+    counts = CodeCounts([2, 3], ("window", "run"))
+    first, second = [torch.tensor([1, 0]), torch.tensor([0, 0, 2])], [torch.tensor([0, 4]), torch.tensor([5, 0, 0])]
+    counts.add(first)
+    counts.reset("window")
+    counts.add(second)
+    total = counts.total()
+    assert [one.tolist() for one in total["window"]] == [[0, 4], [5, 0, 0]]
+    assert [one.tolist() for one in total["run"]] == [[1, 4], [5, 0, 2]]
+
+
+def test_a_checkpoint_holds_the_sum_over_ranks_and_restores_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = [CodeCounts([2], ("run",)) for _ in range(2)]
+    ranks[0].add([torch.tensor([1, 2])])
+    ranks[1].add([torch.tensor([10, 20])])
+    total = sum(one.counts for one in ranks)
+    monkeypatch.setattr(codebook.distributed, "all_reduce_sum", lambda tensors: [total])
+    states = []
+    for rank, one in enumerate(ranks):
+        monkeypatch.setattr(codebook.distributed, "is_main", lambda rank=rank: rank == 0)
+        states.append({name: value.clone() for name, value in one.state_dict().items()})
+    assert states[0]["counts"].tolist() == [[11, 22]]
+    assert torch.equal(sum(one.counts for one in ranks), total)  # training goes on with the same sum
+    for rank, one in enumerate(ranks):
+        monkeypatch.setattr(codebook.distributed, "is_main", lambda rank=rank: rank == 0)
+        one.load_state_dict(states[0])
+    assert torch.equal(sum(one.counts for one in ranks), total)
+
+
+FOUR_CODES = torch.tensor([[3.0, 3], [1, 2], [5, -1], [0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("order", "pairs", "closest"),
+    [
+        (1, [3, 6, 6, 7, 3, 6], [3, 3, 6, 3]),
+        (2, [5**0.5, 20**0.5, 18**0.5, 5, 5**0.5, 26**0.5], [5**0.5, 5**0.5, 20**0.5, 5**0.5]),
+        (math.inf, [2, 4, 3, 4, 2, 5], [2, 2, 4, 2]),
+    ],
+)
+def test_spacing_of_four_codes_is_what_the_pencil_says(
+    order: float, pairs: list[float], closest: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for chunk in (4, 2**20):  # a row at a time, and all rows at once
+        monkeypatch.setattr(spacing, "CHUNK_ELEMENTS", chunk)
+        rows, distances = (torch.cat(parts) for parts in zip(*spacing.distance_rows(FOUR_CODES, order)))
+        assert rows.tolist() == [0, 1, 2, 3]
+        assert distances[tuple(torch.triu_indices(4, 4, 1))].tolist() == pytest.approx(pairs)
+        found = spacing.spacing(FOUR_CODES, order)
+        assert found["spacing_min"] == found["closest_min"] == pytest.approx(min(pairs))
+        assert found["spacing_mean"] == pytest.approx(sum(pairs) / 6)
+        assert found["closest_mean"] == pytest.approx(sum(closest) / 4)
+        mean = 1.01 * found["spacing_mean"]  # so that no pair lies on an edge
+        relative = np.array(pairs) / mean
+        counts = spacing.spacing_histogram(FOUR_CODES, mean, order)
+        assert counts["counts"] == np.histogram(relative, np.linspace(0, 2, 41))[0].tolist()
+
+
+def test_spacing_sees_two_equal_codes_far_from_the_origin() -> None:
+    """In float32, |a|^2 - 2 <a, b> + |b|^2 would leave some 0.5 of nothing here."""
+    codes = torch.randn(300, 8, generator=torch.Generator().manual_seed(0)) + 1000
+    codes[7] = codes[200]
+    found = spacing.spacing(codes)
+    assert found["spacing_min"] == pytest.approx(0, abs=1e-3)
+    assert found["spacing_mean"] == pytest.approx(float(torch.pdist(codes.double()).mean()), rel=1e-9)
+
+
+def test_spacing_of_a_codebook_too_large_for_all_pairs_is_that_of_evenly_spaced_codes_to_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    codes = torch.randn(90, 3, generator=torch.Generator().manual_seed(0))
+    full = torch.cdist(codes, codes).double()
+    monkeypatch.setattr(spacing, "MAX_PAIRS", 90 * 30)
+    found = spacing.spacing(codes)
+    assert found["spacing_mean"] == pytest.approx(float(full[::3].sum() / (30 * 89)), rel=1e-5)
+    assert found["closest_mean"] == pytest.approx(float((full + 99 * torch.eye(90))[::3].amin(1).mean()), rel=1e-5)
+
+
+def test_codes_all_equal_have_no_spacing_and_a_histogram_of_all_pairs() -> None:
+    found = spacing.spacing_with_histogram(torch.ones(5, 2))
+    assert found["spacing_mean"] == found["closest_mean"] == 0
+    assert found["spacing_histogram"]["counts"] == [10, *[0] * 39]
+
+
+def test_spacing_knows_three_norms() -> None:
+    with pytest.raises(ValueError, match="order must be 1, 2 or infinity, got 3"):
+        spacing.spacing(FOUR_CODES, 3)
+
+
+def test_bins_of_equal_width_span_their_range() -> None:
+    assert binned(torch.tensor([1, 0, 2, 3]), -1, 1) == {"edges": [-1, -0.5, 0, 0.5, 1], "counts": [1, 0, 2, 3]}
+
+
+def test_histograms_reach_wandb_as_its_own_and_numbers_as_they_are() -> None:
+    sent = to_wandb(binned(torch.tensor([1, 0, 2, 3]), -1, 1))
+    assert isinstance(sent, wandb.Histogram)
+    assert list(sent.histogram) == [1, 0, 2, 3]
+    assert list(sent.bins) == [-1, -0.5, 0, 0.5, 1]
+    assert to_wandb(0.5) == 0.5
+
+
+def test_every_vector_of_the_validation_set_and_every_pair_of_codes_is_in_its_histogram(finished_run: Path) -> None:
+    (shape,) = json.loads((finished_run / "codes" / "val" / "header.json").read_text())["code_shapes"]
+    val = lines(finished_run / "autoencoder" / "metrics.jsonl")[-1]
+    for name in ("similarity", "relative_error"):
+        assert sum(val[f"val/level0/{name}_histogram"]["counts"]) == 20 * math.prod(shape)
+    assert sum(val["val/codebook0/spacing_histogram"]["counts"]) == 16 * 15 // 2
+    assert val["val/codebook0/spacing_min"] <= val["val/codebook0/closest_mean"] <= val["val/codebook0/spacing_mean"]
 
 
 def test_reconstruction_figures_match_numpy_over_batches_of_different_size() -> None:

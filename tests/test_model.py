@@ -9,6 +9,8 @@ from vqvae.losses.reconstruction import L1, MSE
 from vqvae.model import VQVAE
 from vqvae.networks import conv, patch, resnet
 from vqvae.networks.blocks import DepthToSpace, SpaceToDepth
+from vqvae.quantizers.base import FlatQuantized
+from vqvae.quantizers.random_projection import RandomProjection
 from vqvae.quantizers.scalar import FSQ
 from vqvae.schedules import Constant, Cosine
 
@@ -64,6 +66,43 @@ def test_every_parameter_of_both_levels_gets_a_gradient() -> None:
     model = two_levels()
     model(torch.randn(2, 3, 16, 16)).decoded.square().mean().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_codebooks_come_in_the_order_of_the_code_maps() -> None:
+    model = two_levels()
+    model.quantizers[1] = RandomProjection(6, 10, 4)
+    assert model.codebook_sizes == [10, 25]
+    coarse, fine = model.codebooks()
+    assert coarse is not None
+    assert coarse.shape == (10, 4)
+    assert fine is None  # FSQ has none
+
+
+def test_histograms_of_both_levels_count_every_vector_in_eval_only() -> None:
+    model = two_levels()
+    for quantizer in model.quantizers:
+        original = quantizer.quantize
+
+        def quantize(z: torch.Tensor, original=original, quantizer=quantizer) -> FlatQuantized:  # type: ignore[no-untyped-def]
+            flat: FlatQuantized = original(z)
+            flat.histograms = {} if quantizer.training else {"rows": torch.tensor([len(z)])}
+            return flat
+
+        quantizer.quantize = quantize  # type: ignore[method-assign]
+    x = torch.randn(2, 3, 16, 24)
+    assert model(x).histograms == {}
+    found = model.eval()(x).histograms
+    assert {name: int(counts) for name, counts in found.items()} == {"level0/rows": 2 * 24, "level1/rows": 2 * 6}
+
+
+def test_where_the_encoder_gets_no_gradient_the_model_says_so() -> None:
+    model = two_levels()
+    assert not model.has_unused_parameters
+    model.quantizers[1] = RandomProjection(6, 10, 4)
+    assert model.has_unused_parameters
+    model(torch.randn(2, 3, 16, 16)).decoded.square().mean().backward()
+    without = {name.split(".")[0] + name.split(".")[1] for name, p in model.named_parameters() if p.grad is None}
+    assert without == {"encoders1"}  # the finer level's quantizer trains its own encoder
 
 
 def test_a_size_that_does_not_divide_is_refused_with_the_nearest_that_does() -> None:

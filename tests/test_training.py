@@ -24,6 +24,7 @@ from conftest import (
 from torch import nn
 
 from vqvae import checkpoint
+from vqvae.losses.reconstruction import MSE
 from vqvae.optimizers import parameter_groups, reset_rows
 from vqvae.weight_average import Evaluating, WeightAverage
 
@@ -33,6 +34,7 @@ RUN = [
     "trainer.weight_average_decay=0.9",
     "quantizer.revival.every_steps=2",
     "quantizer/init=data",
+    "trainer.batch_size=24",  # 4 steps an epoch
 ]
 LONGER = ["trainer.steps=12", "prior.trainer.steps=12"]
 
@@ -170,8 +172,6 @@ def test_two_seeds_differ_and_one_seed_repeats(tmp_path: Path) -> None:
 def test_a_non_finite_loss_changes_nothing_and_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from vqvae.losses.reconstruction import MSE
-
     monkeypatch.setattr(MSE, "distance", lambda self, output, x: (output - x).square().mean() * float("nan"))
     arguments = [*TINY, *SMALL_CODEBOOK, "stages=[autoencoder]", "quantizer.revival.every_steps=1"]
     message = error_of(capsys, *arguments, f"run_dir={tmp_path / 'stop'}")

@@ -62,7 +62,7 @@ class Logger:
             self._run = start_wandb(self.folder, self.stage, self.settings, self.config)
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
-        """Writes one line of reproducible metrics: numbers, and histograms as made by metrics.codebook.histogram."""
+        """Writes one line of reproducible metrics: numbers, and histograms {edges, counts} as made in metrics.codebook."""
         self._write("metrics.jsonl", step, metrics)
 
     def log_timing(self, step: int, values: dict[str, float]) -> None:
@@ -210,9 +210,9 @@ def use_artifact(artifact: Any, run: Any) -> None:
 
 def to_wandb(value: Any) -> Any:
     """A histogram as wandb's own; anything else as it is."""
-    if isinstance(value, dict) and value.keys() == {"edges", "codes"}:
+    if isinstance(value, dict) and value.keys() == {"edges", "counts"}:
         import numpy as np
         import wandb
 
-        return wandb.Histogram(np_histogram=(np.array(value["codes"]), np.array(value["edges"])))
+        return wandb.Histogram(np_histogram=(np.array(value["counts"]), np.array(value["edges"])))
     return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +16,13 @@ from vqvae.quantizers.base import Loss, Quantized, Quantizer
 
 @dataclass
 class Output:
-    """decoded (B, decoder channels, *S), codes coarse to fine, losses and stats named `level<l>/<name>`."""
+    """decoded (B, decoder channels, *S), codes coarse to fine; losses, stats and histograms named `level<l>/<name>`."""
 
     decoded: Tensor
     codes: list[Tensor]
     losses: dict[str, Loss]
     stats: dict[str, Tensor]
+    histograms: dict[str, Tensor]
 
 
 class VQVAE(nn.Module):
@@ -67,6 +69,15 @@ class VQVAE(nn.Module):
         """K of each code map, coarse to fine."""
         return [size for q in reversed(self.quantizers) for size in q.codebook_sizes]
 
+    @property
+    def has_unused_parameters(self) -> bool:
+        """Whether parameters get no gradient: the encoder's, where a quantizer passes none on. Asked by distributed.wrap."""
+        return not all(q.trains_encoder for q in self.quantizers)
+
+    def codebooks(self) -> list[Tensor | None]:
+        """The vectors (K, d) behind each code map, in the order of `codebook_sizes`; None where there are none."""
+        return [codes for q in reversed(self.quantizers) for codes in q.codebooks()]
+
     def code_shapes(self, size: tuple[int, ...]) -> list[tuple[int, ...]]:
         """Data dims *S -> the dims of each code map, coarse to fine. Raises ValueError where *S does not divide."""
         for length in size:
@@ -84,12 +95,12 @@ class VQVAE(nn.Module):
 
     def forward(self, x: Tensor) -> Output:
         """x (B, C, *S) -> Output."""
-        z_q, codes, losses, stats = self._bottleneck(x)
-        return Output(self.decoders[0](z_q), codes, losses, stats)
+        inner = self._bottleneck(x)
+        return Output(self.decoders[0](inner.z_q), inner.codes, inner.losses, inner.stats, inner.histograms)
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """x (B, C, *S) -> codes, coarse to fine; the finest decoder is not run."""
-        return self._bottleneck(x)[1]
+        return self._bottleneck(x).codes
 
     def decode(self, codes: list[Tensor]) -> Tensor:
         """Codes, coarse to fine -> decoder output (B, decoder channels, *S)."""
@@ -126,24 +137,24 @@ class VQVAE(nn.Module):
             replaced.update(quantizer.after_step(applied))
         return replaced
 
-    def _bottleneck(self, x: Tensor) -> tuple[Tensor, list[Tensor], dict[str, Loss], dict[str, Tensor]]:
-        """x (B, C, *S) -> input of the finest decoder, codes, losses, stats."""
+    def _bottleneck(self, x: Tensor) -> Quantized:
+        """x (B, C, *S) -> what all levels' quantizers return, by level; its z_q is the input of the finest decoder."""
         features: list[Tensor] = []
         for encoder in self.encoders:
             features.append(encoder(features[-1] if features else x))  # (B, D, *s_l)
-        codes: list[Tensor] = []
-        losses: dict[str, Loss] = {}
-        stats: dict[str, Tensor] = {}
+        levels: list[tuple[str, Quantized]] = []
 
-        def quantize(level: int, h: Tensor) -> Tensor:
-            quantized: Quantized = self.quantizers[level](h)
-            codes.extend(quantized.codes)
-            losses.update({f"level{level}/{name}": loss for name, loss in quantized.losses.items()})
-            stats.update({f"level{level}/{name}": value for name, value in quantized.stats.items()})
+        def quantize(level: int, context: Tensor | None) -> Tensor:
+            quantized = self.quantizers[level](self._merge(level, features[level], context))
+            levels.append((f"level{level}", quantized))
             return quantized.z_q
 
-        z_q = self._down(lambda level, context: quantize(level, self._merge(level, features[level], context)))
-        return z_q, codes, losses, stats
+        def named(field: str) -> dict[str, Any]:
+            return {f"{level}/{name}": value for level, q in levels for name, value in getattr(q, field).items()}
+
+        z_q = self._down(quantize)
+        codes = [one for _, q in levels for one in q.codes]
+        return Quantized(z_q, codes, named("losses"), named("stats"), named("histograms"))
 
     def _down(self, z_q_of: Callable[[int, Tensor | None], Tensor]) -> Tensor:
         """Goes through the levels, coarsest first, with what `z_q_of(level, context)` gives -> the finest decoder's input."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -105,10 +106,10 @@ class Run:
             self.new_prior(model)
             check_settings(self.cfg.prior, "prior.", len(self.split("train")))
 
-    def autoencoder_stage(self, variance: float) -> AutoencoderStage:
-        """A new, untrained stage 1."""
+    def autoencoder_stage(self, variance: float, epoch_steps: Fraction | None = None) -> AutoencoderStage:
+        """A new, untrained stage 1; to train it, it is told how many steps an epoch has."""
         model, reconstruction = build_model(self.cfg, self.data, variance)
-        return AutoencoderStage(model, reconstruction, variance)
+        return AutoencoderStage(model, reconstruction, variance, epoch_steps)
 
     def tokenizer(self) -> Tokenizer:
         """The finished stage 1. Raises ConfigError where it is not finished."""
@@ -217,7 +218,7 @@ def train_autoencoder(run: Run, stop: StopRequest) -> None:
     cfg = run.cfg
     train, val = run.loader("train"), run.loader("val")
     seed_everything(cfg.seed, 0)
-    stage = run.autoencoder_stage(run.variance())
+    stage = run.autoencoder_stage(run.variance(), Fraction(len(train), cfg.trainer.batch_size))
     if cfg.init_from is not None:
         start_from(RunFolder.load(cfg.init_from, list(cfg.allow_targets), "init_from"), "autoencoder", stage)
     feed = PictureFeed(run.data, train, val, cfg.trainer.batch_size, cfg.seed)

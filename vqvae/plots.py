@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,17 @@ PANELS = {  # title -> metrics; a panel without any of its metrics is left out
     "loss": ["train/loss", "val/loss"],
     "reconstruction, dB": ["val/psnr_db"],
     "perplexity": ["train/codebook{m}/window_perplexity", "val/codebook{m}/perplexity"],
+    "distance between codes": ["train/codebook{m}/spacing_mean", "train/codebook{m}/closest_mean"],
     "bits per code": ["train/bits_per_code", "val/bits_per_code"],
     "learning rate": ["train/{name}/learning_rate"],
     "gradient norm": ["train/{name}/grad_norm"],
 }
+HISTOGRAMS = {  # of an evaluation -> what is counted, and by what
+    "similarity_histogram": ("vectors", "cosine of vector and code"),
+    "relative_error_histogram": ("vectors", "|vector - code| / |vector|, 2 and beyond at the end"),
+    "spacing_histogram": ("pairs of codes", "distance / mean distance, 2 and beyond at the end"),
+}
+PANELS_A_ROW = 4
 
 
 def plot_curves(lines: list[dict[str, Any]], path: Path) -> None:
@@ -39,11 +47,20 @@ def plot_curves(lines: list[dict[str, Any]], path: Path) -> None:
     save(figure, path)
 
 
-def plot_code_counts(counts: list[Tensor], path: Path) -> None:
-    """How often each code of each map is used, most used first, beside uniform use -> PNG. counts: M x (K_m,)."""
+def plot_codes(counts: list[Tensor], histograms: dict[str, dict[str, list[float]]], path: Path) -> None:
+    """How often each code of each map is used, most used first, beside uniform use; then histograms by name -> PNG.
+
+    counts: M x (K_m,). histograms: as made in metrics.codebook.
+    """
     plt = pyplot()
-    figure, axes = plt.subplots(1, len(counts), figsize=(6 * len(counts), 3.2), squeeze=False)
-    for m, (axis, one) in enumerate(zip(axes[0], counts)):
+    panels = len(counts) + len(histograms)
+    columns = min(panels, PANELS_A_ROW)
+    rows = math.ceil(panels / columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(4.8 * columns, 3.2 * rows), squeeze=False)
+    axes = list(grid.flat)
+    for axis in axes[panels:]:
+        axis.set_visible(False)
+    for m, (axis, one) in enumerate(zip(axes, counts)):
         share = one.double().sort(descending=True).values / one.sum().clamp_min(1) * len(one)
         axis.fill_between(range(len(share)), share.tolist(), step="mid", alpha=0.6)
         axis.axhline(1, color="black", linewidth=0.8, linestyle="--", label="uniform use")
@@ -51,8 +68,16 @@ def plot_code_counts(counts: list[Tensor], path: Path) -> None:
         axis.set_title(f"codebook {m}: {used} of {len(one)} codes used", fontsize=10)
         axis.set_xlabel("codes, most used first", fontsize=8)
         axis.set_ylabel("use relative to uniform", fontsize=8)
-        axis.tick_params(labelsize=7)
         axis.legend(fontsize=7)
+    for axis, (name, bins) in zip(axes[len(counts) :], histograms.items()):
+        axis.stairs(bins["counts"], bins["edges"], fill=True, alpha=0.6)
+        owner, kind = name.split("/")
+        title, subject = HISTOGRAMS[kind]
+        axis.set_title(f"{owner}: {title}", fontsize=10)
+        axis.set_xlabel(subject, fontsize=8)
+        axis.set_yticks([])
+    for axis in axes:
+        axis.tick_params(labelsize=7)
     save(figure, path)
 
 

@@ -16,7 +16,7 @@ from vqvae.images import grid, write_png
 from vqvae.logger import read_lines
 from vqvae.metrics.codebook import count_codes
 from vqvae.pipeline import Run, Tokenizer
-from vqvae.plots import plot_code_counts, plot_curves
+from vqvae.plots import HISTOGRAMS, plot_codes, plot_curves
 from vqvae.priors.base import Sampling
 from vqvae.run_folder import STAGES, table, write_json
 from vqvae.sampling import choose_labels, draw_pictures, rows_of
@@ -75,7 +75,8 @@ def summarise(run: Run, tokenizer: Tokenizer, stop: StopRequest) -> float | None
             looks += [*sorted(pictures.glob("reconstructions_*.png"))[-1:], pictures / "curves.png"]
     if store is not None:
         looks.append(folder.path / "codebook.png")
-        plot_code_counts(store_counts(store), looks[-1])
+        histograms = {name: value for name, value in metrics.items() if name.split("/")[-1] in HISTOGRAMS}
+        plot_codes(store_counts(store), histograms, looks[-1])
     if folder.weights_file("prior") and store is not None:
         metrics["bits_per_code_uniform"] = bits_of_uniform(store.codebook_sizes, store.code_shapes)
         looks.append(folder.path / "samples.png")

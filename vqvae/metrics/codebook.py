@@ -22,35 +22,47 @@ def perplexity(counts: Tensor) -> Tensor:
     return torch.exp(torch.special.entr(p).sum()).float()
 
 
-def usage(counts: Tensor) -> Tensor:
-    """Share of the K codes that occur at least once. counts (K,) -> 0-d."""
-    return (counts > 0).float().mean()
-
-
 class CodeCounts(nn.Module):
-    """Integer counts of M code maps over any number of batches; its buffers are part of a checkpoint."""
+    """Integer counts of M code maps over several spans of steps at once; part of a checkpoint.
 
-    def __init__(self, codebook_sizes: list[int]) -> None:
+    Every batch counts towards all `spans`; `reset` begins one anew. Each rank counts its own vectors. What a checkpoint holds
+    is the sum over ranks, and rank 0 takes it up again, so that a run may go on with another number of ranks: hence
+    `state_dict` is called on all of them.
+    """
+
+    counts: Tensor  # (spans, sum of K_m): one addition a batch
+
+    def __init__(self, codebook_sizes: list[int], spans: tuple[str, ...]) -> None:
         super().__init__()
-        self.sizes = codebook_sizes
-        for m, size in enumerate(codebook_sizes):
-            self.register_buffer(f"counts{m}", torch.zeros(size, dtype=torch.int64))
+        self.sizes, self.spans = list(codebook_sizes), spans
+        self.register_buffer("counts", torch.zeros(len(spans), sum(codebook_sizes), dtype=torch.int64))
+        self.register_state_dict_pre_hook(move_to_main)
+        self.register_load_state_dict_post_hook(keep_on_main)
 
-    def counts(self) -> list[Tensor]:
-        """M x (K_m,) int64 of this rank."""
-        return [self.get_buffer(f"counts{m}") for m in range(len(self.sizes))]
-
-    def total(self) -> list[Tensor]:
-        """The same, summed over ranks."""
-        return distributed.all_reduce_sum(self.counts())
+    def total(self) -> dict[str, list[Tensor]]:
+        """Span -> M x (K_m,) int64, summed over ranks by one collective."""
+        rows = distributed.all_reduce_sum([self.counts])[0]
+        return {span: list(row.split(self.sizes)) for span, row in zip(self.spans, rows)}
 
     def add(self, batch_counts: list[Tensor]) -> None:
-        for total, counts in zip(self.counts(), batch_counts):
-            total += counts
+        """Counts of a batch, M x (K_m,)."""
+        if batch_counts:
+            self.counts += torch.cat(batch_counts)
 
-    def reset(self) -> None:
-        for total in self.counts():
-            total.zero_()
+    def reset(self, span: str) -> None:
+        self.counts[self.spans.index(span)].zero_()
+
+
+def move_to_main(counts: CodeCounts, *_: object) -> None:
+    """Moves the counts of all ranks to rank 0, which alone writes checkpoints; their sum stays."""
+    total = distributed.all_reduce_sum([counts.counts])[0]
+    counts.counts.copy_(total if distributed.is_main() else torch.zeros_like(total))
+
+
+def keep_on_main(counts: CodeCounts, *_: object) -> None:
+    """All ranks have loaded the sum: all but rank 0 drop it."""
+    if not distributed.is_main():
+        counts.counts.zero_()
 
 
 def describe(counts: Tensor) -> dict[str, float]:
@@ -65,7 +77,13 @@ def describe(counts: Tensor) -> dict[str, float]:
 
 
 def histogram(counts: Tensor, bins: int = 16) -> dict[str, list[float]]:
-    """Histogram over codes of their share of use times K (1: used as often as the average). -> bin edges, codes in each."""
+    """Histogram over codes of their share of use times K (1: used as often as the average). -> bin edges, counts of codes."""
     relative = counts.double() * len(counts) / counts.sum().clamp_min(1)
     values, edges = torch.histogram(relative.cpu(), bins=bins)
-    return {"edges": [round(e, 4) for e in edges.tolist()], "codes": [int(v) for v in values.tolist()]}
+    return {"edges": [round(e, 4) for e in edges.tolist()], "counts": [int(v) for v in values.tolist()]}
+
+
+def binned(counts: Tensor, low: float, high: float) -> dict[str, list[float]]:
+    """Counts (bins,) of bins of equal width over [low, high], in the same format."""
+    edges = torch.linspace(low, high, len(counts) + 1, dtype=torch.float64)
+    return {"edges": [round(e, 4) + 0.0 for e in edges.tolist()], "counts": [int(v) for v in counts.tolist()]}

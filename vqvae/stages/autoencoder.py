@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -10,18 +11,22 @@ from torch import Tensor, nn
 
 from vqvae.images import grid, to_uint8
 from vqvae.losses.reconstruction import ReconstructionLoss
-from vqvae.metrics.codebook import CodeCounts, count_codes, describe, histogram, perplexity, usage
+from vqvae.metrics.codebook import CodeCounts, binned, count_codes, describe, histogram
 from vqvae.metrics.reconstruction import reconstruction_metrics, reconstruction_sums
+from vqvae.metrics.spacing import spacing, spacing_with_histogram
 from vqvae.model import VQVAE, Output
 from vqvae.stages.base import Batch, Stage
 
 COLLAPSED_SHARE = 0.05  # a whole-set perplexity below this share of K is called a collapse
+SPANS = ("batch", "window", "epoch", "run")  # the last step; since the last log; since the epoch began; since step 0
+HISTOGRAM_RANGES = {"similarity": (-1.0, 1.0), "relative_error": (0.0, 2.0)}  # of quantizers.base.Quantized.histograms
 
 
 class AutoencoderStage(Stage):
     """Batches are (x (B, C, *S) in [-1, 1], labels). Loss: reconstruction + every loss of the quantizers, weighted.
 
-    `variance` is that of the training data in [-1, 1].
+    `variance` is that of the training data in [-1, 1]. `epoch_steps`: steps that one pass over the training data takes; None
+    where nothing is trained.
     """
 
     meters: CodeCounts
@@ -29,46 +34,54 @@ class AutoencoderStage(Stage):
     headline = ("psnr_db", "codebook0/perplexity", "codebook0/usage")
     keeps_best = False  # the last weights: no choice is made on the validation set
 
-    def __init__(self, model: VQVAE, reconstruction: ReconstructionLoss, variance: float) -> None:
+    def __init__(
+        self,
+        model: VQVAE,
+        reconstruction: ReconstructionLoss,
+        variance: float,
+        epoch_steps: Fraction | None = None,
+    ) -> None:
         self.model, self.reconstruction, self.variance = model, reconstruction, variance
+        self.epoch_steps, self.epochs = epoch_steps, Fraction(0)
         self.networks: dict[str, nn.Module] = {"model": model}
-        self.meters = CodeCounts(model.codebook_sizes)
+        self.meters = CodeCounts(model.codebook_sizes, SPANS)
 
     def begin_run(self, batches: Iterator[Batch]) -> None:
         self.model.begin_run(x for x, _ in batches)
 
     def begin_step(self, step: int, steps: int) -> None:
         self.model.begin_step(step, steps)
+        self.meters.reset("batch")
+        if self.epoch_steps is not None:
+            self.epochs = (step + 1) / self.epoch_steps  # when this step is done
+            if step // self.epoch_steps != (step - 1) // self.epoch_steps:
+                self.meters.reset("epoch")  # a batch across the border counts towards the epoch that ends
 
     def training_losses(self, batch: Batch) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         x, _ = batch
         output: Output = self.forwards["model"](x)
         terms = self._terms(output, x)
-        loss = terms["loss"]
-        counts = self._count(output.codes)
-        self.meters.add(counts)
-        for m, one in enumerate(counts):
-            terms[f"codebook{m}/batch_perplexity"] = perplexity(one)
-            terms[f"codebook{m}/batch_usage"] = usage(one)
-        yield "model", loss, terms
+        self.meters.add(self._count(output.codes))
+        yield "model", terms["loss"], terms
 
     def after_step(self, applied: Tensor) -> dict[nn.Parameter, Tensor]:
         return self.model.after_step(applied)
 
-    def window_metrics(self) -> dict[str, float]:
-        metrics = {
-            f"codebook{m}/window_{name}": value
-            for m, counts in enumerate(self.meters.total())
-            for name, value in describe(counts).items()
-        }
-        self.meters.reset()
-        return metrics
+    def window_metrics(self) -> dict[str, Any]:
+        metrics: dict[str, Any] = {"epoch": float(self.epochs)}
+        for span, maps in self.meters.total().items():
+            for m, counts in enumerate(maps):
+                metrics |= {f"codebook{m}/{span}_{name}": value for name, value in describe(counts).items()}
+                metrics[f"codebook{m}/{span}_count_histogram"] = histogram(counts)
+        self.meters.reset("window")
+        return metrics | self._of_codebooks(spacing)
 
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
         x, _ = batch
         output = self.model(x)
         sums = reconstruction_sums(self.reconstruction.to_image(output.decoded), x)
         sums |= {f"term/{name}": value.double() * len(x) for name, value in self._terms(output, x).items()}
+        sums |= {f"histogram/{name}": counts for name, counts in output.histograms.items()}
         return sums | {f"counts{m}": counts for m, counts in enumerate(self._count(output.codes))}
 
     def evaluation_metrics(self, sums: dict[str, Tensor]) -> dict[str, Any]:
@@ -76,11 +89,14 @@ class AutoencoderStage(Stage):
         for name, value in sums.items():
             if name.startswith("term/"):
                 metrics[name.removeprefix("term/")] = float(value / sums["pictures"])
+            elif name.startswith("histogram/"):
+                low, high = HISTOGRAM_RANGES[name.split("/")[-1]]
+                metrics[f"{name.removeprefix('histogram/')}_histogram"] = binned(value, low, high)
         for m in range(len(self.model.codebook_sizes)):
             counts = sums[f"counts{m}"]
             metrics |= {f"codebook{m}/{name}": value for name, value in describe(counts).items()}
             metrics[f"codebook{m}/count_histogram"] = histogram(counts)
-        return metrics
+        return metrics | self._of_codebooks(spacing_with_histogram)
 
     def preview(self, batch: Batch) -> dict[str, Tensor]:
         x, _ = batch
@@ -111,3 +127,18 @@ class AutoencoderStage(Stage):
 
     def _count(self, codes: list[Tensor]) -> list[Tensor]:
         return [count_codes(one, size) for one, size in zip(codes, self.model.codebook_sizes)]
+
+    @torch.no_grad()
+    def _of_codebooks(self, figures: Callable[[Tensor], dict[str, Any]]) -> dict[str, Any]:
+        """figures(codes (K, d)) of every map with a codebook; of one that several maps share, computed once."""
+        metrics: dict[str, Any] = {}
+        known: list[tuple[Tensor, dict[str, Any]]] = []
+        for m, codes in enumerate(self.model.codebooks()):
+            if codes is None or len(codes) < 2:  # one code has no distance to others
+                continue
+            found = next((one for other, one in known if torch.equal(other, codes)), None)
+            if found is None:
+                found = figures(codes)
+                known.append((codes, found))
+            metrics |= {f"codebook{m}/{name}": value for name, value in found.items()}
+        return metrics

@@ -48,8 +48,8 @@ class Stage(ABC):
         return {}
 
     @abstractmethod
-    def window_metrics(self) -> dict[str, float]:
-        """Metrics over the steps since the last call."""
+    def window_metrics(self) -> dict[str, Any]:
+        """Metrics over the steps since the last call, and what is too dear for every step; called on all ranks."""
 
     @abstractmethod
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
