@@ -1,0 +1,224 @@
+"""The trainer's speed against the bare step and a straightforward loop, and what bf16 costs in quality."""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.functional import to_pil_image, to_tensor
+
+from vqvae.config import build, check_train, compose, resolve
+from vqvae.data.loader import PictureFeed
+from vqvae.hardware import choose_precision, to_channels_last
+from vqvae.logger import read_lines
+from vqvae.optimizers import parameter_groups
+from vqvae.pipeline import Run, train_autoencoder
+from vqvae.run_folder import RunFolder, table
+from vqvae.stop import StopRequest
+
+STEPS, ROUNDS = 150, 5
+
+
+class TutorialPictures(Dataset):
+    """PIL pictures through ToTensor, one at a time."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.pictures = [to_pil_image(one) for one in images]
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return to_tensor(self.pictures[index]) - 0.5
+
+
+class OneHotEMA(nn.Module):
+    """The quantizer as most tutorials write it: full distances, one-hot matrices, EMA inside forward."""
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("codes", torch.randn(size, dim))
+        self.register_buffer("count", torch.zeros(size))
+        self.register_buffer("mean", self.codes.clone())
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rows = z.permute(0, 2, 3, 1).contiguous()  # (B, H, W, D)
+        flat = rows.view(-1, rows.shape[-1])  # (N, D)
+        distances = flat.square().sum(1, keepdim=True) + self.codes.square().sum(1) - 2 * flat @ self.codes.t()
+        one_hot = F.one_hot(distances.argmin(1), len(self.codes)).float()  # (N, K)
+        q = (one_hot @ self.codes).view(rows.shape)  # (B, H, W, D)
+        with torch.no_grad():
+            self.count.mul_(0.99).add_(one_hot.sum(0), alpha=0.01)
+            self.mean.mul_(0.99).add_(one_hot.t() @ flat, alpha=0.01)
+            total = self.count.sum()
+            smoothed = (self.count + 1e-5) / (total + len(self.codes) * 1e-5) * total
+            self.codes.copy_(self.mean / smoothed[:, None])
+        loss = 0.25 * F.mse_loss(rows, q.detach())
+        share = one_hot.mean(0)
+        perplexity = torch.exp(-(share * torch.log(share + 1e-10)).sum())
+        return (rows + (q - rows).detach()).permute(0, 3, 1, 2), loss, perplexity
+
+
+def new_run(overrides: list[str], folder: str) -> Run:
+    chosen = ["experiment=cifar10_sonnet", "data=shapes", "logger=off", *overrides, f"run_dir={folder}"]
+    cfg = resolve(compose("train", chosen))
+    check_train(cfg)
+    RunFolder.prepare(cfg).create()
+    return Run(RunFolder.prepare(cfg))
+
+
+def through_the_trainer(run: Run, folder: str, **settings: Any) -> tuple[Any, float]:
+    """Trains with the real trainer -> (trainer, seconds per step): data, logging and all, without evaluation."""
+    run.cfg.trainer.update(
+        {"eval_every_steps": 0, "preview_every_steps": 0, "checkpoint_every_steps": 10**9, **settings}
+    )
+    run.folder.path = Path(tempfile.mkdtemp(dir=folder))
+    (run.folder.path / "variance.txt").write_text("0.25")
+    torch.manual_seed(0)
+    stage = run.autoencoder_stage(run.variance())
+    feed = PictureFeed(run.data, run.loader("train"), run.loader("val"), run.cfg.trainer.batch_size, 0)
+    trainer = run.trainer("autoencoder", run.cfg, StopRequest(), stage, feed)
+    trainer.evaluate = trainer.preview = lambda step: None
+    trainer.fit()
+    return trainer, trainer.seconds / trainer.steps
+
+
+def bare_step(run: Run, steps: int) -> float:
+    """Seconds per step of forward, backward, optimizer and codebook on a batch that lies there."""
+    device = run.device
+    stage = run.autoencoder_stage(0.25)
+    model = stage.model.to(device).train()
+    to_channels_last(model)
+    stage.meters.to(device)
+    optimizer = build(run.cfg.optimizer, "optimizer")(parameter_groups(model))
+    bf16 = choose_precision(run.cfg.trainer.precision, device) == "bf16"
+    x, _ = next(
+        PictureFeed(run.data, run.loader("train"), run.loader("val"), run.cfg.trainer.batch_size, 0).training_batches(0)
+    )
+    applied = torch.tensor(True, device=device)
+
+    def step(index: int) -> None:
+        model.begin_step(index, steps)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            output = model(x)
+            loss = stage.reconstruction(output.decoded, x) + sum(
+                one.value * one.weight for one in output.losses.values()
+            )
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        model.after_step(applied)
+
+    return seconds_per(step, steps, device)
+
+
+def straightforward_loop(overrides: list[str], steps: int, workers: int) -> float:
+    """Seconds per step of the loop that most repositories have, on the same network.
+
+    In a process of its own, which has none of the trainer's settings (memory allocator).
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(straightforward_loop_here, overrides, steps, workers).result()
+
+
+def straightforward_loop_here(overrides: list[str], steps: int, workers: int) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        run = new_run([*overrides, "data.limit=4096"], folder + "/run")
+    images = run.loader("train").images.cpu()
+    pictures = TutorialPictures(images)
+
+    device = run.device
+    stage = run.autoencoder_stage(0.25)
+    encoder, decoder = stage.model.encoders[0].to(device), stage.model.decoders[0].to(device)
+    quantizer = OneHotEMA(512, 64).to(device)
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=3e-4)
+    losses: list[float] = []
+
+    context = {"multiprocessing_context": "fork"} if workers else {}  # what a script of its own would get
+
+    def batches() -> Any:
+        while True:
+            yield from DataLoader(
+                pictures, run.cfg.trainer.batch_size, shuffle=True, drop_last=True, num_workers=workers, **context
+            )
+
+    source = batches()
+
+    def step(index: int) -> None:
+        x = next(source).to(device)
+        optimizer.zero_grad()
+        z_q, vq_loss, perplexity = quantizer(encoder(x))
+        loss = F.mse_loss(decoder(z_q), x) / 0.06 + vq_loss
+        loss.backward()
+        optimizer.step()
+        losses.extend([loss.item(), perplexity.item()])
+
+    return seconds_per(step, steps, device)
+
+
+def seconds_per(step: Any, steps: int, device: torch.device) -> float:
+    for index in range(5):
+        step(index)
+    synchronise(device)
+    start = time.perf_counter()
+    for index in range(steps):
+        step(index)
+    synchronise(device)
+    return (time.perf_counter() - start) / steps
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def training(overrides: list[str], folder: str) -> None:
+    """Medians over rounds, in each of which every contestant runs once."""
+    run = new_run(overrides, f"{folder}/training")
+    through_the_trainer(run, folder, steps=20, log_every_steps=10)  # warms up whatever is made on first use
+    contestants = {
+        "the trainer, everything on": lambda: through_the_trainer(run, folder, steps=STEPS, log_every_steps=50)[1],
+        "bare step": lambda: bare_step(run, STEPS),
+        "straightforward float32 loop, 0 workers": lambda: straightforward_loop(overrides, STEPS // 2, 0),
+        "straightforward float32 loop, 2 workers": lambda: straightforward_loop(overrides, STEPS // 2, 2),
+    }
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(ROUNDS):
+        for name, contestant in contestants.items():
+            times[name].append(contestant())
+    ours = times["the trainer, everything on"]
+    rows = []
+    for name, values in times.items():
+        ratio = statistics.median(other / own for own, other in zip(ours, values))
+        rows.append([name, run.cfg.trainer.batch_size / statistics.median(values), ratio])
+    print(f"\ntraining, batch {run.cfg.trainer.batch_size}, median of {ROUNDS} rounds of {STEPS} steps")
+    print(table(["", "pictures/s", "trainer's speed over it"], rows))
+
+
+def precision(overrides: list[str], folder: str, steps: int = 2000) -> None:
+    """The same run in float32 and in bf16, compared on validation pictures, both evaluated in float32.
+
+    Codes start from data and dead ones are revived: from a random start, how many codes are alive after so few steps is a
+    matter of luck that hides the difference.
+    """
+    overrides = ["quantizer/init=data", "quantizer/revival=random", *overrides]
+    rows = []
+    for kind in ("fp32", "bf16"):
+        run = new_run([*overrides, f"trainer.precision={kind}"], f"{folder}/precision-{kind}")
+        run.cfg.trainer.update(steps=steps, eval_every_steps=0, preview_every_steps=0)
+        train_autoencoder(run, StopRequest())
+        last = read_lines(run.folder.stage("autoencoder") / "metrics.jsonl")[-1]
+        seconds = read_lines(run.folder.stage("autoencoder") / "timing.jsonl")[-1]["timing/seconds"]
+        rows.append([kind, last["val/mse_over_variance"], last["val/codebook0/perplexity"], seconds])
+    ratio = rows[1][1] / rows[0][1]
+    print(f"\nprecision, {steps} steps, batch {run.cfg.trainer.batch_size}: bf16's error is {ratio:.4f} of float32's")
+    print(table(["", "validation MSE / variance", "perplexity", "seconds of training"], rows))
