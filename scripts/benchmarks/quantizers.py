@@ -20,7 +20,7 @@ from vqvae.quantizers.nearest import nearest_code
 from vqvae.run_folder import table
 
 SIZES = [(8192, 512, 64), (8192, 8192, 32), (4096, 16384, 32)]  # vectors, codes, width
-ROUNDS = 5
+ROUNDS, REPEATS = 5, 3
 PEER = "vector-quantize-pytorch"
 SETTINGS = [
     "quantizer=ema",
@@ -149,14 +149,16 @@ def peer_quantizer(codes: Tensor, ours: Any) -> nn.Module:
 
 
 def in_turns(contestants: dict[str, Callable[[], object]]) -> Times:
-    """Seconds of each in every round, one after the other; the first round, which warms up, is left out."""
+    """Mean seconds of each in every round, in turns; the first call of a turn, in which memory changes hands, is left out."""
     times: Times = {name: [] for name in contestants}
-    for _ in range(ROUNDS + 1):
+    for _ in range(ROUNDS):
         for name, contestant in contestants.items():
-            start = time.perf_counter()
             contestant()
-            times[name].append(time.perf_counter() - start)
-    return {name: values[1:] for name, values in times.items()}
+            start = time.perf_counter()
+            for _ in range(REPEATS):
+                contestant()
+            times[name].append((time.perf_counter() - start) / REPEATS)
+    return times
 
 
 def ratio(times: Times, one: str, other: str) -> float:
