@@ -191,7 +191,7 @@ def test_sqvae_losses_equal_their_formula() -> None:
 
 def test_space_filling_points_lie_between_consecutive_codes_and_train_both_ends() -> None:
     torch.manual_seed(0)
-    book = GradientCodebook(3, 2)
+    book = GradientCodebook(3, 2, 1.0)
     plain = vector_quantizer(book, estimator=DiVeQ(0.0), regularizers={})
     quantizer = SFDiVeQ(2, plain.space, plain.nearest, book, plain.estimator, plain.init, plain.revival, {})
     book.start(torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]]))

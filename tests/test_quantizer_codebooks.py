@@ -28,11 +28,11 @@ from vqvae.quantizers.revival import AnchorRevival, FarthestRevival, LeastRecent
 
 
 CODEBOOKS = [
-    GradientCodebook(8, 4),
+    GradientCodebook(8, 4, 1.0),
     EMACodebook(8, 4, 0.9, 1e-5),
     FrozenCodebook(8, 4),
-    AffineCodebook(8, 4, 0.9),
-    BridgeCodebook(8, 4, 2, 8, 1),
+    AffineCodebook(8, 4, 2.0, 0.9),
+    BridgeCodebook(8, 4, 2.0, 2, 8, 1),
 ]
 
 
@@ -56,7 +56,7 @@ def test_replaced_rows_become_the_vectors_and_the_others_stay(codebook: Codebook
 
 def test_affine_codes_take_the_mean_and_spread_of_the_latents() -> None:
     torch.manual_seed(0)
-    codebook = AffineCodebook(64, 3, decay=0.0)
+    codebook = AffineCodebook(64, 3, 1.0, decay=0.0)
     codebook.start(torch.randn(64, 3))
     z = torch.randn(1000, 3) * torch.tensor([1.0, 5.0, 0.2]) + torch.tensor([0.0, 10.0, -3.0])
     codebook.begin_step()
@@ -125,7 +125,7 @@ def test_drawn_codes_have_the_scale_that_is_asked_for(init: Uniform | Normal) ->
 
 def test_the_farthest_inputs_since_the_last_time_replace_the_least_used_codes() -> None:
     """Codes 0, 1, 2 on the diagonal, L1, one replaced: of .1, 1.1, 10 the last is farthest; a three-way tie goes to code 0."""
-    codebook = GradientCodebook(3, 2)
+    codebook = GradientCodebook(3, 2, 1.0)
     quantizer = vector_quantizer(
         codebook, lookup=L1(), revival=FarthestRevival(1, 2, 1.0), regularizers={"codebook": CodebookLoss(1.0)}
     )
@@ -157,7 +157,7 @@ def test_least_recently_used_waits_for_the_same_number_of_vectors_per_code(size:
 
 
 def test_anchors_move_unused_codes_to_their_nearest_vectors_and_leave_used_ones() -> None:
-    codebook = GradientCodebook(3, 1)
+    codebook = GradientCodebook(3, 1, 1.0)
     quantizer = vector_quantizer(
         codebook, revival=AnchorRevival(10.0, 0.5, 1.0), regularizers={"codebook": CodebookLoss(1.0)}
     )

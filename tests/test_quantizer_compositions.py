@@ -110,7 +110,7 @@ def test_dropout_keeps_the_first_stages_of_whole_pictures_and_ends_with_training
 
 
 def test_a_residual_of_diveq_trains_every_stage_from_the_output() -> None:
-    inner = vector_quantizer(GradientCodebook(16, 4), estimator=DiVeQ(1e-3), regularizers={})
+    inner = vector_quantizer(GradientCodebook(16, 4, 1.0), estimator=DiVeQ(1e-3), regularizers={})
     quantizer, z = residual(inner), latents(2, 4, 6).requires_grad_()
     quantizer(z).z_q.square().sum().backward()
     assert z.grad is not None

@@ -38,7 +38,7 @@ def test_cosine_ignores_lengths_and_returns_the_code_unscaled() -> None:
     expected = [1 - 1 / 1.5**0.5, 1 - 5 / 27**0.5, 1 - 3 / 11**0.5]
     distance = Cosine().distance(torch.eye(3), torch.tensor(codes)[[0, 2, 1]])
     torch.testing.assert_close(distance, torch.tensor(expected))
-    book = GradientCodebook(3, 3)
+    book = GradientCodebook(3, 3, 1.0)
     quantizer = vector_quantizer(book, lookup=Cosine(), regularizers={"codebook": CodebookLoss(1.0)}).eval()
     book.start(torch.tensor(codes))
     assert torch.equal(quantizer(torch.eye(3)[:, :, None]).z_q[:, :, 0], torch.tensor(codes)[[0, 2, 1]])

@@ -74,7 +74,7 @@ def test_accumulated_micro_batches_update_as_one_batch() -> None:
 
 def test_straight_through_copies_the_gradient_and_gives_none_to_the_codes() -> None:
     quantizer = vector_quantizer(
-        GradientCodebook(8, 4), regularizers={"codebook": CodebookLoss(1.0), "commitment": Commitment(0.25)}
+        GradientCodebook(8, 4, 1.0), regularizers={"codebook": CodebookLoss(1.0), "commitment": Commitment(0.25)}
     )
     z_e = torch.randn(2, 4, 3, requires_grad=True)
     upstream = torch.randn(2, 4, 3)
@@ -85,7 +85,7 @@ def test_straight_through_copies_the_gradient_and_gives_none_to_the_codes() -> N
 
 def test_codebook_loss_moves_codes_only_and_commitment_moves_the_encoder_only() -> None:
     quantizer = vector_quantizer(
-        GradientCodebook(8, 4), regularizers={"codebook": CodebookLoss(1.0), "commitment": Commitment(0.25)}
+        GradientCodebook(8, 4, 1.0), regularizers={"codebook": CodebookLoss(1.0), "commitment": Commitment(0.25)}
     )
     for name, encoder_moves in {"codebook": False, "commitment": True}.items():
         z_e = torch.randn(2, 4, 3, requires_grad=True)
@@ -130,7 +130,7 @@ def test_parts_that_cannot_go_together_are_refused_with_the_way_out() -> None:
     with pytest.raises(ValueError, match=r"~quantizer.regularizers.codebook"):
         vector_quantizer(EMACodebook(8, 4, 0.9, 1e-5), regularizers={"codebook": CodebookLoss(1.0)})
     with pytest.raises(ValueError, match="nothing trains the codes"):
-        vector_quantizer(GradientCodebook(8, 4))
+        vector_quantizer(GradientCodebook(8, 4, 1.0))
 
 
 # ---- what cannot go together
@@ -143,11 +143,17 @@ def test_parts_that_cannot_go_together_are_refused_with_the_way_out() -> None:
         ({"codebook": FrozenCodebook(8, 4), "estimator": DiVeQ(0.0)}, "quantizer/codebook=gradient"),
         ({"codebook": FrozenCodebook(8, 4), "revival": RandomRevival(0.1, 0.9, 5, 1.0)}, "quantizer/revival=none"),
         ({"codebook": SimVQCodebook(8, 4), "init": DataSample(2), "loss": True}, "quantizer/init=normal"),
-        ({"codebook": BridgeCodebook(8, 4, 2, 8, 1), "revival": LeastRecentlyUsed(1, 1, 1.0), "loss": True}, "none"),
+        (
+            {"codebook": BridgeCodebook(8, 4, 2.0, 2, 8, 1), "revival": LeastRecentlyUsed(1, 1, 1.0), "loss": True},
+            "none",
+        ),
         ({"codebook": FrozenCodebook(8, 4), "lookup": Stochastic(1.0), "estimator": Rotation()}, "straight_through"),
         ({"codebook": FrozenCodebook(8, 4), "lookup": CodebookPCA(Euclidean(), 5)}, "at most 4"),
-        ({"codebook": GradientCodebook(8, 4), "revival": FarthestRevival(9, 1, 1.0), "loss": True}, "choose fewer"),
-        ({"codebook": GradientCodebook(8, 4), "regularizers": {"codebook": CodebookLoss(0.0)}}, "codebook=ema"),
+        (
+            {"codebook": GradientCodebook(8, 4, 1.0), "revival": FarthestRevival(9, 1, 1.0), "loss": True},
+            "choose fewer",
+        ),
+        ({"codebook": GradientCodebook(8, 4, 1.0), "regularizers": {"codebook": CodebookLoss(0.0)}}, "codebook=ema"),
     ],
 )
 def test_parts_that_cannot_go_together_are_refused_naming_the_fix(parts: dict[str, object], way_out: str) -> None:

@@ -56,24 +56,31 @@ class Codebook(nn.Module):
 
 
 class GradientCodebook(Codebook):
-    """Codes as a parameter, moved by the optimizer through the codebook loss (arXiv 1711.00937, equation 3)."""
+    """Codes as a parameter, moved by the optimizer through the codebook loss (arXiv 1711.00937, equation 3).
+
+    The codes are `speed` times the parameter, so that Adam, whose steps have one size whatever the gradient, moves them
+    as if its learning rate were `speed` times as large: at the networks' own they lag behind the latents.
+    """
 
     learns_by_gradient = True
 
-    def __init__(self, size: int, dim: int) -> None:
+    def __init__(self, size: int, dim: int, speed: float) -> None:
         super().__init__(size, dim)
+        if speed <= 0:
+            raise ValueError(f"speed must be above 0, got {speed}")
+        self.speed = speed
         self.weight = nn.Parameter(torch.zeros(size, dim))
         self.weight.no_weight_decay = True  # type: ignore[attr-defined]  # decay would pull unused codes to 0
 
     def codes(self) -> Tensor:
-        return self.weight
+        return self.speed * self.weight
 
     def with_size(self, size: int) -> Codebook:
-        return type(self)(size, self.dim)
+        return GradientCodebook(size, self.dim, self.speed)
 
     def replace(self, rows: Tensor, vectors: Tensor) -> dict[nn.Parameter, Tensor]:
         with torch.no_grad():
-            self.weight.copy_(torch.where(rows[:, None], vectors, self.weight))
+            self.weight.copy_(torch.where(rows[:, None], vectors / self.speed, self.weight))
         return {self.weight: rows}
 
 
@@ -192,8 +199,8 @@ class BridgeCodebook(GradientCodebook):
 
     can_be_revived = False
 
-    def __init__(self, size: int, dim: int, patch: int, width: int, layers: int) -> None:
-        super().__init__(size, dim)
+    def __init__(self, size: int, dim: int, speed: float, patch: int, width: int, layers: int) -> None:
+        super().__init__(size, dim, speed)
         if patch < 1 or size % patch:
             raise ValueError(f"patch={patch} does not divide the codebook's size {size}")
         if width < 8 or width % 8 or layers < 1:
@@ -207,12 +214,13 @@ class BridgeCodebook(GradientCodebook):
         nn.init.zeros_(self.recover.bias)
 
     def codes(self) -> Tensor:
-        patches = self.weight.view(1, self.size // self.patch, self.patch * self.dim)  # (1, K / patch, patch d)
+        codes = super().codes()  # (K, d)
+        patches = codes.view(1, self.size // self.patch, self.patch * self.dim)  # (1, K / patch, patch d)
         bridged = self.recover(self.process(self.compress(patches)))  # (1, K / patch, patch d)
-        return self.weight + bridged.view(self.size, self.dim)  # (K, d)
+        return codes + bridged.view(self.size, self.dim)  # (K, d)
 
     def with_size(self, size: int) -> Codebook:
-        return BridgeCodebook(size, self.dim, self.patch, self.width, self.layers)
+        return BridgeCodebook(size, self.dim, self.speed, self.patch, self.width, self.layers)
 
 
 class AffineCodebook(GradientCodebook):
@@ -229,8 +237,8 @@ class AffineCodebook(GradientCodebook):
     c_mean: Tensor
     c_std: Tensor
 
-    def __init__(self, size: int, dim: int, decay: float) -> None:
-        super().__init__(size, dim)
+    def __init__(self, size: int, dim: int, speed: float, decay: float) -> None:
+        super().__init__(size, dim, speed)
         if not 0 <= decay < 1:
             raise ValueError(f"decay must lie in [0, 1), got {decay}")
         self.decay = decay
@@ -241,17 +249,17 @@ class AffineCodebook(GradientCodebook):
         self.register_buffer("batch", torch.zeros(2, dim), persistent=False)  # this step's sums of z and z^2
 
     def codes(self) -> Tensor:
-        return (self.weight - self.c_mean) * (self.z_std / self.c_std) + self.z_mean
+        return (super().codes() - self.c_mean) * (self.z_std / self.c_std) + self.z_mean
 
     def with_size(self, size: int) -> Codebook:
-        return AffineCodebook(size, self.dim, self.decay)
+        return AffineCodebook(size, self.dim, self.speed, self.decay)
 
     def replace(self, rows: Tensor, vectors: Tensor) -> dict[nn.Parameter, Tensor]:
         return super().replace(rows, (vectors - self.z_mean) * (self.c_std / self.z_std) + self.c_mean)
 
     @torch.no_grad()
     def start(self, vectors: Tensor) -> None:
-        self.weight.copy_(vectors)
+        self.weight.copy_(vectors / self.speed)
         for name in ("z", "c"):
             self.get_buffer(f"{name}_mean").copy_(vectors.mean(0))
             self.get_buffer(f"{name}_std").copy_(vectors.std(0).clamp_min(self.smallest_std))
@@ -269,7 +277,8 @@ class AffineCodebook(GradientCodebook):
         applied = applied & (counts.sum() > 1)
         std = (square - mean.square()).clamp_min(self.smallest_std**2).sqrt()
         z_mean, z_std = torch.lerp(mean, self.z_mean, self.decay), torch.lerp(std, self.z_std, self.decay)
-        c_mean, c_std = self.weight.mean(0), self.weight.std(0).clamp_min(self.smallest_std)
+        c = super().codes()
+        c_mean, c_std = c.mean(0), c.std(0).clamp_min(self.smallest_std)
         for name, new in {"z_mean": z_mean, "z_std": z_std, "c_mean": c_mean, "c_std": c_std}.items():
             self.get_buffer(name).copy_(torch.where(applied, new, self.get_buffer(name)))
         return counts
