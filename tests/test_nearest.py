@@ -206,6 +206,29 @@ def test_65536_vectors_against_16384_codes_take_less_than_200_mb() -> None:
     assert peak_mb("nearest_code", 65_536) < 200
 
 
+TRAINING_STEP = """
+import resource, torch
+torch.set_num_threads(1)
+from scripts.benchmarks.quantizers import our_quantizer
+quantizer = our_quantizer(torch.randn(16_384, 32), [])
+def step(z):
+    quantizer.begin_step(0, 1)
+    out = quantizer(z)
+    (out.z_q.sum() + out.losses["commitment"].value).backward()
+    quantizer.after_step(torch.tensor(True))
+z = torch.randn(1, 32, 65_536, requires_grad=True)
+step(z[:, :, :2048])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+step(z)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KB on Linux only")
+def test_a_whole_training_step_of_an_ema_codebook_takes_less_than_200_mb() -> None:
+    assert int(in_new_process(TRAINING_STEP)) < 200
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KB on Linux only")
 @pytest.mark.parametrize(

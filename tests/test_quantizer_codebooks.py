@@ -54,6 +54,23 @@ def test_replaced_rows_become_the_vectors_and_the_others_stay(codebook: Codebook
     torch.testing.assert_close(codebook.codes(), torch.where(rows[:, None], vectors, before))
 
 
+def test_ema_codes_move_as_those_of_vector_quantize_pytorch_from_the_same_state() -> None:
+    pytest.importorskip("vector_quantize_pytorch")
+    from scripts.benchmarks.quantizers import our_quantizer, peer_quantizer
+
+    torch.manual_seed(0)
+    codes = torch.randn(32, 4)
+    ours = our_quantizer(codes, ["quantizer.codebook.decay=0.8"])
+    peer = peer_quantizer(codes, ours)
+    for _ in range(5):
+        z = torch.randn(1, 200, 4)
+        ours.begin_step(0, 10)
+        out = ours(z.movedim(2, 1))
+        ours.after_step(torch.tensor(True))
+        assert torch.equal(out.codes[0], peer(z)[1])
+        torch.testing.assert_close(ours.codebook.codes(), peer._codebook.embed[0], rtol=1e-4, atol=1e-5)
+
+
 def test_affine_codes_take_the_mean_and_spread_of_the_latents() -> None:
     torch.manual_seed(0)
     codebook = AffineCodebook(64, 3, 1.0, decay=0.0)

@@ -71,6 +71,8 @@ def test_a_vote_below_its_share_passes_the_vector_on_and_is_counted_in_vectors()
     quantizer.codebook.start(VOTE_CODES)
     z = torch.tensor([[1.0, 0.3], [1.0, 0.05]])  # neighbours 1, 2 of one label; 0, 1 of two
     out = quantizer(z[:, :, None])
+    assert out.passed is not None
+    assert out.passed[:, 0].tolist() == [False, True]
     assert out.stats["identity_mapped"] == 0.5
     assert torch.equal(out.z_q[1, :, 0], z[1])
     assert torch.equal(out.z_q[0, :, 0], VOTE_CODES[1])

@@ -61,6 +61,18 @@ def test_the_output_gradient_reaches_the_encoder(name: str, grid: tuple[int, ...
         assert (gradient != 0).float().mean() > 0.9
 
 
+@pytest.mark.parametrize("name", choices("quantizer"))
+def test_every_parameter_learns_from_the_output_or_from_a_loss(name: str) -> None:
+    quantizer = quantizer_of(name)
+    out = quantizer(latents(quantizer, (3, 5)))
+    weighted = [loss.value * loss.weight for loss in out.losses.values()]
+    (out.z_q.square().sum() + torch.stack([torch.zeros(()), *weighted]).sum()).backward()
+    for key, parameter in quantizer.named_parameters():
+        assert parameter.grad is not None, key
+        assert torch.isfinite(parameter.grad).all(), key
+        assert parameter.grad.any(), key
+
+
 @pytest.mark.parametrize(("name", "grid"), CASES)
 def test_eval_writes_no_buffer_and_training_forward_moves_no_code(name: str, grid: tuple[int, ...]) -> None:
     quantizer = quantizer_of(name).eval()

@@ -24,7 +24,8 @@ class Loss(NamedTuple):
 class Quantized:
     """What a quantizer returns. z_q (B, D, *s) float32; codes: M maps (B, *s_m) int64; losses and stats by name.
 
-    stats are means over vectors, 0-d. histograms are counts of vectors (bins,) int64, filled in eval only.
+    stats are means over vectors, 0-d. histograms are counts of vectors (bins,) int64, filled in eval only. passed (B, *s)
+    bool marks vectors that were handed on unquantized, where the lookup may do so: there z_q is z_e, not what codes decode to.
     """
 
     z_q: Tensor
@@ -32,17 +33,19 @@ class Quantized:
     losses: dict[str, Loss] = field(default_factory=dict)
     stats: dict[str, Tensor] = field(default_factory=dict)
     histograms: dict[str, Tensor] = field(default_factory=dict)
+    passed: Tensor | None = None
 
 
 @dataclass
 class FlatQuantized:
-    """The same on flat vectors: q (N, d), codes (N, M)."""
+    """The same on flat vectors: q (N, d), codes (N, M), passed (N,)."""
 
     q: Tensor
     codes: Tensor
     losses: dict[str, Loss] = field(default_factory=dict)
     stats: dict[str, Tensor] = field(default_factory=dict)
     histograms: dict[str, Tensor] = field(default_factory=dict)
+    passed: Tensor | None = None
 
 
 class Quantizer(nn.Module):
@@ -118,7 +121,8 @@ class Quantizer(nn.Module):
             flat = self.quantize_flat(z, z, batch)
             z_q = self.unflatten(flat.q, batch, grid)
         maps = [m.view(batch, *grid) for m in flat.codes.unbind(1)]  # M x (B, *s)
-        return Quantized(z_q, maps, flat.losses, flat.stats, flat.histograms)
+        passed = None if flat.passed is None else flat.passed.view(batch, *grid)
+        return Quantized(z_q, maps, flat.losses, flat.stats, flat.histograms, passed)
 
     def decode(self, codes: list[Tensor]) -> Tensor:
         """codes: M maps (B, *s) -> z_q (B, D, *s)."""

@@ -102,7 +102,8 @@ class VectorQuantizer(Quantizer):
         if passed is not None:
             stats["identity_mapped"] = mean(passed)
             q = torch.where(passed[:, None], z, q)
-        return FlatQuantized(q, indices[:, None], losses, stats, {} if self.training else self.histograms(z, q))
+        histograms = {} if self.training else self.histograms(z, q)
+        return FlatQuantized(q, indices[:, None], losses, stats, histograms, passed)
 
     def estimate(self, z: Tensor, q: Tensor) -> Tensor:
         return self.estimator(self.space(z), q)
