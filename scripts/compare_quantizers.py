@@ -71,6 +71,8 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time (default: one a core)")
     parser.add_argument("overrides", nargs="*", help="overrides of train.py")
     arguments = parser.parse_args()
+    if arguments.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {arguments.jobs}")
     names = arguments.only.split(",") if arguments.only else choices("quantizer")
     unknown = [name for name in names if name not in choices("quantizer")]
     if unknown:

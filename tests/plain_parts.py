@@ -12,7 +12,9 @@ from vqvae.quantizers.space import Raw
 from vqvae.quantizers.vector import VectorQuantizer
 
 
-def vector_quantizer(codebook: Codebook, **parts: object) -> VectorQuantizer:
+def vector_quantizer(
+    codebook: Codebook, kind: type[VectorQuantizer] = VectorQuantizer, **parts: object
+) -> VectorQuantizer:
     """A VectorQuantizer of plain parts, but for those that are given."""
     chosen: dict[str, object] = {
         "space": Raw(),
@@ -22,4 +24,4 @@ def vector_quantizer(codebook: Codebook, **parts: object) -> VectorQuantizer:
         "revival": NoRevival(),
         "regularizers": {"commitment": Commitment(0.25)},
     }
-    return VectorQuantizer(dim=codebook.dim, codebook=codebook, **{**chosen, **parts})  # type: ignore[arg-type]
+    return kind(dim=codebook.dim, codebook=codebook, **{**chosen, **parts})  # type: ignore[arg-type]

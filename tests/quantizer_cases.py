@@ -95,7 +95,7 @@ class Run:
         self.forward = quantizer if forward is None else forward
         self.parameters = list(quantizer.parameters())
         trained = self.parameters or [nn.Parameter(torch.zeros(1))]
-        self.optimizer = torch.optim.SGD(trained, lr=0.05, momentum=0.9)
+        self.optimizer = torch.optim.SGD(trained, lr=0.03, momentum=0.9)
         self.replaced = 0
 
     def step(self, step: int, rows: slice, parts: int = 1) -> tuple[list[Tensor], Tensor]:

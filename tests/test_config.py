@@ -52,6 +52,8 @@ WRONG = {
     "trainer.stps=4": "trainer.stps is not a config key or group; did you mean trainer.steps?",
     "+trainer.stps=4": "trainer.stps is not a config key; did you mean trainer.steps?",
     "+quantizer.codebook.sise=4": "quantizer.codebook.sise is not a config key; did you mean quantizer.codebook.size?",
+    "quantizer.revival=null": "quantizer.revival=None is not a choice for Revival",
+    "quantizer.codebook.decay=nan": "quantizer.codebook.decay=nan is not a number",
     "+sead=4": "sead is not a config key; did you mean seed?",
     "quantizer=emaa": "quantizer=emaa does not exist; did you mean ema?",
     "quantizer/init=unifrom": "quantizer/init=unifrom does not exist; did you mean uniform?",
@@ -91,6 +93,24 @@ WRONG = {
 
 def own_folder(override: str, tmp_path: Path) -> list[str]:
     return [] if override.startswith("run_dir") else [f"run_dir={tmp_path / 'run'}"]
+
+
+OF_ANOTHER_CHOICE = {
+    "quantizer=residual quantizer/lookup=cosine": "did you mean quantizer/lookup@quantizer.inner.lookup?",
+    "quantizer=fsq quantizer/codebook=ema": "quantizer/codebook is not a part of this config",
+    "quantizer=ema quantizer@quantizer.inner=fsq": "quantizer@quantizer.inner is not a part of this config",
+    "quantizer=fsq quantizer.codebook.size=64": "quantizer.codebook.size is not a config key",
+}
+
+
+@pytest.mark.parametrize("overrides", OF_ANOTHER_CHOICE)
+def test_a_part_that_the_chosen_quantizer_lacks_is_one_sentence(
+    overrides: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = error_of(capsys, *TINY, *overrides.split())
+    assert OF_ANOTHER_CHOICE[overrides] in message
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
 
 
 @pytest.mark.parametrize("override", WRONG)

@@ -10,9 +10,10 @@ from plain_parts import vector_quantizer
 
 from vqvae.quantizers.base import Quantizer
 from vqvae.quantizers.binary import BSQ, LFQ
-from vqvae.quantizers.codebook import GradientCodebook
-from vqvae.quantizers.estimator import DiVeQ
+from vqvae.quantizers.codebook import EMACodebook, GradientCodebook
+from vqvae.quantizers.estimator import DiVeQ, StraightThrough
 from vqvae.quantizers.init import Normal
+from vqvae.quantizers.lookup import CosineVote
 from vqvae.quantizers.random_projection import RandomProjection
 from vqvae.quantizers.scalar import FSQ, LatentQuantizer, SymmetricFSQ
 from vqvae.quantizers.sf_diveq import SFDiVeQ
@@ -168,6 +169,21 @@ def test_temperature_falls_from_start_to_end(kind: type[GumbelSoftmax | SQVAE]) 
     assert (values[0], values[-1]) == pytest.approx((1.0, 0.1))
 
 
+def test_the_gradient_of_ibq_is_that_of_its_formula() -> None:
+    """out = (onehot + p - sg p) E, by autograd on the whole matrix."""
+    torch.manual_seed(0)
+    quantizer, z, upstream = IBQ(4, 16, 4, Normal(1.0), 0.25, 0.0, 0.01), torch.randn(6, 4), torch.randn(6, 4)
+    z.requires_grad_()
+    logits = z @ quantizer.codebook.t()
+    p = logits.softmax(1)
+    onehot = torch.zeros_like(p).scatter(1, logits.argmax(1, keepdim=True), 1.0)
+    wanted = torch.autograd.grad(
+        (((onehot + p - p.detach()) @ quantizer.codebook) * upstream).sum(), [z, quantizer.codebook]
+    )
+    ours = torch.autograd.grad((quantizer(z[:, :, None]).z_q[:, :, 0] * upstream).sum(), [z, quantizer.codebook])
+    torch.testing.assert_close(ours, wanted)
+
+
 def test_ibq_gives_every_code_a_gradient_and_returns_a_code() -> None:
     torch.manual_seed(0)
     quantizer = IBQ(4, 16, 4, Normal(1.0), 0.25, 0.0, 0.01)
@@ -185,15 +201,14 @@ def test_sqvae_losses_equal_their_formula() -> None:
     squared = torch.cdist(z, quantizer.codebook).square()
     p = (-squared / 0.6).softmax(1)
     losses = quantizer(z[:, :, None]).losses
-    torch.testing.assert_close(losses["precision"].value, squared.amin(1).mean() / 0.6)
+    torch.testing.assert_close(losses["precision"].value, (p * squared).sum(1).mean() / 0.6)
     torch.testing.assert_close(losses["negative_entropy"].value, -torch.special.entr(p).sum(1).mean())
 
 
 def test_space_filling_points_lie_between_consecutive_codes_and_train_both_ends() -> None:
     torch.manual_seed(0)
     book = GradientCodebook(3, 2, 1.0)
-    plain = vector_quantizer(book, estimator=DiVeQ(0.0), regularizers={})
-    quantizer = SFDiVeQ(2, plain.space, plain.nearest, book, plain.estimator, plain.init, plain.revival, {})
+    quantizer = vector_quantizer(book, kind=SFDiVeQ, estimator=DiVeQ(0.0), regularizers={})
     book.start(torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]]))
     z = torch.tensor([[0.5, -0.2], [1.2, 0.5]])
     z_q = quantizer(z[:, :, None]).z_q[:, :, 0]
@@ -204,6 +219,19 @@ def test_space_filling_points_lie_between_consecutive_codes_and_train_both_ends(
     z_q.sum().backward()
     assert book.weight.grad is not None
     assert torch.all(book.weight.grad.abs().sum(1) > 0)
+
+
+@pytest.mark.parametrize(
+    ("parts", "way_out"),
+    [
+        ({"codebook": EMACodebook(8, 4, 0.9, 1e-5)}, "estimator=diveq"),
+        ({"lookup": CosineVote(3, None, False, 0.0), "estimator": DiVeQ(0.0)}, "lookup=euclidean"),
+    ],
+)
+def test_space_filling_refuses_parts_that_do_not_train_it(parts: dict[str, object], way_out: str) -> None:
+    chosen = {"codebook": GradientCodebook(8, 4, 1.0), "regularizers": {}, "estimator": StraightThrough(), **parts}
+    with pytest.raises(ValueError, match=way_out):
+        vector_quantizer(**chosen, kind=SFDiVeQ)  # type: ignore[arg-type]
 
 
 def test_random_projection_is_frozen_and_gives_the_encoder_no_gradient() -> None:

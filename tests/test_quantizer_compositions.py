@@ -7,14 +7,16 @@ import itertools
 import pytest
 import torch
 from plain_parts import vector_quantizer
+from quantizer_cases import small_quantizer
 from torch import Tensor
 
 from vqvae.quantizers.base import Quantizer
 from vqvae.quantizers.codebook import EMACodebook, FrozenCodebook, GradientCodebook
 from vqvae.quantizers.compose import Product, Residual, Rotated
-from vqvae.quantizers.estimator import DiVeQ
+from vqvae.quantizers.estimator import DiVeQ, Rotation
 from vqvae.quantizers.identity import Identity
 from vqvae.quantizers.init import KMeans
+from vqvae.quantizers.lookup import CosineVote
 from vqvae.quantizers.multiscale import MultiScale
 from vqvae.quantizers.scalar import FSQ
 from vqvae.quantizers.vector import VectorQuantizer
@@ -92,6 +94,19 @@ def test_stages_may_differ_in_size_and_start_differently() -> None:
     assert quantizer.codebook_sizes == [32, 16, 8]
     twins = residual(depth=2).codebooks()
     assert not torch.equal(twins[0], twins[1])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["ibq", "gumbel", "random_projection", "cosine_knn", "product"])
+def test_stages_of_any_kind_are_drawn_anew(name: str) -> None:
+    torch.manual_seed(0)
+    codebooks = Residual(8, small_quantizer(name), 2, False, None, 0.0).codebooks()
+    assert not torch.equal(codebooks[0], codebooks[len(codebooks) // 2])  # type: ignore[arg-type]
+
+
+def test_a_vote_without_labels_follows_the_sizes() -> None:
+    inner = vector_quantizer(EMACodebook(16, 4, 0.9, 1e-5), lookup=CosineVote(3, None, False, 0.0))
+    quantizer = Residual(4, inner, 2, False, [32, 8], 0.0).eval()
+    assert [int(codes.max()) < size for codes, size in zip(quantizer(latents(2, 4, 6)).codes, [32, 8])] == [True, True]
 
 
 def test_dropout_keeps_the_first_stages_of_whole_pictures_and_ends_with_training() -> None:
@@ -183,13 +198,21 @@ def test_scales_share_one_codebook_that_moves_once_after_all_of_them() -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Residual(8, ema(), 2, False, None, 0.0), "set its dim to 8"),
+        (lambda: Residual(8, ema(), 2, False, None, 0.0), "set quantizer.inner.dim=8"),
         (lambda: Residual(4, ema(), 2, False, [16], 0.0), "one entry for each of the 2 parts"),
         (lambda: Residual(4, ema(), 2, True, [16, 16], 0.0), "exclude each other"),
         (lambda: Residual(4, FSQ(4, [8, 8]), 2, False, [64, 32], 0.0), "leave sizes=null"),
         (lambda: Residual(4, Identity(4), 2, False, None, 0.0), "identity has no codes"),
         (lambda: Product(9, ema(), 2, False, None), "does not divide"),
         (lambda: MultiScale(4, ema(), [0.5, 0.75], 1, 0.5), "must rise to 1"),
+        (lambda: MultiScale(4, FSQ(4, [8, 8]), [0.5, 1.0], 1, 0.5), "estimator=straight_through"),
+        (
+            lambda: MultiScale(4, vector_quantizer(EMACodebook(8, 4, 0.9, 1e-5), estimator=Rotation()), [1.0], 1, 0.5),
+            "copies",
+        ),
+        (lambda: Residual(4, MultiScale(4, ema(), [1.0], 1, 0.5), 2, False, None, 0.0), "can only be outermost"),
+        (lambda: Residual(4, ema(), 2, False, [0, 16], 0.0), "at least 2 codes"),
+        (lambda: Residual(4, ema(), 0, False, None, 0.0), "at least 1 part"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_way_out(build: type[Quantizer], message: str) -> None:

@@ -122,3 +122,8 @@ def test_stochastic_lookup_draws_by_the_softmax_of_distances_and_is_the_nearest_
     expected = (-(z[0] - codes[:, 0]).square() / 0.7).softmax(0)
     torch.testing.assert_close(drawn, expected, atol=0.015, rtol=0)
     assert lookup.eval()(z, codes).indices.unique().tolist() == [0]
+
+
+def test_a_pca_within_a_pca_is_refused() -> None:
+    with pytest.raises(ValueError, match="a PCA within a PCA"):
+        BatchPCA(CodebookPCA(Euclidean(), 2), 2)

@@ -16,7 +16,7 @@ from vqvae.quantizers.codebook import (
 from vqvae.quantizers.estimator import DiVeQ, Rotation
 from vqvae.quantizers.init import DataSample
 from vqvae.quantizers.lookup import CodebookPCA, Euclidean, Stochastic
-from vqvae.quantizers.regularizers import CodebookLoss, Commitment
+from vqvae.quantizers.regularizers import CodebookLoss, Commitment, Orthogonal
 from vqvae.quantizers.revival import FarthestRevival, LeastRecentlyUsed, RandomRevival
 from vqvae.quantizers.space import UnitSphere
 
@@ -129,7 +129,7 @@ def test_the_unit_sphere_puts_output_and_codes_at_norm_one() -> None:
 def test_parts_that_cannot_go_together_are_refused_with_the_way_out() -> None:
     with pytest.raises(ValueError, match=r"~quantizer.regularizers.codebook"):
         vector_quantizer(EMACodebook(8, 4, 0.9, 1e-5), regularizers={"codebook": CodebookLoss(1.0)})
-    with pytest.raises(ValueError, match="nothing trains the codes"):
+    with pytest.raises(ValueError, match="nothing draws the codes to the latents"):
         vector_quantizer(GradientCodebook(8, 4, 1.0))
 
 
@@ -154,6 +154,7 @@ def test_parts_that_cannot_go_together_are_refused_with_the_way_out() -> None:
             "choose fewer",
         ),
         ({"codebook": GradientCodebook(8, 4, 1.0), "regularizers": {"codebook": CodebookLoss(0.0)}}, "codebook=ema"),
+        ({"codebook": GradientCodebook(8, 4, 1.0), "regularizers": {"spread": Orthogonal(1.0, 8)}}, "codebook=ema"),
     ],
 )
 def test_parts_that_cannot_go_together_are_refused_naming_the_fix(parts: dict[str, object], way_out: str) -> None:
@@ -161,3 +162,15 @@ def test_parts_that_cannot_go_together_are_refused_naming_the_fix(parts: dict[st
         parts["regularizers"] = {"codebook": CodebookLoss(1.0)}
     with pytest.raises(ValueError, match=way_out):
         vector_quantizer(**parts)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("speed", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_speed_that_is_no_number_above_zero_is_refused(speed: float) -> None:
+    with pytest.raises(ValueError, match="speed must be"):
+        GradientCodebook(8, 4, speed)
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_from_zero_on_is_refused(weight: float) -> None:
+    with pytest.raises(ValueError, match="weight of a loss"):
+        Commitment(weight)

@@ -48,6 +48,19 @@ def test_codes_are_int64_and_below_the_codebook_size(name: str, grid: tuple[int,
         assert int(codes.max()) < size
 
 
+@pytest.mark.parametrize("name", choices("quantizer"))
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_latents_that_are_not_finite_still_give_codes_within_the_codebook(name: str, value: float) -> None:
+    """A step with such latents is skipped, but its codes are counted before that is known."""
+    quantizer = quantizer_of(name)
+    z_e = latents(quantizer, (3, 5)).detach()
+    z_e[1] = value
+    for out in (quantizer(z_e), quantizer.eval()(z_e)):
+        for codes, size in zip(out.codes, quantizer.codebook_sizes):
+            assert int(codes.min()) >= 0
+            assert int(codes.max()) < size
+
+
 @pytest.mark.parametrize(("name", "grid"), CASES)
 def test_the_output_gradient_reaches_the_encoder(name: str, grid: tuple[int, ...]) -> None:
     quantizer = quantizer_of(name)

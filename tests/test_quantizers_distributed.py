@@ -145,6 +145,7 @@ def test_four_micro_batches_train_as_one_batch(name: str) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_no_pictures_make_no_codes_and_leave_every_code_where_it_was(name: str) -> None:
+    """But for `seeds`, whose codes push each other away with or without pictures."""
     quantizer = small_quantizer(name)
     begin_run(quantizer, slice(None))
     codebooks = [None if codes is None else codes.clone() for codes in quantizer.codebooks()]
@@ -157,7 +158,8 @@ def test_no_pictures_make_no_codes_and_leave_every_code_where_it_was(name: str) 
         assert [tuple(m.shape) for m in out.codes] == [(0, *shape) for shape in quantizer.code_shapes(GRID)]
         assert all(loss.value.isfinite() for loss in out.losses.values())
     assert all(value.isfinite().all() for value in quantizer.state_dict().values())
-    torch.testing.assert_close(quantizer.codebooks(), codebooks)
+    if name != "seeds":
+        torch.testing.assert_close(quantizer.codebooks(), codebooks)
 
 
 @pytest.mark.parametrize("name", PRESETS)

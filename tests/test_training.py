@@ -293,3 +293,34 @@ def test_ctrl_c_stops_within_a_step_and_leaves_a_clear_line(tmp_path: Path) -> N
     assert process.returncode == 130
     assert "stopped on request" in errors
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("decay", ["0", "0.9"])
+@pytest.mark.parametrize("quantizer", ["vq", "ema"])
+def test_codes_start_from_data_with_and_without_a_weight_average(
+    quantizer: str, decay: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vqvae.quantizers.init import DataSample
+    from vqvae.trainer import Trainer
+
+    chosen, seen = [], []
+    choose = DataSample.choose
+
+    def record(self: DataSample, vectors: torch.Tensor, size: int) -> torch.Tensor:
+        chosen.append(choose(self, vectors, size))
+        return chosen[-1]
+
+    def look(self: Trainer, at: int, batch: object) -> None:
+        codebook = self.stage.networks["model"].quantizers[0].codebook  # type: ignore[index, union-attr]
+        seen.append(codebook.codes().detach().clone())
+        with self.evaluating():
+            seen.append(codebook.codes().detach().clone())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DataSample, "choose", record)
+    monkeypatch.setattr(Trainer, "train_step", look)
+    overrides = [*TINY, *SMALL_CODEBOOK, f"quantizer={quantizer}", f"trainer.weight_average_decay={decay}"]
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train_inside(*overrides, "stages=[autoencoder]", f"run_dir={tmp_path / 'run'}")
+    for codes in seen:
+        torch.testing.assert_close(codes, chosen[0])

@@ -101,6 +101,12 @@ def explain(error: Exception, config_name: str) -> str:
         return f"{group}={choice} does not exist; " + suggest(choice, choices(group))
     if match := re.search(r"Could not override '([^']+)'", text) or re.search(r"full_key: (\S+)", text):
         key = match[1].split("@")[0]
+        if key in groups():
+            hint = re.search(r"Did you mean to override (\S+?)\?", text)
+            way_out = (
+                f"did you mean {hint[1]}?" if hint else "no choice made here has it; --cfg job shows what is there"
+            )
+            return f"{match[1]} is not a part of this config; {way_out}"
         if match := re.search(r"Missing mandatory value: (\S+)", text):
             return f"{match[1]} has no value; add {match[1]}=... to the command"
         return unknown_key(key, config_name)
@@ -112,7 +118,7 @@ def explain(error: Exception, config_name: str) -> str:
 
 def unknown_key(key: str, config_name: str) -> str:
     """-> '<key> is not a config key; did you mean ...'."""
-    with_groups = [g for g in groups() if g not in TOP_LEVEL.split()]
+    with_groups = [] if "." in key else [g for g in groups() if g not in TOP_LEVEL.split()]
     chosen = [a.split(",")[0] for a in sys.argv[1:] if a.split("=")[0] in groups()]  # of a sweep, the first choice
     keys = list(flatten(OmegaConf.to_container(compose(config_name, chosen), resolve=False)))
     same_parent = [k for k in keys if k.rpartition(".")[0] == key.rpartition(".")[0]]

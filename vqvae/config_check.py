@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import math
 import types
 import typing
 from collections.abc import Iterable
@@ -140,12 +141,14 @@ def fits(value: Any, annotation: Any) -> bool:
             not isinstance(value, (str, dict)) and hasattr(value, "__iter__") and all(fits(one, inner) for one in value)
         )
     if annotation is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
     if annotation is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if annotation in (str, bool):
         return isinstance(value, annotation)
-    return value is None if annotation is type(None) else True
+    if isinstance(annotation, type):
+        return (value is None) == (annotation is type(None))
+    return True
 
 
 def describe(annotation: Any) -> str:
@@ -155,4 +158,6 @@ def describe(annotation: Any) -> str:
         return f"a list of which each item is {describe(arguments[0])}"
     if arguments:
         return " or ".join(describe(one) for one in arguments)
+    if isinstance(annotation, type) and annotation not in names:
+        return f"a choice for {annotation.__name__}"
     return names.get(annotation, str(annotation))

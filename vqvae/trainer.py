@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Callable
@@ -87,8 +88,10 @@ class Trainer:
         self.stage.forwards = {name: self.wrap(network) for name, network in self.stage.networks.items()}
         if done == 0 and not self.stage.initialised:
             seed_everything(self.seed, 0)
-            with self.evaluating():
+            with Evaluating(self.stage.networks, average=None):  # what starts from data are the weights themselves
                 self.stage.begin_run(self.feed.training_batches(0))
+            if self.average is not None:
+                self.average.load(self.average.live)
         batches = self.feed.training_batches(done)
         bar = tqdm(total=self.steps, initial=done, desc=self.logger.stage, unit="step", disable=bar_hidden())
         clock = Clock()
@@ -230,7 +233,7 @@ class Trainer:
     def result(self, step: int) -> dict[str, Any]:
         """What later stages use: the (averaged) weights."""
         with self.evaluating():
-            networks = {name: clone(network.state_dict()) for name, network in self.stage.networks.items()}
+            networks = {name: copy.deepcopy(network.state_dict()) for name, network in self.stage.networks.items()}
         return {"step": step, "networks": networks}
 
     def save(self, step: int) -> None:
@@ -294,7 +297,3 @@ def due(step: int, interval: int, steps: int) -> bool:
 def split(batch: Batch, parts: int) -> list[Batch]:
     """A batch into micro-batches."""
     return list(zip(*[tensor.chunk(parts) for tensor in batch])) if parts > 1 else [batch]
-
-
-def clone(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in state.items()}

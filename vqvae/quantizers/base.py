@@ -65,6 +65,7 @@ class Quantizer(nn.Module):
     """
 
     init_vectors: int = 0
+    needs_grid: bool = False  # whether it looks at positions together, and so works on nothing but whole grids
     trains_encoder: bool = True  # whether the output passes a gradient on; random projection does not
 
     def __init__(self, dim: int, code_dim: int, codebook_sizes: list[int]) -> None:
@@ -90,11 +91,8 @@ class Quantizer(nn.Module):
         raise NotImplementedError
 
     def estimate(self, z: Tensor, q: Tensor) -> Tensor:
-        """The output in training: z (N, d), q (N, d) of `quantize` -> (N, d); here q with its gradient copied to z.
-
-        Written q + (z - z) instead of the usual z + (q - z), which rounds: the value is the code itself, bit for bit.
-        """
-        return q.detach() + (z - z.detach())
+        """The output in training: z (N, d), q (N, d) of `quantize` -> (N, d); here straight through, q with z's gradient."""
+        return with_value(q, z)
 
     def quantize_flat(self, z: Tensor, path: Tensor, samples: int) -> FlatQuantized:
         """z (N, D), of `samples` pictures -> the same as `quantize`, but q (N, D) is the output.
@@ -143,10 +141,6 @@ class Quantizer(nn.Module):
         """Latent dims *s -> the dims of each code map."""
         return [tuple(grid) for _ in self.codebook_sizes]
 
-    def bits_per_vector(self) -> float:
-        """log2 of the number of different outputs of one vector."""
-        return sum(math.log2(size) for size in self.codebook_sizes)
-
     def codebooks(self) -> list[Tensor | None]:
         """The vectors (K, d) behind each code map, for monitors; None where codes are not rows of a matrix."""
         return [None for _ in self.codebook_sizes]
@@ -158,7 +152,17 @@ class Quantizer(nn.Module):
                 f"the number of codes of {type(self).__name__} cannot be set by sizes: leave sizes=null, "
                 "and set it in the inner quantizer"
             )
-        return copy.deepcopy(self)
+        other = copy.deepcopy(self)
+        other.redraw()
+        return other
+
+    def redraw(self) -> None:
+        """Draws anew what was drawn at random when this was built."""
+
+    @property
+    def is_straight_through(self) -> bool:
+        """Whether the output's gradient is simply copied to z, so that a composition may do so in this one's place."""
+        return False
 
     def begin_run(self, z_e: Tensor) -> None:
         """Starts codes from latents (B, D, *s) of the training data, gathered over ranks; once, before step 0."""
@@ -172,3 +176,18 @@ class Quantizer(nn.Module):
         Returns {parameter: (K,) bool mask of rows that were replaced}; the trainer resets their optimizer state.
         """
         return {}
+
+
+def with_value(value: Tensor, path: Tensor) -> Tensor:
+    """The value of `value` with the gradient of `path` (Bengio et al. 2013, arXiv 1308.3432).
+
+    Written q + (z - z) instead of the usual z + (q - z), which rounds: the value is kept bit for bit.
+    """
+    return value.detach() + (path - path.detach())
+
+
+def checked_weight(weight: float) -> float:
+    """The weight of a loss. Raises ValueError unless it is a number from 0 on."""
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"the weight of a loss must be a number from 0 on, got {weight}")
+    return weight

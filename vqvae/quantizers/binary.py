@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae import distributed
-from vqvae.quantizers.base import FlatQuantized, Loss, Quantizer
+from vqvae.quantizers.base import FlatQuantized, Loss, Quantizer, checked_weight
 from vqvae.quantizers.chunked import sum_rows
-from vqvae.quantizers.regularizers import mean_square_error
+from vqvae.quantizers.regularizers import checked_temperature, mean_square_error
 
 
 class LFQ(Quantizer):
@@ -39,17 +39,20 @@ class LFQ(Quantizer):
         if bits_per_map < 1 or bits % bits_per_map:
             raise ValueError(f"bits_per_map={bits_per_map} does not divide bits={bits}")
         super().__init__(dim, bits, [2**bits_per_map] * (bits // bits_per_map))
-        if temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
-        self.bits, self.bits_per_map, self.temperature = bits, bits_per_map, temperature
-        self.sample_entropy_weight, self.codebook_entropy_weight = sample_entropy_weight, codebook_entropy_weight
-        self.commitment_weight = commitment_weight
+        self.bits, self.bits_per_map = bits, bits_per_map
+        self.temperature = checked_temperature(temperature)
+        self.sample_entropy_weight = checked_weight(sample_entropy_weight)
+        self.codebook_entropy_weight = checked_weight(codebook_entropy_weight)
+        self.commitment_weight = checked_weight(commitment_weight)
         powers = 2 ** torch.arange(bits_per_map - 1, -1, -1)  # highest bit first
         self.register_buffer("powers", powers, persistent=False)
         everything = torch.arange(2**bits_per_map)[:, None] // powers % 2  # (K, bits per map)
         self.register_buffer("corners", 2.0 * everything - 1, persistent=False)  # (K, bits per map), -1 or 1
 
-    scale: float = 1.0  # of a coordinate of the output
+    @property
+    def scale(self) -> float:
+        """The size of each coordinate of the output."""
+        return 1.0
 
     def normalise(self, z: Tensor) -> Tensor:
         """(N, d) -> (N, d), applied before everything else."""
@@ -106,19 +109,9 @@ class BSQ(LFQ):
     groups are our maps, and it has no commitment.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        bits: int,
-        bits_per_map: int,
-        temperature: float,
-        sample_entropy_weight: float,
-        codebook_entropy_weight: float,
-        commitment_weight: float,
-    ) -> None:
-        weights = (sample_entropy_weight, codebook_entropy_weight, commitment_weight)
-        super().__init__(dim, bits, bits_per_map, temperature, *weights)
-        self.scale = 1 / math.sqrt(bits)
+    @property
+    def scale(self) -> float:
+        return 1 / math.sqrt(self.bits)
 
     def normalise(self, z: Tensor) -> Tensor:
         return F.normalize(z, dim=1, eps=1e-6)  # eps: a zero vector has no direction, and stays zero

@@ -14,7 +14,7 @@ from vqvae import distributed
 class Codebook(nn.Module):
     """K codes of width d.
 
-    `learns_by_gradient`: a loss on the codes has an effect. `takes_vectors`: `start` can make given vectors the codes.
+    `learns_by_gradient`: a loss on the codes has an effect. `takes_vectors`: `start` makes the given vectors the codes.
     `can_be_revived`: `replace` can do so with single ones, in the middle of training.
     """
 
@@ -59,15 +59,16 @@ class GradientCodebook(Codebook):
     """Codes as a parameter, moved by the optimizer through the codebook loss (arXiv 1711.00937, equation 3).
 
     The codes are `speed` times the parameter, so that Adam, whose steps have one size whatever the gradient, moves them
-    as if its learning rate were `speed` times as large: at the networks' own they lag behind the latents.
+    as if its learning rate were `speed` times as large: at the networks' own they lag behind the latents. (The parameter's
+    gradient is `speed` times that of the codes, which a clipped gradient norm sees, and which SGD follows.)
     """
 
     learns_by_gradient = True
 
     def __init__(self, size: int, dim: int, speed: float) -> None:
         super().__init__(size, dim)
-        if speed <= 0:
-            raise ValueError(f"speed must be above 0, got {speed}")
+        if not 0 < speed < math.inf:
+            raise ValueError(f"speed must be a number above 0, got {speed}")
         self.speed = speed
         self.weight = nn.Parameter(torch.zeros(size, dim))
         self.weight.no_weight_decay = True  # type: ignore[attr-defined]  # decay would pull unused codes to 0
@@ -167,7 +168,7 @@ class FrozenCodebook(Codebook):
 
 
 class SimVQCodebook(Codebook):
-    """e_k = W c_k + b, where c is frozen N(0, 1/d) and only the linear map learns (Zhu et al. 2024, arXiv 2411.02038, eq. 9).
+    """e_k = W c_k + b, where c is frozen, N(0, 1/d), and only the linear map learns (Zhu et al. 2024, arXiv 2411.02038).
 
     Every step moves all codes, used or not.
     """
@@ -179,7 +180,7 @@ class SimVQCodebook(Codebook):
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__(size, dim)
-        self.register_buffer("basis", torch.randn(size, dim) / math.sqrt(dim))
+        self.register_buffer("basis", torch.zeros(size, dim))
         self.map = nn.Linear(dim, dim)
 
     def codes(self) -> Tensor:
@@ -187,6 +188,10 @@ class SimVQCodebook(Codebook):
 
     def with_size(self, size: int) -> Codebook:
         return SimVQCodebook(size, self.dim)
+
+    def start(self, vectors: Tensor) -> None:
+        """Sets c, from which the map then makes codes."""
+        self.basis.copy_(vectors)
 
 
 class BridgeCodebook(GradientCodebook):
@@ -246,7 +251,9 @@ class AffineCodebook(GradientCodebook):
             self.register_buffer(name, torch.zeros(dim))
         for name in ("z_std", "c_std"):
             self.register_buffer(name, torch.ones(dim))
-        self.register_buffer("batch", torch.zeros(2, dim), persistent=False)  # this step's sums of z and z^2
+        self.register_buffer(
+            "batch", torch.zeros(2, dim), persistent=False
+        )  # this step's sums of z - z_mean and its square
 
     def codes(self) -> Tensor:
         return (super().codes() - self.c_mean) * (self.z_std / self.c_std) + self.z_mean
@@ -268,15 +275,19 @@ class AffineCodebook(GradientCodebook):
         self.batch.zero_()
 
     def accumulate(self, z: Tensor, indices: Tensor) -> None:
-        self.batch += torch.stack([z.detach().sum(0), z.detach().square().sum(0)])
+        centred = z.detach() - self.z_mean  # (N, d); about the mean so far, little cancels
+        self.batch += torch.stack([centred.sum(0), centred.square().sum(0)])
 
     @torch.no_grad()
     def update(self, counts: Tensor, applied: Tensor) -> Tensor:
         counts, sums = distributed.all_reduce_sum([counts, self.batch])
-        mean, square = sums / counts.sum().clamp_min(1)  # clamp: a step without vectors
+        offset, square = sums / counts.sum().clamp_min(1)  # clamp: a step without vectors
         applied = applied & (counts.sum() > 1)
-        std = (square - mean.square()).clamp_min(self.smallest_std**2).sqrt()
-        z_mean, z_std = torch.lerp(mean, self.z_mean, self.decay), torch.lerp(std, self.z_std, self.decay)
+        std = (square - offset.square()).clamp_min(self.smallest_std**2).sqrt()
+        z_mean, z_std = (
+            torch.lerp(self.z_mean + offset, self.z_mean, self.decay),
+            torch.lerp(std, self.z_std, self.decay),
+        )
         c = super().codes()
         c_mean, c_std = c.mean(0), c.std(0).clamp_min(self.smallest_std)
         for name, new in {"z_mean": z_mean, "z_std": z_std, "c_mean": c_mean, "c_std": c_std}.items():

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae import distributed
-from vqvae.quantizers.base import FlatQuantized, Loss, Quantizer
+from vqvae.quantizers.base import FlatQuantized, Loss, Quantizer, with_value
 
 
 class Composition(Quantizer):
@@ -24,9 +24,17 @@ class Composition(Quantizer):
         self.trains_encoder = all(part.trains_encoder for part in self.parts)
         if not self.codebook_sizes:
             raise ValueError("quantizer=identity has no codes, so nothing can be composed of it")
+        if any(part.needs_grid for part in self.parts):
+            raise ValueError(
+                "quantizer=multiscale works on whole grids: it can only be outermost, around other quantizers"
+            )
 
     def codebooks(self) -> list[Tensor | None]:
         return [codes for part in self.uses for codes in part.codebooks()]
+
+    def redraw(self) -> None:
+        for part in self.parts:
+            part.redraw()
 
     def begin_step(self, step: int, steps: int) -> None:
         for part in self.parts:
@@ -62,7 +70,7 @@ class Residual(Composition):
 
     `inner` is what every stage is, `depth` their number; `shared`: one codebook for all; `sizes`: K of each stage, or null. As
     r_i = z - sg sum_(j<i) q_j, a commitment loss of stage i is |z - sg sum_(j<=i) q_j|^2, the cumulative one of RQ-VAE
-    (arXiv 2203.01941, equation 7), and reaches the encoder from every stage; losses of one name are averaged over stages.
+    (arXiv 2203.01941), and reaches the encoder from every stage; losses of one name are averaged over stages.
     The output's gradient passes the stages one after another, which for straight-through is one copy in all.
 
     `dropout`: share of the pictures of a training batch of which only the first n stages reach the decoder, n uniform in
@@ -84,8 +92,8 @@ class Residual(Composition):
         total, sum_q = torch.zeros_like(z), torch.zeros_like(z)
         flats = []
         for index, stage in enumerate(self.uses):
-            rest = z - sum_q  # (N, D), attached to z with slope 1
-            flat = stage.quantize_flat(rest, path if index == 0 else with_value(path, rest), samples)
+            rest = z - sum_q if index else z  # (N, D), attached to z with slope 1
+            flat = stage.quantize_flat(rest, with_value(rest, path) if index else path, samples)
             path = path - flat.q
             # In training the output may lie beside the codes' vectors (DiVeQ); what is left over is that of the codes.
             sum_q = sum_q + (stage.decode_flat(flat.codes).detach() if self.training else flat.q)
@@ -164,7 +172,7 @@ class Product(Composition):
 class Rotated(Composition):
     """A fixed random orthogonal matrix before `inner` and its transpose after it, so that no coordinate is special.
 
-    From QuIP (arXiv 2307.13304, section 4.2). Worth it for quantizers by coordinate, such as FSQ.
+    From QuIP (arXiv 2307.13304). Worth it for quantizers by coordinate, such as FSQ.
     """
 
     rotation: Tensor
@@ -193,14 +201,11 @@ class Rotated(Composition):
         self.parts[0].begin_run(self.turn(self.flatten(z_e)))
 
 
-def with_value(path: Tensor, value: Tensor) -> Tensor:
-    """The value of `value` with the gradient of `path`."""
-    return value.detach() + (path - path.detach())
-
-
 def refuse_other_width(inner: Quantizer, dim: int) -> None:
     if inner.dim != dim:
-        raise ValueError(f"the inner quantizer works on vectors of width {inner.dim}, not {dim}: set its dim to {dim}")
+        raise ValueError(
+            f"the inner quantizer works on vectors of width {inner.dim}, not {dim}: set quantizer.inner.dim={dim}"
+        )
 
 
 def merge(q: Tensor, codes: Tensor, flats: list[FlatQuantized]) -> FlatQuantized:

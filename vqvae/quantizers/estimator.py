@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae import distributed
+from vqvae.quantizers.base import with_value
 
 
 class Estimator(nn.Module):
@@ -24,13 +25,10 @@ class Estimator(nn.Module):
 
 
 class StraightThrough(Estimator):
-    """Value q, gradient of z copied (Bengio et al. 2013, arXiv 1308.3432).
-
-    Written q + (z - z) instead of the usual z + (q - z), which rounds: the output is the code itself, bit for bit.
-    """
+    """Value q, gradient of z copied (Bengio et al. 2013, arXiv 1308.3432)."""
 
     def forward(self, z: Tensor, q: Tensor) -> Tensor:
-        return q.detach() + (z - z.detach())
+        return with_value(q, z)
 
 
 class Synchronised(Estimator):
@@ -48,11 +46,11 @@ class Synchronised(Estimator):
         self.nu = nu
 
     def forward(self, z: Tensor, q: Tensor) -> Tensor:
-        return q.detach() + (z - z.detach()) + self.nu * (q - q.detach())
+        return with_value(q, z + self.nu * q)
 
 
 class Rotation(Estimator):
-    """Value q, gradient turned and scaled as z is onto q (Fifty et al. 2024, arXiv 2410.06424, equation 4).
+    """Value q, gradient turned and scaled as z is onto q (Fifty et al. 2024, arXiv 2410.06424).
 
         q = lambda R z,  R = I - 2 w w^T + 2 v u^T,  u = z / |z|, v = q / |q|, w = (u + v) / |u + v|, lambda = |q| / |z|
 
@@ -73,8 +71,7 @@ class Rotation(Estimator):
             w = axis / axis_norm.clamp_min(self.smallest_norm)  # clamp: such rows are not used
             scale = q_norm / z_norm.clamp_min(self.smallest_norm)  # same
         moved = scale * self.turn(z, u, v, w)  # (N, d)
-        carrier = torch.where(sound, moved, z)
-        return q.detach() + (carrier - carrier.detach())
+        return with_value(q, torch.where(sound, moved, z))
 
     def axis(self, u: Tensor, v: Tensor) -> Tensor:
         return u + v
@@ -98,7 +95,7 @@ class Reflection(Rotation):
 
 
 class DiVeQ(Estimator):
-    """z moved by its distance to q in a direction near that of q (Vali et al. 2025, arXiv 2509.26469, equation 6).
+    """z moved by its distance to q in a direction near that of q (Vali et al. 2025, arXiv 2509.26469).
 
         out = z + |q - z| sg[(v + q - z) / |v + q - z|],  v ~ N(0, noise_std^2 I)
 
@@ -119,7 +116,7 @@ class DiVeQ(Estimator):
 
 
 class NSVQ(Estimator):
-    """z moved by its distance to q in a random direction (Vali & Baeckstroem 2022, IEEE Access 10, equation 4)."""
+    """z moved by its distance to q in a random direction (Vali & Baeckstroem 2022, IEEE Access 10)."""
 
     trains_codes = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -43,8 +44,8 @@ class Lookup(nn.Module):
     def observe(self, z: Tensor) -> None:
         """z (N, d): the vectors of one training forward."""
 
-    def after_step(self, codes: Tensor, applied: Tensor) -> None:
-        """Takes up what the step's forwards have shown, where `applied` (0-d bool) is True."""
+    def after_step(self, codes: Callable[[], Tensor], applied: Tensor) -> None:
+        """Takes up what the step's forwards have shown, where `applied` (0-d bool) is True; codes() are (K, d)."""
 
 
 class Euclidean(Lookup):
@@ -103,18 +104,18 @@ class CosineVote(Cosine):
             raise ValueError(f"neighbours must be at least 1, got {neighbours}")
         if not 0 <= min_share <= 1:
             raise ValueError(f"min_share is a share of the votes in [0, 1], got {min_share}")
-        if labels is not None and (not labels or min(labels) < 0):
+        if labels is not None and min(labels, default=-1) < 0:
             raise ValueError(f"labels must be numbers from 0, one a code, got {labels}")
         self.neighbours, self.nearest_winner, self.min_share = neighbours, nearest_winner, min_share
-        self.register_buffer("labels", None if labels is None else torch.tensor(labels), persistent=False)
+        self.given = labels
 
     def check(self, size: int, dim: int) -> None:
         if self.neighbours > size:
             raise ValueError(f"neighbours={self.neighbours} are more than the {size} codes; choose at most {size}")
-        if self.labels is None:
-            self.register_buffer("labels", torch.arange(size), persistent=False)
-        if len(self.labels) != size:
-            raise ValueError(f"{len(self.labels)} labels for {size} codes; give one label a code, or null")
+        labels = list(range(size)) if self.given is None else self.given
+        if len(labels) != size:
+            raise ValueError(f"{len(labels)} labels for {size} codes; give one label a code, or null")
+        self.register_buffer("labels", torch.tensor(labels), persistent=False)
 
     def forward(self, z: Tensor, codes: Tensor) -> Found:
         neighbours = nearest_codes(unit(z), unit(codes), self.neighbours)[0]  # (N, k)
@@ -164,6 +165,10 @@ class PCA(Lookup):
         super().__init__()
         if components < 1:
             raise ValueError(f"components must be at least 1, got {components}")
+        if isinstance(inner, PCA):
+            raise ValueError(
+                "a PCA within a PCA finds nothing new: choose another quantizer/lookup@quantizer.lookup.inner"
+            )
         self.inner, self.components, self.picks_nearest = inner, components, inner.picks_nearest
 
     def check(self, size: int, dim: int) -> None:
@@ -190,9 +195,9 @@ class PCA(Lookup):
         self.centre.copy_(torch.where(sound, self.centre + offset, self.centre))
         self.axes.copy_(torch.where(sound, axes, self.axes))
 
-    @torch.no_grad()
     def moments_of(self, x: Tensor) -> Tensor:
         """(N, d) -> sum over rows of [1, x - centre]^T [1, x - centre], (d + 1, d + 1): about the centre, little cancels."""
+        x = x.detach()
         extended = torch.cat([x.new_ones(len(x), 1), x - self.centre], dim=1)  # (N, d + 1)
         return extended.t() @ extended
 
@@ -204,8 +209,8 @@ class CodebookPCA(PCA):
         self.centre.copy_(codes.mean(0))
         self.set_axes(self.moments_of(codes), torch.ones((), dtype=torch.bool, device=codes.device))
 
-    def after_step(self, codes: Tensor, applied: Tensor) -> None:
-        self.set_axes(self.moments_of(codes), applied)
+    def after_step(self, codes: Callable[[], Tensor], applied: Tensor) -> None:
+        self.set_axes(self.moments_of(codes()), applied)
 
 
 class BatchPCA(PCA):
@@ -231,8 +236,8 @@ class BatchPCA(PCA):
     def observe(self, z: Tensor) -> None:
         self.moments += self.moments_of(z)
 
-    def after_step(self, codes: Tensor, applied: Tensor) -> None:
-        self.set_axes(distributed.all_reduce_sum([self.moments])[0] + self.moments_of(codes), applied)
+    def after_step(self, codes: Callable[[], Tensor], applied: Tensor) -> None:
+        self.set_axes(distributed.all_reduce_sum([self.moments])[0] + self.moments_of(codes()), applied)
 
 
 def unit(x: Tensor) -> Tensor:

@@ -17,12 +17,16 @@ class MultiScale(Composition):
 
     At scale i the rest is averaged down to the share shares[i] of the grid, quantized by `inner`, enlarged again, passed
     through phi_i(x) = (1 - strength) x + strength conv(x), and subtracted. Code maps grow from scale to scale; all share one
-    codebook. `phis` convolutions are spread over the scales. Losses are averaged over scales.
+    codebook. `phis` convolutions are spread over the scales. `inner` is any VectorQuantizer with estimator=straight_through.
 
-    Deviations, so that one class serves (T), (H, W) and (T, H, W): the convolution is one of width 3 along each axis with
-    common weights, averaged over axes, in place of 3 x 3; enlarging is bicubic in 2-D, as in the paper, and (tri)linear else.
+    Deviations: the losses are those of `inner` on each scale's rest, averaged over scales, in place of one on the sum so
+    far at full resolution, and phi learns from the output alone. So that one class serves (T), (H, W) and (T, H, W), the
+    convolution is one of width 3 along each axis with common weights, averaged over axes, in place of 3 x 3; enlarging is
+    bicubic in 2-D, as in the paper, and (tri)linear else.
     Raises ValueError unless shares rise to 1.
     """
+
+    needs_grid = True
 
     def __init__(self, dim: int, inner: Quantizer, shares: list[float], phis: int, strength: float) -> None:
         refuse_other_width(inner, dim)
@@ -30,6 +34,11 @@ class MultiScale(Composition):
             raise ValueError(f"shares must rise to 1, from above 0, got {list(shares)}")
         if phis < 1 or not 0 <= strength <= 1:
             raise ValueError(f"phis must be at least 1 and strength lie in [0, 1], got {phis} and {strength}")
+        if not inner.is_straight_through:
+            raise ValueError(
+                f"multiscale copies the gradient past all scales at once, which is not how {type(inner).__name__} passes it "
+                "here: choose an inner quantizer of parts with quantizer/estimator@quantizer.inner.estimator=straight_through"
+            )
         super().__init__(dim, [inner] * len(shares))
         self.shares, self.strength = list(shares), strength
         self.phis = nn.ModuleList(nn.Conv1d(dim, dim, 3, padding=1) for _ in range(phis))
@@ -48,8 +57,9 @@ class MultiScale(Composition):
         def quantize(index: int, shape: tuple[int, ...], total: Tensor) -> Tensor:
             rows = self.flatten(shrink(z - total.detach(), shape))
             flat = self.parts[0].quantize_flat(rows, rows, batch)
-            # Where the output is not the code's vector itself, what is left over is still that of the code.
-            exact = self.parts[0].decode_flat(flat.codes) if self.training else flat.q
+            exact = (
+                self.parts[0].decode_flat(flat.codes) if self.training else flat.q
+            )  # in training attached to the codes
             flats.append(flat)
             maps.extend(m.view(batch, *shape) for m in flat.codes.unbind(1))
             return self.unflatten(exact, batch, torch.Size(shape))
@@ -57,7 +67,7 @@ class MultiScale(Composition):
         with torch.autocast(z_e.device.type, enabled=False):
             z_q = self.build_up(batch, grid, z, quantize)
             if self.training:
-                z_q = z_q + (z - z.detach())  # straight through, once; codes and phi learn from the output too
+                z_q = z_q + (z - z.detach())  # straight through, once; phi and the codes keep their own gradient
         merged = merge(z_q, torch.empty(0), flats)
         return Quantized(z_q, maps, merged.losses, merged.stats, merged.histograms)
 

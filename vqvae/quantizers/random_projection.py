@@ -25,8 +25,13 @@ class RandomProjection(Quantizer):
         super().__init__(dim, code_dim, [size])
         self.project_in = nn.Identity()
         self.project_out = nn.Linear(code_dim, dim)
-        self.register_buffer("projection", nn.init.xavier_uniform_(torch.empty(dim, code_dim)))
-        self.register_buffer("codebook", F.normalize(torch.randn(size, code_dim), dim=1))
+        self.register_buffer("projection", torch.empty(dim, code_dim))
+        self.register_buffer("codebook", torch.empty(size, code_dim))
+        self.redraw()
+
+    def redraw(self) -> None:
+        nn.init.xavier_uniform_(self.projection)
+        self.codebook.copy_(F.normalize(torch.randn_like(self.codebook), dim=1))
 
     def quantize(self, z: Tensor) -> FlatQuantized:
         z = F.layer_norm(z.detach(), (self.dim,)) @ self.projection  # (N, d)

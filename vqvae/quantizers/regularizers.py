@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae import distributed
+from vqvae.quantizers.base import checked_weight
 from vqvae.quantizers.chunked import squared_distances, sum_rows
 
 ROOT_EPSILON = 1e-12  # under square roots, whose slope at 0 is infinite
@@ -15,16 +16,16 @@ ROOT_EPSILON = 1e-12  # under square roots, whose slope at 0 is infinite
 class Regularizer(nn.Module):
     """forward: z (N, d), attached q (N, d), codes (K, d) -> scalar before the weight.
 
-    `trains_codes`: the loss is there to move the codes, so it needs a codebook that learns by gradient.
+    `trains_codes`: the loss is there to move the codes, so it needs a codebook that learns by gradient. `attracts_codes`:
+    it moves them to the vectors, so it can train them by itself.
     """
 
     trains_codes: bool = False
+    attracts_codes: bool = False
 
     def __init__(self, weight: float) -> None:
         super().__init__()
-        if weight < 0:
-            raise ValueError(f"weight must not be negative, got {weight}")
-        self.weight = weight
+        self.weight = checked_weight(weight)
 
     def forward(self, z: Tensor, q: Tensor, codes: Tensor) -> Tensor:
         raise NotImplementedError
@@ -44,18 +45,19 @@ class CodebookLoss(Regularizer):
     """mean |sg z - q|^2 over all elements: pulls codes to the vectors that chose them (same equation, weight 1)."""
 
     trains_codes = True
+    attracts_codes = True
 
     def forward(self, z: Tensor, q: Tensor, codes: Tensor) -> Tensor:
         return mean_square_error(q, z.detach())
 
 
 class Ordered(Regularizer):
-    """Base of losses on un-squared distances |.|_order, order 1, 2 or inf (written .inf in YAML)."""
+    """Base of losses on un-squared distances |.|_order, order 1, 2 or inf (in YAML files .inf)."""
 
     def __init__(self, weight: float, order: float) -> None:
         super().__init__(weight)
         if order not in (1, 2, float("inf")):
-            raise ValueError(f"order must be 1, 2 or .inf, got {order}")
+            raise ValueError(f"order must be 1, 2 or inf, got {order}")
         self.order = order
 
     def norm(self, x: Tensor) -> Tensor:
@@ -69,6 +71,7 @@ class CodebookDistance(Ordered):
     """mean over vectors of |sg z - q|: as CodebookLoss, un-squared, so that far vectors pull no harder (the `alpha` loss)."""
 
     trains_codes = True
+    attracts_codes = True
 
     def forward(self, z: Tensor, q: Tensor, codes: Tensor) -> Tensor:
         return self.norm(q - z.detach()).sum() / max(len(z), 1)
@@ -81,6 +84,7 @@ class AllCodes(Ordered):
     """
 
     trains_codes = True
+    attracts_codes = True
 
     def forward(self, z: Tensor, q: Tensor, codes: Tensor) -> Tensor:
         if self.order == 2:
@@ -154,9 +158,7 @@ class Soft(Regularizer):
 
     def __init__(self, weight: float, temperature: float) -> None:
         super().__init__(weight)
-        if temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
-        self.temperature = temperature
+        self.temperature = checked_temperature(temperature)
 
     def log_p(self, z: Tensor, codes: Tensor) -> Tensor:
         """-> (n, K)."""
@@ -185,14 +187,19 @@ class CodebookEntropy(Soft):
         return -torch.special.entr(p.clamp_min(1e-20)).sum()  # clamp: entr has an infinite slope at 0
 
 
-class Contrastive(Soft):
-    """For each code, the batch's nearest vectors against its farthest half (CVQ-VAE, arXiv 2307.15139, section 3.4).
+class Contrastive(Regularizer):
+    """For each code, the batch's nearest vectors against its farthest half (CVQ-VAE, arXiv 2307.15139).
 
     Cross-entropy of the mean cosine to the nearest N / K vectors among those to the farthest half, over `temperature`.
     Holds N x K values. Vectors are this rank's.
     """
 
     trains_codes = True
+    attracts_codes = True
+
+    def __init__(self, weight: float, temperature: float) -> None:
+        super().__init__(weight)
+        self.temperature = checked_temperature(temperature)
 
     def forward(self, z: Tensor, q: Tensor, codes: Tensor) -> Tensor:
         if len(z) < 2:
@@ -212,3 +219,10 @@ def sum_of_distances(z: Tensor, codes: Tensor) -> Tensor:
 def mean_square_error(a: Tensor, b: Tensor) -> Tensor:
     """Mean of (a - b)^2 over all elements, 0 for none."""
     return F.mse_loss(a, b) if a.numel() else a.sum()
+
+
+def checked_temperature(temperature: float) -> float:
+    """Raises ValueError unless it is a number above 0."""
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be a number above 0, got {temperature}")
+    return temperature

@@ -125,7 +125,7 @@ class LeastRecentlyUsed(BatchRevival):
     """Codes that nothing has chosen while `patience` x K vectors went by become random vectors of the batch.
 
     Under uniform use each code is chosen `patience` times meanwhile, so the number means the same for every batch size
-    and K. After VQ-STE++ (arXiv 2305.08842, section 4.4), which counts forward passes.
+    and K. After vqtorch, the code of VQ-STE++ (arXiv 2305.08842), which counts forward passes.
     """
 
     waited: Tensor
@@ -222,12 +222,13 @@ class FarthestRevival(Revival):
 
 
 class AnchorRevival(Revival):
-    """Every code moves to the batch's vector nearest to it, the more the less it is used (CVQ-VAE, arXiv 2307.15139, eq. 5).
+    """Every code moves to the batch's vector nearest to it, the more the less it is used (CVQ-VAE, arXiv 2307.15139).
 
         e <- (1 - a) e + a anchor,  a = exp(-strength K usage / (1 - decay)),  usage: moving average of the share of use
 
     strength 10 is the paper's; at uniform use a is exp(-1000), and 0.37 at a thousandth of it. Optimizer state is reset
-    where a > 0.5. Deviation: it ends at the share `until` of the run.
+    where a > 0.5. Deviations: usage starts at uniform, the authors' small constant in
+    the exponent is left out, and it ends at the share `until` of the run.
     """
 
     usage: Tensor

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae import distributed
-from vqvae.quantizers.base import FlatQuantized, Loss, Quantizer
+from vqvae.quantizers.base import FlatQuantized, Loss, Quantizer, checked_weight
 from vqvae.quantizers.regularizers import mean_square_error
 
 
@@ -33,6 +33,10 @@ class ScalarQuantizer(Quantizer):
     def index(self, level: Tensor) -> Tensor:
         """Levels (N, d), 0 .. levels - 1 -> codes (N, 1)."""
         return (level * self.basis).sum(1, keepdim=True)
+
+    def to_level(self, position: Tensor) -> Tensor:
+        """Whole numbers (N, d) as floats -> levels (N, d) int64; NaN, which a skipped step may hold, gives some level."""
+        return position.nan_to_num(0).long().clamp_min(0).minimum(self.levels - 1)
 
     def values(self, level: Tensor) -> Tensor:
         """Levels (N, d) -> coordinates (N, d)."""
@@ -71,7 +75,7 @@ class FSQ(ScalarQuantizer):
         return torch.tanh(z + self.shift) * self.half_range - self.offset
 
     def quantize(self, z: Tensor) -> FlatQuantized:
-        level = self.bound(z.detach()).round().long() + self.levels // 2  # (N, d), 0 .. levels - 1
+        level = self.to_level(self.bound(z.detach()).round() + self.levels // 2)  # (N, d)
         return FlatQuantized(self.values(level), self.index(level))
 
     def estimate(self, z: Tensor, q: Tensor) -> Tensor:
@@ -98,7 +102,7 @@ class SymmetricFSQ(ScalarQuantizer):
         self.noise = noise
 
     def quantize(self, z: Tensor) -> FlatQuantized:
-        level = ((torch.tanh(z.detach()) + 1) * (self.levels - 1) / 2).round().long()  # (N, d)
+        level = self.to_level(((torch.tanh(z.detach()) + 1) * (self.levels - 1) / 2).round())  # (N, d)
         return FlatQuantized(self.values(level), self.index(level))
 
     def estimate(self, z: Tensor, q: Tensor) -> Tensor:
@@ -126,7 +130,8 @@ class LatentQuantizer(ScalarQuantizer):
         if not levels or min(levels) < 2:
             raise ValueError(f"every coordinate needs at least 2 values, got {levels}")
         super().__init__(dim, levels)
-        self.quantization_weight, self.commitment_weight = quantization_weight, commitment_weight
+        self.quantization_weight = checked_weight(quantization_weight)
+        self.commitment_weight = checked_weight(commitment_weight)
         rows = [torch.linspace(-0.5, 0.5, n) for n in levels]
         padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=torch.inf)  # (d, most levels)
         self.codebook = nn.Parameter(torch.where(padded.isinf(), 0, padded))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae import distributed
-from vqvae.quantizers.base import FlatQuantized, Loss, Quantizer
+from vqvae.quantizers.base import FlatQuantized, Loss, Quantizer, checked_weight
 from vqvae.quantizers.chunked import map_rows, squared_distances, sum_rows
 from vqvae.quantizers.init import Init
 from vqvae.quantizers.nearest import nearest_code
@@ -26,7 +26,7 @@ class SoftQuantizer(Quantizer):
 
     def __init__(self, dim: int, size: int, code_dim: int, init: Init, start: float, end: float) -> None:
         super().__init__(dim, code_dim, [size])
-        if start <= 0 or end <= 0:
+        if not (0 < start < math.inf and 0 < end < math.inf):
             raise ValueError(f"temperatures must be above 0, got {start} to {end}")
         self.size, self.start, self.end = size, start, end
         self.init, self.init_vectors = init, init.vectors_wanted(size)
@@ -47,6 +47,9 @@ class SoftQuantizer(Quantizer):
 
     def match(self, vectors: Tensor) -> None:
         """Fits what else depends on the latents' scale to vectors (n, d), once the codes have started from them."""
+
+    def redraw(self) -> None:
+        self.codebook.data.copy_(self.init.draw(*self.codebook.shape))
 
     def begin_step(self, step: int, steps: int) -> None:
         share = (1 + math.cos(math.pi * min(step / steps, 1))) / 2  # 1 .. 0
@@ -75,7 +78,7 @@ class GumbelSoftmax(SoftQuantizer):
         self, dim: int, size: int, code_dim: int, init: Init, start: float, end: float, kl_weight: float
     ) -> None:
         super().__init__(dim, size, code_dim, init, start, end)
-        self.kl_weight = kl_weight
+        self.kl_weight = checked_weight(kl_weight)
         self.logits = nn.Linear(code_dim, size)
 
     def match(self, vectors: Tensor) -> None:
@@ -102,14 +105,14 @@ class SQVAE(SoftQuantizer):
 
     p(k | z) = softmax(-|z - e_k|^2 / (2 sigma^2)), sigma^2 one learned number; in training a relaxed draw by
     Gumbel-softmax, in eval the nearest code. Losses, summed over coordinates and codes, mean over vectors:
-    `precision` |z - q|^2 / (2 sigma^2) and `negative_entropy` sum_k p log p. Deviation: the paper sums both over the
-    latents and weighs them against D/2 log of the reconstruction error; with an error over the data's variance, `weight`
-    stands for that ratio.
+    `precision` sum_k p |z - e_k|^2 / (2 sigma^2) and `negative_entropy` sum_k p log p. Deviations: the first is the
+    expectation of what the authors' code takes at the relaxed draw; the paper sums both over the latents and weighs them
+    against D/2 log of the reconstruction error, where with an error over the data's variance `weight` stands for that ratio.
     """
 
     def __init__(self, dim: int, size: int, code_dim: int, init: Init, start: float, end: float, weight: float) -> None:
         super().__init__(dim, size, code_dim, init, start, end)
-        self.weight = weight
+        self.weight = checked_weight(weight)
         self.log_variance = nn.Parameter(torch.zeros(()))
 
     def match(self, vectors: Tensor) -> None:
@@ -117,23 +120,25 @@ class SQVAE(SoftQuantizer):
 
     def quantize(self, z: Tensor) -> FlatQuantized:
         variance = self.log_variance.exp()
-        logits = -squared_distances(z, self.codebook) / (2 * variance)  # (N, K)
+        squared = squared_distances(z, self.codebook)  # (N, K)
+        logits = -squared / (2 * variance)  # (N, K)
         indices = logits.argmax(1, keepdim=True)  # (N, 1)
         log_p = logits.log_softmax(1)
-        hard = self.lookup(indices)  # (N, d)
-        q = hard
+        p = log_p.exp()
         if self.training:
             q = ((logits + gumbel_like(logits)) / self.temperature).softmax(1) @ self.codebook
+        else:
+            q = self.lookup(indices)
         vectors = max(len(z), 1)
         losses = {
-            "precision": Loss((z - hard).square().sum() / (2 * variance * vectors), self.weight),
-            "negative_entropy": Loss((log_p.exp() * log_p).sum() / vectors, self.weight),
+            "precision": Loss((p * squared).sum() / (2 * variance * vectors), self.weight),
+            "negative_entropy": Loss((p * log_p).sum() / vectors, self.weight),
         }
         return FlatQuantized(q, indices, losses, {"sigma": variance.detach().sqrt()})
 
 
 class IBQ(SoftQuantizer):
-    """Index backpropagation (Shi et al. 2024, arXiv 2412.02692, equations 3 to 7): the choice passes a gradient to all codes.
+    """Index backpropagation (Shi et al. 2024, arXiv 2412.02692): the choice passes a gradient to all codes.
 
         logits = z E^T,  p = softmax(logits),  out = (onehot(argmax) + p - sg p) E
 
@@ -145,7 +150,7 @@ class IBQ(SoftQuantizer):
         self, dim: int, size: int, code_dim: int, init: Init, beta: float, entropy_weight: float, temperature: float
     ) -> None:
         super().__init__(dim, size, code_dim, init, temperature, temperature)
-        self.beta, self.entropy_weight = beta, entropy_weight
+        self.beta, self.entropy_weight = checked_weight(beta), checked_weight(entropy_weight)
 
     def quantize(self, z: Tensor) -> FlatQuantized:
         with torch.no_grad():
@@ -174,8 +179,8 @@ class IBQ(SoftQuantizer):
 
 
 def expected_code(z: Tensor, codes: Tensor) -> Tensor:
-    """softmax(z E^T) E; z (n, d), codes (K, d) -> (n, d)."""
-    return (z @ codes.t()).softmax(1) @ codes
+    """softmax(z E^T) sg E; z (n, d), codes (K, d) -> (n, d)."""
+    return (z @ codes.t()).softmax(1) @ codes.detach()
 
 
 def gumbel_like(logits: Tensor) -> Tensor:

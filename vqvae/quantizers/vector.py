@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vqvae.quantizers.base import FlatQuantized, Loss, Quantizer
 from vqvae.quantizers.codebook import Codebook
-from vqvae.quantizers.estimator import Estimator
+from vqvae.quantizers.estimator import Estimator, StraightThrough
 from vqvae.quantizers.init import Init
 from vqvae.quantizers.lookup import Lookup
 from vqvae.quantizers.regularizers import Regularizer
@@ -49,8 +49,11 @@ class VectorQuantizer(Quantizer):
         revival.attach(codebook)
         self.init_vectors = init.vectors_wanted(codebook.size)
         self.register_buffer("counts", torch.zeros(codebook.size), persistent=False)  # of this step
-        if codebook.takes_vectors:
-            codebook.start(init.draw(codebook.size, codebook.dim))
+        self.redraw()
+
+    @property
+    def is_straight_through(self) -> bool:
+        return isinstance(self.estimator, StraightThrough)
 
     def refuse_what_cannot_go_together(self) -> None:
         book = type(self.codebook).__name__
@@ -68,9 +71,10 @@ class VectorQuantizer(Quantizer):
                 f"{estimator} trains codes through the output, but {book} does not learn by gradient: "
                 "choose quantizer/codebook=gradient, or quantizer/estimator=straight_through"
             )
-        if learns and not self.estimator.trains_codes and not any(r.weight > 0 for r in trainers.values()):
+        attracted = any(r.attracts_codes and r.weight > 0 for r in trainers.values())
+        if learns and not self.estimator.trains_codes and not attracted:
             raise ValueError(
-                "nothing trains the codes: add a codebook loss with "
+                "nothing draws the codes to the latents: add a codebook loss with "
                 "+quantizer/regularizer@quantizer.regularizers.codebook=codebook, or choose quantizer/codebook=ema"
             )
         if self.estimator.needs_nearest and not self.nearest.picks_nearest:
@@ -86,10 +90,8 @@ class VectorQuantizer(Quantizer):
             raise ValueError(f"the codes of {book} cannot be replaced one by one: choose quantizer/revival=none")
 
     def quantize(self, z: Tensor) -> FlatQuantized:
-        codes, z = self.space(self.codebook.codes()), self.space(z)
-        with torch.no_grad():
-            indices, passed = self.nearest(z, codes)  # (N,)
-        q = F.embedding(indices, codes)  # (N, d)
+        codes, z = self.spaced_codes(), self.space(z)
+        indices, q, passed = self.choose(z, codes)
         losses = {name: Loss(r(z, q, codes), r.weight) for name, r in self.regularizers.items()}
         with torch.no_grad():
             distance = self.nearest.distance(z, q)  # (N,)
@@ -105,11 +107,21 @@ class VectorQuantizer(Quantizer):
         histograms = {} if self.training else self.histograms(z, q)
         return FlatQuantized(q, indices[:, None], losses, stats, histograms, passed)
 
+    def choose(self, z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """z (N, d), codes (K, d) -> indices (N,), their vectors (N, d) attached to codes, mask (N,) of what passes or None."""
+        with torch.no_grad():
+            indices, passed = self.nearest(z, codes)
+        return indices, F.embedding(indices, codes), passed
+
     def estimate(self, z: Tensor, q: Tensor) -> Tensor:
         return self.estimator(self.space(z), q)
 
+    def spaced_codes(self) -> Tensor:
+        """-> (K, d), in this quantizer's space."""
+        return self.space(self.codebook.codes())
+
     def lookup(self, codes: Tensor) -> Tensor:
-        return F.embedding(codes[:, 0], self.space(self.codebook.codes()))
+        return F.embedding(codes[:, 0], self.spaced_codes())
 
     def histograms(self, z: Tensor, q: Tensor) -> dict[str, Tensor]:
         """Vectors by cos(z, q) in [-1, 1], and by |z - q| / |z| in [0, 2] (the last bin takes what is beyond)."""
@@ -118,21 +130,25 @@ class VectorQuantizer(Quantizer):
         return {"similarity": bin_counts((similarity + 1) / 2), "relative_error": bin_counts(error / 2)}
 
     def codebooks(self) -> list[Tensor | None]:
-        return [self.space(self.codebook.codes()).detach()]
+        return [self.spaced_codes().detach()]
 
     def with_size(self, size: int | None) -> Quantizer:
         parts = copy.deepcopy([self.space, self.nearest, self.estimator, self.init, self.revival])
         space, nearest, estimator, init, revival = parts
         regularizers = copy.deepcopy(dict(self.regularizers.items()))
-        book = self.codebook.with_size(size or self.codebook.size)
+        book = self.codebook.with_size(self.codebook.size if size is None else size)
         return type(self)(self.dim, space, nearest, book, estimator, init, revival, regularizers)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def redraw(self) -> None:
+        self.codebook.start(self.init.draw(self.codebook.size, self.codebook.dim))
 
     @torch.no_grad()
     def begin_run(self, z_e: Tensor) -> None:
         vectors = self.space(self.project_in(self.flatten(z_e)))  # (n, d)
         if self.init_vectors:
             self.codebook.start(self.init.choose(vectors, self.codebook.size))
-        self.nearest.begin_run(vectors, self.space(self.codebook.codes()))
+        self.nearest.begin_run(vectors, self.spaced_codes())
 
     def begin_step(self, step: int, steps: int) -> None:
         self.counts.zero_()
@@ -143,7 +159,7 @@ class VectorQuantizer(Quantizer):
     def after_step(self, applied: Tensor) -> dict[nn.Parameter, Tensor]:
         counts = self.codebook.update(self.counts, applied)
         replaced = self.revival.revive(self.codebook, counts, applied)
-        self.nearest.after_step(self.space(self.codebook.codes()), applied)
+        self.nearest.after_step(self.spaced_codes, applied)
         return replaced
 
 
