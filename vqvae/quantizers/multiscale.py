@@ -20,10 +20,10 @@ class MultiScale(Composition):
     codebook. `phis` convolutions are spread over the scales. `inner` is any VectorQuantizer with estimator=straight_through.
 
     Deviations: the losses are those of `inner` on each scale's rest, averaged over scales, in place of one on the sum so
-    far at full resolution, and phi learns from the output alone. So that one class serves (T), (H, W) and (T, H, W), the
-    convolution is one of width 3 along each axis with common weights, averaged over axes, in place of 3 x 3; enlarging is
-    bicubic in 2-D, as in the paper, and (tri)linear else.
-    Raises ValueError unless shares rise to 1.
+    far at full resolution, and phi learns from the output alone, starting at the identity. So that one class serves (T),
+    (H, W) and (T, H, W), the convolution is one of width 3 along each axis with common weights, averaged over axes, in place
+    of 3 x 3; enlarging is bicubic in 2-D, as in the paper, and (tri)linear else.
+    Raises ValueError unless shares rise to 1, and for an inner quantizer that is not straight-through.
     """
 
     needs_grid = True
@@ -41,7 +41,7 @@ class MultiScale(Composition):
             )
         super().__init__(dim, [inner] * len(shares))
         self.shares, self.strength = list(shares), strength
-        self.phis = nn.ModuleList(nn.Conv1d(dim, dim, 3, padding=1) for _ in range(phis))
+        self.phis = nn.ModuleList(identity_conv(dim) for _ in range(phis))
         self.init_vectors = inner.init_vectors
 
     def code_shapes(self, grid: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -108,6 +108,14 @@ class MultiScale(Composition):
         grid = z_e.shape[2:]
         rows = [self.flatten(shrink(z_e.float(), shape)) for shape in dict.fromkeys(self.code_shapes(tuple(grid)))]
         self.parts[0].begin_run(torch.cat(rows))
+
+
+def identity_conv(dim: int) -> nn.Conv1d:
+    """A convolution of width 3 that starts as the identity: with small random weights phi would leave (1 - strength) x of x."""
+    conv = nn.Conv1d(dim, dim, 3, padding=1)
+    nn.init.dirac_(conv.weight)
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    return conv
 
 
 def shrink(x: Tensor, shape: tuple[int, ...]) -> Tensor:
