@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,19 @@ def test_a_broken_picture_is_named_counted_and_replaced_by_the_next(
         assert "cat/3.png" in caplog.text
         assert loader.images is not None
         assert torch.equal(loader.images[3], loader.images[4])
+
+
+def test_a_cache_that_another_run_writes_again_stays_whole_for_who_is_reading_it(classes: Path, tmp_path: Path) -> None:
+    data, cache = folder(classes, tmp_path / "cache"), tmp_path / "cache"
+    loader = PictureLoader(data, data.split("train"), CPU)
+    readers = {path: path.open("rb") for path in cache.iterdir()}
+    whole = {path: path.read_bytes() for path in readers}
+    images, used = (next(cache.glob(f"*-{part}.npy")) for part in ("images", "used"))
+    loader._write_cache(images, used, (3, 12, 12))
+    for path, reader in readers.items():
+        assert path.stat().st_ino != os.fstat(reader.fileno()).st_ino, "written over, not replaced"
+        assert reader.read() == whole[path] == path.read_bytes()
+    assert set(cache.iterdir()) == set(readers)
 
 
 def test_a_picture_takes_the_label_of_the_one_that_replaces_it(tmp_path: Path) -> None:

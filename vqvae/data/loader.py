@@ -135,7 +135,7 @@ class PictureLoader:
     def _write_cache(self, images_file: Path, used_file: Path, shape: tuple[int, int, int]) -> None:
         images_file.parent.mkdir(parents=True, exist_ok=True)
         count = len(self.split)
-        temporary = images_file.with_suffix(f".{os.getpid()}.tmp")  # two runs may decode the same set at once
+        temporary = images_file.with_suffix(f".{os.getpid()}-tmp")  # two runs may decode the same set at once
         images = np.lib.format.open_memmap(temporary, "w+", np.uint8, (count, *shape))
         used_indices = np.empty(count, np.int64)
         with tqdm(total=count, desc=f"decoding {self.split.name}", unit="picture", disable=None) as bar:
@@ -143,8 +143,11 @@ class PictureLoader:
                 images[wanted.numpy()], used_indices[wanted.numpy()] = batch.numpy(), used.numpy()
                 bar.update(len(wanted))
         images.flush()
-        np.save(used_file, used_indices, allow_pickle=False)
-        temporary.rename(images_file)  # last: the cache counts once both files are whole
+        used_temporary = used_file.with_suffix(temporary.suffix)
+        with used_temporary.open("wb") as file:
+            np.save(file, used_indices, allow_pickle=False)
+        used_temporary.replace(used_file)
+        temporary.replace(images_file)  # last: the cache counts once both files are whole
 
 
 class PictureFeed:
