@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from typing import Any
 
+import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -16,6 +18,9 @@ from vqvae.quantizers.base import Quantized, Quantizer
 from vqvae.seeding import seed_everything
 
 PRESETS = choices("quantizer")
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="torch.compile needs a C++ compiler on CPUs"
+)
 DIM, GRID, BATCH = 8, (2, 4), 8  # 64 vectors a step
 SMALL: dict[str, Any] = {
     "size": 16,

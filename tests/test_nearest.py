@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from quantizer_cases import needs_compiler
 from torch import Tensor
 
 from vqvae.quantizers import nearest
@@ -169,6 +170,7 @@ def test_without_onednn_the_codes_are_the_same(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.slow
+@needs_compiler
 @pytest.mark.parametrize("metric", ["l1", "linf"])
 def test_the_compiled_kernel_agrees_with_brute_force(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)

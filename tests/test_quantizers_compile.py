@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from omegaconf import DictConfig
-from quantizer_cases import BATCH, PRESETS, Run, begin_run, latents, small_config, small_quantizer
+from quantizer_cases import BATCH, PRESETS, Run, begin_run, latents, needs_compiler, small_config, small_quantizer
 
 from vqvae import distributed
 
@@ -51,6 +51,7 @@ def test_one_graph_trains_as_eager_code_and_is_compiled_no_more_after_the_first_
 
 
 @pytest.mark.slow
+@needs_compiler
 @pytest.mark.parametrize("name", ["ema", "rotation", "residual", "fsq"])
 def test_generated_code_trains_as_eager_code(name: str) -> None:
     assert_same_training(*eager_and_compiled(name, "inductor"), 6)
