@@ -129,7 +129,7 @@ def test_a_mistake_is_one_sentence_that_names_key_value_and_way_out(
     [
         (["quantizer=fsq", "quantizer.levels=[8,1]"], "every FSQ level must be at least 3, got [8, 1]"),
         (["quantizer=identity"], "train with stages=[autoencoder]"),
-        (["quantizer=vq", "~quantizer.regularizers.codebook"], "nothing trains the codes"),
+        (["quantizer=vq", "~quantizer.regularizers.codebook"], "nothing draws the codes to the latents"),
         (["data=folder", "data.root=/nowhere"], "data.root=/nowhere is not a folder"),
     ],
 )
