@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 MAX_CODEBOOK_SIZE = 2**18
@@ -191,3 +192,15 @@ def checked_weight(weight: float) -> float:
     if not 0 <= weight < math.inf:
         raise ValueError(f"the weight of a loss must be a number from 0 on, got {weight}")
     return weight
+
+
+def unit(x: Tensor) -> Tensor:
+    """(N, d) -> (N, d) of norm 1."""
+    return F.normalize(x, dim=1, eps=1e-6)  # eps: a zero vector has no direction, and stays zero
+
+
+def checked_decay(decay: float) -> float:
+    """The decay of a moving average. Raises ValueError outside of [0, 1)."""
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay must lie in [0, 1), got {decay}")
+    return decay

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae import distributed
-from vqvae.quantizers.base import FlatQuantized, Loss, Quantizer, checked_weight
+from vqvae.quantizers.base import FlatQuantized, Loss, Quantizer, checked_weight, unit
 from vqvae.quantizers.chunked import sum_rows
 from vqvae.quantizers.regularizers import checked_temperature, mean_square_error
 
@@ -114,4 +114,4 @@ class BSQ(LFQ):
         return 1 / math.sqrt(self.bits)
 
     def normalise(self, z: Tensor) -> Tensor:
-        return F.normalize(z, dim=1, eps=1e-6)  # eps: a zero vector has no direction, and stays zero
+        return unit(z)

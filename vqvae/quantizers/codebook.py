@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae import distributed
+from vqvae.quantizers.base import checked_decay
 
 
 class Codebook(nn.Module):
@@ -104,11 +105,9 @@ class EMACodebook(Codebook):
 
     def __init__(self, size: int, dim: int, decay: float, epsilon: float) -> None:
         super().__init__(size, dim)
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must lie in [0, 1), got {decay}")
         if epsilon < 0:
             raise ValueError(f"epsilon must not be negative, got {epsilon}")
-        self.decay, self.epsilon = decay, epsilon
+        self.decay, self.epsilon = checked_decay(decay), epsilon
         self.register_buffer("weight", torch.zeros(size, dim))
         self.register_buffer("mean_count", torch.ones(size))
         self.register_buffer("mean_sum", torch.zeros(size, dim))
@@ -244,9 +243,7 @@ class AffineCodebook(GradientCodebook):
 
     def __init__(self, size: int, dim: int, speed: float, decay: float) -> None:
         super().__init__(size, dim, speed)
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must lie in [0, 1), got {decay}")
-        self.decay = decay
+        self.decay = checked_decay(decay)
         for name in ("z_mean", "c_mean"):
             self.register_buffer(name, torch.zeros(dim))
         for name in ("z_std", "c_std"):

@@ -20,9 +20,6 @@ class Estimator(nn.Module):
     trains_codes: bool = False
     needs_nearest: bool = False
 
-    def forward(self, z: Tensor, q: Tensor) -> Tensor:
-        raise NotImplementedError
-
 
 class StraightThrough(Estimator):
     """Value q, gradient of z copied (Bengio et al. 2013, arXiv 1308.3432)."""

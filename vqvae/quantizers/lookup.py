@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae import distributed
+from vqvae.quantizers.base import unit
 from vqvae.quantizers.nearest import nearest_code, nearest_code_sampled, nearest_codes
 
 
@@ -24,9 +25,6 @@ class Lookup(nn.Module):
     """forward: z (N, d), codes (K, d) -> Found; called without gradient, in training and eval."""
 
     picks_nearest: bool = True  # whether the chosen code is the nearest one
-
-    def forward(self, z: Tensor, codes: Tensor) -> Found:
-        raise NotImplementedError
 
     def distance(self, z: Tensor, q: Tensor) -> Tensor:
         """z (N, d), q (N, d) -> (N,), in this lookup's metric; euclidean unless told otherwise."""
@@ -238,8 +236,3 @@ class BatchPCA(PCA):
 
     def after_step(self, codes: Callable[[], Tensor], applied: Tensor) -> None:
         self.set_axes(distributed.all_reduce_sum([self.moments])[0] + self.moments_of(codes()), applied)
-
-
-def unit(x: Tensor) -> Tensor:
-    """(N, d) -> (N, d) of norm 1."""
-    return F.normalize(x, dim=1, eps=1e-6)  # eps: a zero vector has no direction, and stays zero

@@ -239,7 +239,9 @@ def attempt(name: str, function: Callable[..., Tensor], *arguments: Tensor) -> T
         return None
     try:
         return function(*arguments)
-    except Exception as error:
+    except (
+        Exception
+    ) as error:  # compilers fail in many ways: dynamo's, inductor's, Triton's and the system's own errors
         broken.add(name)
         reason = (str(error).strip().splitlines() or [""])[0]
         warnings.warn(

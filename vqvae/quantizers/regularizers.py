@@ -27,9 +27,6 @@ class Regularizer(nn.Module):
         super().__init__()
         self.weight = checked_weight(weight)
 
-    def forward(self, z: Tensor, q: Tensor, codes: Tensor) -> Tensor:
-        raise NotImplementedError
-
 
 class Commitment(Regularizer):
     """mean |z - sg q|^2 over all elements: keeps the encoder near its codes (arXiv 1711.00937, equation 3).

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae import distributed
+from vqvae.quantizers.base import checked_decay
 from vqvae.quantizers.codebook import Codebook
 from vqvae.quantizers.nearest import nearest_code
 
@@ -47,11 +48,7 @@ class BatchRevival(Revival):
 
     def __init__(self, every_steps: int, until: float) -> None:
         super().__init__()
-        if every_steps < 1:
-            raise ValueError(f"every_steps must be at least 1, got {every_steps}")
-        if not 0 < until <= 1:
-            raise ValueError(f"until must lie in (0, 1], got {until}")
-        self.every_steps, self.until = every_steps, until
+        self.every_steps, self.until = checked_interval(every_steps), checked_share(until)
         self.due = False
 
     def attach(self, codebook: Codebook) -> None:
@@ -101,9 +98,7 @@ class RandomRevival(BatchRevival):
         super().__init__(every_steps, until)
         if not 0 < threshold < 1:
             raise ValueError(f"threshold must lie in (0, 1), got {threshold}")
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must lie in [0, 1), got {decay}")
-        self.threshold, self.decay = threshold, decay
+        self.threshold, self.decay = threshold, checked_decay(decay)
 
     def attach(self, codebook: Codebook) -> None:
         super().attach(codebook)
@@ -170,11 +165,8 @@ class FarthestRevival(Revival):
         super().__init__()
         if replaced < 1:
             raise ValueError(f"replaced must be at least 1, got {replaced}")
-        if every_steps < 1:
-            raise ValueError(f"every_steps must be at least 1, got {every_steps}")
-        if not 0 < until <= 1:
-            raise ValueError(f"until must lie in (0, 1], got {until}")
-        self.replaced, self.every_steps, self.until = replaced, every_steps, until
+        self.replaced = replaced
+        self.every_steps, self.until = checked_interval(every_steps), checked_share(until)
         self.due, self.active = False, True
 
     def attach(self, codebook: Codebook) -> None:
@@ -227,8 +219,8 @@ class AnchorRevival(Revival):
         e <- (1 - a) e + a anchor,  a = exp(-strength K usage / (1 - decay)),  usage: moving average of the share of use
 
     strength 10 is the paper's; at uniform use a is exp(-1000), and 0.37 at a thousandth of it. Optimizer state is reset
-    where a > 0.5. Deviations: usage starts at uniform, the authors' small constant in
-    the exponent is left out, and it ends at the share `until` of the run.
+    where a > 0.5. Deviations: usage starts at uniform, the authors' small constant in the exponent is left out, and it ends
+    at the share `until` of the run.
     """
 
     usage: Tensor
@@ -239,11 +231,7 @@ class AnchorRevival(Revival):
         super().__init__()
         if strength <= 0:
             raise ValueError(f"strength must be above 0, got {strength}")
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must lie in [0, 1), got {decay}")
-        if not 0 < until <= 1:
-            raise ValueError(f"until must lie in (0, 1], got {until}")
-        self.strength, self.decay, self.until = strength, decay, until
+        self.strength, self.decay, self.until = strength, checked_decay(decay), checked_share(until)
         self.active = True
 
     def attach(self, codebook: Codebook) -> None:
@@ -277,6 +265,18 @@ class AnchorRevival(Revival):
         moved = applied & squared.isfinite() & (share[:, 0] > 1e-6)  # at smaller shares, the move is lost in rounding
         replaced = codebook.replace(moved, torch.lerp(codes, anchors, share))
         return {parameter: rows & (share[:, 0] > 0.5) for parameter, rows in replaced.items()}
+
+
+def checked_interval(every_steps: int) -> int:
+    if every_steps < 1:
+        raise ValueError(f"every_steps must be at least 1, got {every_steps}")
+    return every_steps
+
+
+def checked_share(until: float) -> float:
+    if not 0 < until <= 1:
+        raise ValueError(f"until must lie in (0, 1], got {until}")
+    return until
 
 
 def top(vectors: Tensor, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:

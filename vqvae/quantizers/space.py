@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vqvae.quantizers.base import unit
 
 
 class Space(nn.Module):
@@ -24,4 +25,4 @@ class UnitSphere(Space):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(x, dim=1, eps=1e-6)  # eps: a zero vector has no direction, and stays zero
+        return unit(x)
