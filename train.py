@@ -11,8 +11,7 @@ from vqvae.config import ConfigError, check_train, entry_point, resolve
 @entry_point("train")
 def main(cfg: Any) -> float | None:
     """Runs the stages that are not finished yet. Returns the last stage's monitored metric, for Hydra's sweepers."""
-    cfg = resolve(cfg)
-    check_train(cfg)
+    check_train(resolve(cfg))
 
     from vqvae import distributed
     from vqvae.run_folder import RunFolder
@@ -22,7 +21,7 @@ def main(cfg: Any) -> float | None:
     stop = StopRequest()
     stop.install()
     other = adopt_config(cfg)
-    folder = RunFolder.prepare(cfg)
+    folder = RunFolder.prepare(resolve(cfg))  # now, so that what follows `data` follows the adopted one
     try:
         return run_stages(folder, other, stop)
     except Stopped as stopped:

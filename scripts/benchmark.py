@@ -1,13 +1,14 @@
 """Every speed figure of the README: ratios measured in turns, on embedded pictures or on noise.
 
-    python scripts/benchmark.py                          all of it, about 9 minutes on 2 cores
+    python scripts/benchmark.py                          all of it, about 20 minutes on 2 cores
     python scripts/benchmark.py training                 the trainer against the bare step and a straightforward loop
     python scripts/benchmark.py precision                what bf16 costs in quality
     python scripts/benchmark.py quantizers               a quantizer's step against vector-quantize-pytorch, and its parts
+    python scripts/benchmark.py sampling                 codes drawn from a cache against the whole network for each
     python scripts/benchmark.py training data=folder data.root=... data.image_size=32     on your own pictures
 
 The network and its settings are those of experiment=cifar10_sonnet; overrides of train.py go behind (quantizers: of the
-quantizer alone, as in quantizer.codebook.decay=0.8).
+quantizer alone, as in quantizer.codebook.decay=0.8; sampling: of the prior, as in prior.network.width=32).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from scripts.benchmarks.quantizers import quantizers
+from scripts.benchmarks.sampling import sampling
 from scripts.benchmarks.training import precision, training
 from vqvae.hardware import cpu_has_bf16
 
@@ -30,11 +32,11 @@ from vqvae.hardware import cpu_has_bf16
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "what", nargs="*", help="training, precision, quantizers (default: all), then overrides of train.py"
+        "what", nargs="*", help="training, precision, quantizers, sampling (default: all), then overrides of train.py"
     )
     words = parser.parse_args().what
     overrides = [word for word in words if "=" in word]
-    parts = {"training": training, "precision": precision, "quantizers": quantizers}
+    parts = {"training": training, "precision": precision, "quantizers": quantizers, "sampling": sampling}
     chosen = [word for word in words if "=" not in word] or list(parts)
     unknown = [word for word in chosen if word not in parts]
     if unknown:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,20 @@ def error_of(capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
         train_inside(*overrides)
     assert stopped.value.code == 2
     return capsys.readouterr().err
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, stage: str, step: int) -> None:
+    """Makes the next run receive a SIGTERM while it does `step` of `stage`."""
+    from vqvae.trainer import Trainer
+
+    original = Trainer.train_step
+
+    def train_step(self: Trainer, at: int, batch: object) -> None:
+        if self.logger.stage == stage and at == step:
+            signal.raise_signal(signal.SIGTERM)
+        original(self, at, batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

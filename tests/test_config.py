@@ -71,6 +71,11 @@ WRONG = {
     "data.image_size=30": "a size of 30 does not divide by the encoder's stride 4; the nearest that does is 28",
     "quantizer.codebook.decay=2": "quantizer.codebook.decay must lie in [0, 1), got 2",
     "quantizer.codebook.size=1": "a codebook needs at least 2 codes, got size=1",
+    "prior.flip=2": "prior.flip=2 is not true or false",
+    "prior.flip=null": "prior.flip=None is not true or false",
+    "+prior.flop=true": "prior.flop is not a config key; did you mean prior.flip?",
+    "prior.trainer.early_stop_evals=0": "prior.trainer.early_stop_evals must be above 0 or null, got 0",
+    "trainer.early_stop_evals=0.5": "trainer.early_stop_evals=0.5 is not an integer or null",
     "prior.network.kernel=4": "prior.network.kernel must be odd and at least 3, got 4",
     "model.encoders.0.widths=[]": "model.encoders.0.widths needs one positive number per down-sampling, got []",
     "stages=[autoencodr]": "stages may hold autoencoder and prior, got autoencodr; did you mean autoencoder?",
@@ -128,6 +133,10 @@ def test_a_mistake_is_one_sentence_that_names_key_value_and_way_out(
     ("overrides", "expected"),
     [
         (["quantizer=fsq", "quantizer.levels=[8,1]"], "every FSQ level must be at least 3, got [8, 1]"),
+        (
+            ["trainer.early_stop_evals=2", "trainer.eval_every_steps=0"],
+            "early_stop_evals=2 needs eval_every_steps above 0",
+        ),
         (["quantizer=identity"], "train with stages=[autoencoder]"),
         (["quantizer=vq", "~quantizer.regularizers.codebook"], "nothing draws the codes to the latents"),
         (["data=folder", "data.root=/nowhere"], "data.root=/nowhere is not a folder"),

@@ -22,7 +22,7 @@ def small_stage(epoch_steps: Fraction | None) -> AutoencoderStage:
     """Pictures (1, 8, 8) to 2 x 2 codes."""
     sizes = {"widths": [4, 4], "residual_width": 4, "residual_blocks": 1}
     model = VQVAE([conv.Encoder(2, 1, 2, **sizes)], [FSQ(2, [3, 3])], [conv.Decoder(2, 1, 2, **sizes)])
-    return AutoencoderStage(model, MSE(1.0, False, 0.3), 0.3, epoch_steps)
+    return AutoencoderStage(model, MSE(1.0, False, 0.3), 0.3, lambda items: items, epoch_steps)
 
 
 def test_each_span_counts_the_codes_of_its_own_steps() -> None:

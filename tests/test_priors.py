@@ -1,4 +1,4 @@
-"""Laws of priors: causality, calibration of sampling, independence of samples."""
+"""Laws of priors: causality, calibration, exact caches, independence of samples. Every YAML of configs/prior is tested."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from vqvae.config import build, choices, compose, resolve
-from vqvae.priors.base import SAMPLE_CHUNK, AutoregressivePrior, Sampling
+from vqvae.priors.autoregressive import AutoregressivePrior
+from vqvae.priors.base import Prior
 from vqvae.priors.pixelcnn import GatedPixelCNN
+from vqvae.priors.sampling import Known, Sampling
 
 MAPS = {
     "one map": ([(4, 4)], [7]),
@@ -19,15 +21,26 @@ MAPS = {
     "three equal maps": ([(2, 2)] * 3, [4, 4, 4]),
     "one dim": ([(6,)], [5]),
 }
+LABELS = [0, 2, -1]  # -1: no class
 
 
-def prior_of(name: str, shapes: list[tuple[int, ...]], sizes: list[int], classes: int = 3) -> AutoregressivePrior:
+def prior_of(name: str, shapes: list[tuple[int, ...]], sizes: list[int], classes: int = 3) -> Prior:
     torch.manual_seed(0)
-    node = resolve(compose("train", [f"prior={name}", "prior.network.width=8"])).prior.network
+    node = resolve(compose("train", [f"prior={name}"])).prior.network
+    node.update(
+        {key: min(most, node[key]) for key, most in {"width": 16, "layers": 4, "blocks": 2}.items() if key in node}
+    )
     prior = build(node, "prior.network", code_shapes=shapes, codebook_sizes=sizes, num_classes=classes)
     for parameter in prior.parameters():  # larger than usual, so that every path shows in the logits
         torch.nn.init.normal_(parameter, std=0.3)
     return prior.eval()
+
+
+def autoregressive(name: str, shapes: list[tuple[int, ...]], sizes: list[int]) -> AutoregressivePrior:
+    prior = prior_of(name, shapes, sizes)
+    if not isinstance(prior, AutoregressivePrior):
+        pytest.skip(f"{name} is not autoregressive")
+    return prior
 
 
 def random_codes(shapes: list[tuple[int, ...]], sizes: list[int], batch: int = 1) -> list[Tensor]:
@@ -37,8 +50,8 @@ def random_codes(shapes: list[tuple[int, ...]], sizes: list[int], batch: int = 1
 @pytest.mark.parametrize(("name", "maps"), itertools.product(choices("prior"), MAPS))
 def test_changing_a_code_never_changes_its_own_logits_or_those_before(name: str, maps: str) -> None:
     shapes, sizes = MAPS[maps]
-    prior, labels = prior_of(name, shapes, sizes), torch.tensor([1])
-    codes, order = random_codes(shapes, sizes), list(prior_of(name, shapes, sizes).order())
+    prior, labels = autoregressive(name, shapes, sizes), torch.tensor([1])
+    codes, order = random_codes(shapes, sizes), list(prior.order())
     before = prior.logits(codes, labels)
     for count, (index, position) in enumerate(order):
         changed = [m.clone() for m in codes]
@@ -49,59 +62,168 @@ def test_changing_a_code_never_changes_its_own_logits_or_those_before(name: str,
             assert torch.equal(before[m].flatten(2)[..., p], after[m].flatten(2)[..., p])
 
 
-def test_a_deep_pixelcnn_has_no_blind_spot() -> None:
+@pytest.mark.parametrize("name", choices("prior"))
+def test_there_is_no_blind_spot(name: str) -> None:
     """Every code before a position has an influence on its logits."""
-    shapes, sizes = [(5, 5)], [7]
-    prior, labels = prior_of("pixelcnn", shapes, sizes), torch.tensor([0])
+    shapes, sizes = [(4, 4)], [7]
+    prior, labels = autoregressive(name, shapes, sizes), torch.tensor([0])
     codes = random_codes(shapes, sizes)
     before = prior.logits(codes, labels)[0].flatten(2)
-    for position in range(24):
+    for position in range(15):
         changed = codes[0].clone()
         changed.view(-1)[position] = (changed.view(-1)[position] + 1) % 7
         after = prior.logits([changed], labels)[0].flatten(2)
         assert (before[..., -1] != after[..., -1]).any(), position
 
 
-def test_coarse_maps_condition_fine_ones() -> None:
+@pytest.mark.parametrize("name", choices("prior"))
+def test_coarse_maps_condition_fine_ones(name: str) -> None:
     shapes, sizes = MAPS["coarse and fine"]
-    prior, labels = prior_of("pixelcnn", shapes, sizes), torch.tensor([0])
+    prior, labels = prior_of(name, shapes, sizes), torch.tensor([0])
     codes = random_codes(shapes, sizes)
     other = [(codes[0] + 1) % sizes[0], codes[1]]
-    assert not torch.equal(prior.logits(codes, labels)[1], prior.logits(other, labels)[1])
+    assert not torch.equal(prior(codes, labels).nats[1], prior(other, labels).nats[1])
 
 
 @pytest.mark.parametrize("name", choices("prior"))
-def test_the_likelihood_sums_to_one_over_all_codes_of_a_tiny_grid(name: str) -> None:
-    prior = prior_of(name, [(2, 2)], [3])
-    every = torch.tensor(list(itertools.product(range(3), repeat=4))).view(-1, 2, 2)
-    nats = prior([every], torch.full((len(every),), 2))[0].flatten(1).sum(1)
-    assert torch.exp(-nats.double()).sum().item() == pytest.approx(1.0, abs=1e-5)
+@pytest.mark.parametrize(("shapes", "sizes"), [([(2, 2)], [3]), ([(1, 1), (1, 2)], [2, 3])])
+def test_the_likelihood_sums_to_one_over_all_codes_of_a_tiny_grid(
+    name: str, shapes: list[tuple[int, ...]], sizes: list[int]
+) -> None:
+    prior = autoregressive(name, shapes, sizes)
+    alphabets = [range(size) for shape, size in zip(shapes, sizes) for _ in range(shape[0] * shape[1])]
+    every = torch.tensor(list(itertools.product(*alphabets)))
+    parts = every.split([shape[0] * shape[1] for shape in shapes], dim=1)
+    maps = [part.reshape(-1, *shape) for part, shape in zip(parts, shapes)]
+    nats = prior(maps, torch.full((len(every),), 2)).nats
+    total = sum(one.flatten(1).sum(1) for one in nats)
+    assert torch.exp(-total.double()).sum().item() == pytest.approx(1.0, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", choices("prior"))
 def test_classes_matter_and_minus_one_is_a_class_of_its_own(name: str) -> None:
     prior = prior_of(name, [(2, 2)], [5])
     codes = random_codes([(2, 2)], [5])
-    seen = [prior.logits(codes, torch.tensor([label]))[0] for label in (-1, 0, 1)]
+    seen = [prior(codes, torch.tensor([label])).nats[0] for label in (-1, 0, 1)]
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(seen, 2))
 
 
-def test_sample_i_depends_on_seed_i_alone() -> None:
-    prior = prior_of("pixelcnn", [(3, 3)], [9])
-    seeds = list(range(5, 5 + SAMPLE_CHUNK + 3))
-    many = prior.sample(seeds, torch.ones(len(seeds), dtype=torch.int64), Sampling())[0]
-    for index in (0, 7, SAMPLE_CHUNK + 1):
-        alone = prior.sample([seeds[index]], torch.ones(1, dtype=torch.int64), Sampling())[0]
+@pytest.mark.parametrize("name", choices("prior"))
+def test_label_smoothing_changes_the_loss_as_its_formula_says_and_not_the_likelihood(name: str) -> None:
+    shapes, sizes = [(3, 3)], [5]
+    prior, codes, labels = autoregressive(name, shapes, sizes), random_codes([(3, 3)], [5], 4), torch.zeros(4).long()
+    plain, smoothed = prior(codes, labels), prior(codes, labels, 0.3)
+    wanted = torch.nn.functional.cross_entropy(prior.logits(codes, labels)[0], codes[0], label_smoothing=0.3)
+    torch.testing.assert_close(smoothed.loss, wanted)
+    assert torch.equal(plain.nats[0], smoothed.nats[0])
+    torch.testing.assert_close(plain.loss, plain.nats[0].mean())
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize(("name", "maps"), itertools.product(choices("prior"), MAPS))
+def test_all_ways_of_sampling_draw_the_same_codes_from_the_same_noise(name: str, maps: str, guidance: float) -> None:
+    """In float64, with classes and without, guided and not."""
+    prior = autoregressive(name, *MAPS[maps]).double()
+    drawn = [
+        prior.sample(
+            list(range(3)), torch.tensor(LABELS), Sampling(method=m, guidance=guidance, guidance_schedule="linear")
+        )
+        for m in prior.methods
+    ]
+    for other in drawn[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(drawn[0], other))
+
+
+@pytest.mark.parametrize(("name", "maps"), itertools.product(choices("prior"), MAPS))
+@torch.no_grad()
+def test_logits_from_the_cache_are_those_of_the_whole_network(name: str, maps: str) -> None:
+    """Teacher-forced, in float32, to 1e-4 of their scale."""
+    shapes, sizes = MAPS[maps]
+    prior, labels = autoregressive(name, shapes, sizes), torch.tensor(LABELS)
+    codes = random_codes(shapes, sizes, len(labels))
+    for m, (network, whole) in enumerate(zip(prior.networks, prior.logits(codes, labels))):
+        condition = prior.condition(m, codes, labels)
+        cache, flat = network.begin(condition), codes[m].flatten(1)
+        cached = torch.stack([network.next_logits(cache, flat, p).clone() for p in range(flat.shape[1])], dim=2)
+        assert (cached - whole.flatten(2)).abs().max() <= 1e-4 * max(1, whole.abs().max())
+
+
+@pytest.mark.parametrize("name", choices("prior"))
+def test_sample_i_depends_on_seed_i_alone(name: str) -> None:
+    prior = prior_of(name, [(3, 3)], [9])
+    count = prior.samples_at_a_time + 3
+    seeds = list(range(5, 5 + count))
+    many = prior.sample(seeds, torch.ones(count, dtype=torch.int64), Sampling(temperature=4))[0]
+    for index in (0, 7, count - 2):
+        alone = prior.sample([seeds[index]], torch.ones(1, dtype=torch.int64), Sampling(temperature=4))[0]
         assert torch.equal(alone[0], many[index])
-    assert len({tuple(m.flatten().tolist()) for m in many}) == len(seeds)
+    assert len({tuple(m.flatten().tolist()) for m in many}) > 0.9 * count
 
 
-def test_samples_follow_the_prior() -> None:
+@pytest.mark.parametrize("name", choices("prior"))
+@pytest.mark.parametrize("maps", ["not square", "coarse and fine"])
+def test_known_codes_stay_whatever_the_way_of_sampling(name: str, maps: str) -> None:
+    shapes, sizes = MAPS[maps]
+    prior, labels = prior_of(name, shapes, sizes), torch.tensor(LABELS)
+    codes = random_codes(shapes, sizes, 3)
+    kept = [torch.rand(m.shape) < 0.5 for m in codes]
+    for method in prior.methods:
+        drawn = prior.sample([0, 1, 2], labels, Sampling(method=method), Known(codes, kept))
+        assert all(torch.equal(a[k], b[k]) for a, b, k in zip(drawn, codes, kept))
+        assert all((a[~k] != b[~k]).any() for a, b, k in zip(drawn, codes, kept))
+
+
+@pytest.mark.parametrize("name", choices("prior"))
+def test_neutral_settings_are_plain_sampling(name: str) -> None:
+    """Guidance towards 1, top_p 1 and top_k of all codes draw what plain sampling draws."""
+    prior, labels = prior_of(name, [(3, 4)], [6]).double(), torch.tensor(LABELS)
+    plain = prior.sample([0, 1, 2], labels, Sampling())[0]
+    for settings in ({"guidance": 1 + 1e-12}, {"top_p": 1.0, "top_k": 6}, {"top_p": 1 - 1e-12}):
+        assert torch.equal(prior.sample([0, 1, 2], labels, Sampling(**settings))[0], plain)
+
+
+def test_guidance_two_is_the_extrapolation_from_no_class() -> None:
+    with_class, without = torch.randn(2, 5, 3), torch.randn(2, 5, 3)
+    progress = torch.tensor([0.0, 0.5, 1.0])
+    for schedule, weights in {"constant": [2, 2, 2], "linear": [1, 1.5, 2], "cosine": [1, 1.5, 2]}.items():
+        guided = Sampling(guidance=2, guidance_schedule=schedule).guide(torch.cat([with_class, without]), progress)
+        torch.testing.assert_close(guided, without + torch.tensor(weights) * (with_class - without))
+
+
+@pytest.mark.parametrize("name", choices("prior"))
+def test_watching_sees_codes_filled_in_to_the_end(name: str) -> None:
+    prior = prior_of(name, *MAPS["coarse and fine"])
+    shares = []
+    drawn = prior.sample(
+        [0, 1],
+        torch.tensor([0, 1]),
+        Sampling(),
+        watch=lambda codes, done: shares.append(sum(m.double().sum() for m in done).item() / done[0].shape[0]),
+    )
+    assert shares == sorted(shares)
+    assert shares[-1] == sum(m[0].numel() for m in drawn)
+
+
+def test_jacobi_needs_fewer_network_calls_where_codes_can_be_foreseen() -> None:
+    """A prior whose codes do not depend on each other is drawn in two calls: a guess, and its confirmation."""
+    prior = prior_of("pixelcnn", [(4, 4)], [7])
+    for module in prior.networks.modules():
+        if isinstance(module, torch.nn.Embedding):
+            torch.nn.init.zeros_(module.weight)
+    calls: list[int] = []
+    prior.networks[0].register_forward_hook(lambda *_: calls.append(1))
+    prior.sample([0, 1], torch.tensor([0, 1]), Sampling(method="jacobi"))
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("name", choices("prior"))
+def test_samples_follow_the_prior(name: str) -> None:
     """Frequencies of the first code over 3,200 seeds against its probabilities."""
-    prior = prior_of("pixelcnn", [(1, 1)], [4])
+    prior = prior_of(name, [(1, 1)], [4])
     labels = torch.zeros(3200, dtype=torch.int64)
     drawn = prior.sample(list(range(3200)), labels, Sampling())[0].flatten()
-    wanted = prior.logits([torch.zeros(1, 1, 1, dtype=torch.int64)], labels[:1])[0].flatten().softmax(0)
+    every = torch.arange(4).view(4, 1, 1)
+    wanted = torch.exp(-prior([every], labels[:4]).nats[0].flatten())
     share = torch.bincount(drawn, minlength=4) / len(drawn)
     assert torch.all((share - wanted).abs() < 4 * (wanted * (1 - wanted) / len(drawn)).sqrt())  # 4 standard errors
 
@@ -130,12 +252,32 @@ def test_a_code_of_probability_zero_is_never_drawn() -> None:
     assert Sampling().draw(logits, noise).tolist() == [1, 3, 3]
 
 
-@pytest.mark.parametrize(("key", "value"), [("temperature", -1), ("top_k", -1), ("top_p", 0), ("top_p", 1.5)])
-def test_sampling_refuses_values_out_of_range(key: str, value: float) -> None:
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("temperature", -1),
+        ("temperature", float("nan")),
+        ("top_k", -1),
+        ("top_p", 0),
+        ("top_p", 1.5),
+        ("guidance", -1),
+        ("guidance_schedule", "up"),
+        ("steps", 0),
+    ],
+)
+def test_sampling_refuses_values_out_of_range(key: str, value: object) -> None:
     with pytest.raises(ValueError, match=key):
         Sampling(**{key: value})
 
 
 def test_three_dims_are_refused() -> None:
     with pytest.raises(ValueError, match="1 or 2 dims"):
-        GatedPixelCNN([(2, 2, 2)], [4], 0, 0.0, 8, 2, 3, 0.0)
+        GatedPixelCNN([(2, 2, 2)], [4], 0, 8, 2, 3, 0.0)
+
+
+def test_a_method_of_another_prior_and_guidance_without_classes_are_refused() -> None:
+    prior = prior_of("pixelcnn", [(2, 2)], [4], classes=0)
+    with pytest.raises(ValueError, match="method must be one of cached, jacobi, uncached for this prior, got 'halton'"):
+        prior.sample([0], torch.tensor([-1]), Sampling(method="halton"))
+    with pytest.raises(ValueError, match="guidance=2 needs a prior that was trained with classes"):
+        prior.sample([0], torch.tensor([-1]), Sampling(guidance=2))

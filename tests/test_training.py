@@ -18,6 +18,7 @@ from conftest import (
     command,
     error_of,
     lines,
+    stop_at,
     train_inside,
     weights,
 )
@@ -37,20 +38,6 @@ RUN = [
     "trainer.batch_size=24",  # 4 steps an epoch
 ]
 LONGER = ["trainer.steps=12", "prior.trainer.steps=12"]
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, stage: str, step: int) -> None:
-    """Makes the next run receive a SIGTERM while it does `step` of `stage`."""
-    from vqvae.trainer import Trainer
-
-    original = Trainer.train_step
-
-    def train_step(self: Trainer, at: int, batch: object) -> None:
-        if self.logger.stage == stage and at == step:
-            signal.raise_signal(signal.SIGTERM)
-        original(self, at, batch)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Trainer, "train_step", train_step)
 
 
 @pytest.mark.parametrize(("stage", "step"), [("autoencoder", 4), ("prior", 2)])

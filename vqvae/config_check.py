@@ -25,7 +25,8 @@ TOP_LEVEL_TYPES: dict[str, typing.Any] = {
     "init_from": str | None,
     "allow_targets": list[str],
 }
-PRIOR = "network optimizer schedule trainer"
+PRIOR = "network optimizer schedule trainer flip class_dropout label_smoothing guidance"
+PRIOR_TYPES: dict[str, typing.Any] = {"flip": bool, "class_dropout": float, "label_smoothing": float, "guidance": float}
 
 
 class ConfigError(ValueError):
@@ -44,7 +45,7 @@ def check(cfg: dict[str, Any]) -> None:
 
     It builds nothing, and imports nothing but the modules of allowed targets.
     """
-    check_keys("", list(cfg), TOP_LEVEL.split())
+    check_keys("", list(cfg), TOP_LEVEL.split(), required=True)
     for key, kind in TOP_LEVEL_TYPES.items():
         if not fits(cfg[key], kind):
             raise ConfigError(f"{key}={cfg[key]} is not {describe(kind)}")
@@ -55,7 +56,10 @@ def check(cfg: dict[str, Any]) -> None:
     for group in TOP_LEVEL.split()[len(TOP_LEVEL_TYPES) :]:
         if not isinstance(cfg[group], dict):
             raise ConfigError(f"{group}={cfg[group]} is not a choice of this group; see --help")
-    check_keys("prior", list(cfg["prior"]), PRIOR.split())
+    check_keys("prior", list(cfg["prior"]), PRIOR.split(), required=True)
+    for key, kind in PRIOR_TYPES.items():
+        if not fits(value := cfg["prior"][key], kind):
+            raise ConfigError(f"prior.{key}={value} is not {describe(kind)}")
     for key in sorted(cfg, key=lambda key: key == "model"):  # last, for it holds a copy of the quantizer
         check_node(key, cfg[key], allowed)
     if cfg["seed"] < 0:
@@ -87,12 +91,16 @@ def check_node(path: str, node: Any, allowed: tuple[str, ...]) -> None:
         check_node(f"{path}.{key}", value, allowed)
 
 
-def check_keys(path: str, keys: Iterable[Any], valid: list[str]) -> None:
+def check_keys(path: str, keys: list[Any], valid: list[str], required: bool = False) -> None:
+    """Raises ConfigError for a key that is not valid and, where all are `required`, for one that is missing."""
+    names = [f"{path}.{name}" if path else name for name in valid]
     for key in keys:
         if key not in valid:
             full = f"{path}.{key}" if path else str(key)
-            near = [f"{path}.{name}" if path else name for name in valid]
-            raise ConfigError(f"{full} is not a config key; " + suggest(full, near))
+            raise ConfigError(f"{full} is not a config key; " + suggest(full, names))
+    missing = [name for name, key in zip(names, valid) if key not in keys]
+    if required and missing:
+        raise ConfigError(f"{missing[0]} is missing")
 
 
 def find_target(path: str, target: Any, allowed: tuple[str, ...]) -> type:

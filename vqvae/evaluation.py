@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 
 from vqvae.config import plain
+from vqvae.data.base import Data
 from vqvae.data.code_store import CodeFeed, bits_of_uniform
 from vqvae.data.loader import PictureFeed
 from vqvae.pipeline import Run
 from vqvae.stages.autoencoder import AutoencoderStage
 from vqvae.stages.base import evaluate
-from vqvae.stages.prior import PriorStage
 
 
 @torch.no_grad()
@@ -20,16 +21,17 @@ def evaluate_run(run: Run, split: str, batch_size: int) -> tuple[dict[str, Any],
     """-> metrics over the whole split, in float32, and what they were measured on. The prior is left out if unfinished."""
     tokenizer, variance = run.tokenizer(), run.variance()
     loader = run.loader(split)
-    stage = AutoencoderStage(tokenizer.model, tokenizer.reconstruction, variance)
+    stage = AutoencoderStage(tokenizer.model, tokenizer.reconstruction, variance, run.data.show)
     metrics = evaluate(stage, PictureFeed(run.data, loader, loader, batch_size, seed=0), batch_size)
     metrics["model_parameters"] = sum(p.numel() for p in tokenizer.model.parameters())
     if run.folder.weights_file("prior"):
         store = run.code_store(tokenizer, split)
         prior = run.prior(tokenizer.model)
-        feed = CodeFeed(store, store, batch_size, seed=0, device=run.device)
-        metrics |= evaluate(PriorStage(prior, tokenizer.decode), feed, batch_size)
+        feed = CodeFeed([], store, batch_size, seed=0, device=run.device)
+        metrics |= evaluate(run.prior_stage(prior, tokenizer), feed, batch_size)
         metrics["bits_per_code_uniform"] = bits_of_uniform(store.codebook_sizes, store.code_shapes)
         metrics["prior_parameters"] = sum(p.numel() for p in prior.parameters())
+    metrics |= bits_per_dim(metrics, run.data)
     about = {
         "run_dir": str(run.folder.path),
         "split": loader.split.name,
@@ -40,3 +42,19 @@ def evaluate_run(run: Run, split: str, batch_size: int) -> tuple[dict[str, Any],
         "precision": "float32",
     }
     return metrics, about
+
+
+def bits_per_dim(metrics: dict[str, Any], data: Data) -> dict[str, float]:
+    """Metrics of both stages -> what the codes cost and what the whole picture costs, in bits per dim.
+
+    -log p(x) <= -log p(x | codes(x)) - log p(codes(x)), where the prior may give a bound itself (`_bound` in its names).
+    Nothing where the reconstruction loss is no likelihood, or there is no prior.
+    """
+    found: dict[str, float] = {}
+    dims = data.channels * math.prod(data.size)
+    for bound in ("", "_bound"):
+        if "bits_per_dim_reconstruction" in metrics and f"bits_per_picture{bound}" in metrics:
+            codes = metrics[f"bits_per_picture{bound}"] / dims
+            found[f"bits_per_dim_codes{bound}"] = codes
+            found[f"bits_per_dim{bound}"] = metrics["bits_per_dim_reconstruction"] + codes
+    return found

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+Show = Callable[[Tensor], Tensor]  # items uint8 (n, C, *S) -> pictures uint8 (n, 1 or 3, H, W)
 
 
 def normalise(images: Tensor) -> Tensor:

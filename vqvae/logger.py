@@ -19,6 +19,7 @@ from vqvae.images import write_png
 
 log = logging.getLogger(__name__)
 MODES = ("auto", "online", "offline", "off")
+BEST = {"val/mse": "min", "val/psnr_db": "max", "val/bits_per_code": "min", "val/bits_per_code_bound": "min"}
 ARTIFACTS: dict[str, Any] = {}  # by name, of the stages that this process has logged: the sources of later ones
 
 
@@ -189,7 +190,7 @@ def start_wandb(folder: Path, stage: str, settings: Wandb, config: dict[str, Any
         return None
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
-    for metric, best in {"val/mse": "min", "val/psnr_db": "max", "val/bits_per_code": "min"}.items():
+    for metric, best in BEST.items():
         run.define_metric(metric, step_metric="step", summary=best)
     return run
 

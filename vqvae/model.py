@@ -95,12 +95,23 @@ class VQVAE(nn.Module):
 
     def forward(self, x: Tensor) -> Output:
         """x (B, C, *S) -> Output."""
-        inner = self._bottleneck(x)
+        return self.from_features(self.features(x))
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """x (B, C, *S) -> what each level's encoder makes of it, L x (B, D, *s_l), finest first: not quantized yet."""
+        features: list[Tensor] = []
+        for encoder in self.encoders:
+            features.append(encoder(features[-1] if features else x))  # (B, D, *s_l)
+        return features
+
+    def from_features(self, features: list[Tensor]) -> Output:
+        """The rest of `forward`: L features, or what lies between those of two x -> Output."""
+        inner = self._bottleneck(features)
         return Output(self.decoders[0](inner.z_q), inner.codes, inner.losses, inner.stats, inner.histograms)
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """x (B, C, *S) -> codes, coarse to fine; the finest decoder is not run."""
-        return self._bottleneck(x).codes
+        return self._bottleneck(self.features(x)).codes
 
     def decode(self, codes: list[Tensor]) -> Tensor:
         """Codes, coarse to fine -> decoder output (B, decoder channels, *S)."""
@@ -137,11 +148,8 @@ class VQVAE(nn.Module):
             replaced.update(quantizer.after_step(applied))
         return replaced
 
-    def _bottleneck(self, x: Tensor) -> Quantized:
-        """x (B, C, *S) -> what all levels' quantizers return, by level; its z_q is the input of the finest decoder."""
-        features: list[Tensor] = []
-        for encoder in self.encoders:
-            features.append(encoder(features[-1] if features else x))  # (B, D, *s_l)
+    def _bottleneck(self, features: list[Tensor]) -> Quantized:
+        """Features -> what all levels' quantizers return, by level; its z_q is the input of the finest decoder."""
         levels: list[tuple[str, Quantized]] = []
 
         def quantize(level: int, context: Tensor | None) -> Tensor:

@@ -14,15 +14,16 @@ from tqdm import tqdm
 
 from vqvae import checkpoint, distributed
 from vqvae.config import ConfigError, build, plain
+from vqvae.data.base import Data, Split
 from vqvae.data.code_store import CodeFeed, CodeStore
 from vqvae.data.loader import PictureFeed, PictureLoader, centre_crop
-from vqvae.data.pictures import Pictures, Split
 from vqvae.data.sampler import chunks_of_rank
-from vqvae.images import normalise
+from vqvae.images import normalise, to_uint8
 from vqvae.logger import Logger
 from vqvae.losses.reconstruction import ReconstructionLoss
 from vqvae.model import VQVAE
-from vqvae.priors.base import AutoregressivePrior
+from vqvae.priors.base import Prior
+from vqvae.priors.sampling import Sampling
 from vqvae.run_folder import RunFolder
 from vqvae.seeding import seed_everything
 from vqvae.stages.autoencoder import AutoencoderStage
@@ -38,7 +39,7 @@ AUTOENCODER_SEED, PRIOR_SEED = 0, 1  # mixed with the run's seed, so that the st
 
 @dataclass
 class Tokenizer:
-    """A finished autoencoder: pictures to codes and back, in float32."""
+    """A finished autoencoder: data to codes and back, in float32."""
 
     model: VQVAE
     reconstruction: ReconstructionLoss
@@ -60,7 +61,7 @@ class Run:
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder, self.cfg, self.device = folder, folder.config, distributed.device()
-        self.data: Pictures = build(self.cfg.data, "data")
+        self.data: Data = build(self.cfg.data, "data")
         self._splits: dict[str, Split] = {}
         self._loaders: dict[str, PictureLoader] = {}
 
@@ -71,7 +72,7 @@ class Run:
         return self._splits[name]
 
     def loader(self, split: str) -> PictureLoader:
-        """The pictures of a split: train, val or test."""
+        """The items of a split: train, val or test."""
         if split not in self._loaders:
             self._loaders[split] = PictureLoader(self.data, self.split(split), self.device)
         return self._loaders[split]
@@ -94,22 +95,20 @@ class Run:
         stage = self.autoencoder_stage(variance=1.0)
         model = stage.model
         if self.cfg.init_from is not None:
-            start_from(
-                RunFolder.load(self.cfg.init_from, list(self.cfg.allow_targets), "init_from"), "autoencoder", stage
-            )
+            RunFolder.load(self.cfg.init_from, list(self.cfg.allow_targets), "init_from").start("autoencoder", stage)
         if "autoencoder" not in self.cfg.stages and self.cfg.tokenizer is None:
             self.folder.weights("autoencoder")
         build(self.cfg.logger, "logger")
         check_settings(self.cfg, "", len(self.split("train")))
         self.split("val")
         if "prior" in self.cfg.stages:
-            self.new_prior(model)
+            self.prior_stage(self.new_prior(model), Tokenizer(model, stage.reconstruction, fingerprint=""))
             check_settings(self.cfg.prior, "prior.", len(self.split("train")))
 
     def autoencoder_stage(self, variance: float, epoch_steps: Fraction | None = None) -> AutoencoderStage:
         """A new, untrained stage 1; to train it, it is told how many steps an epoch has."""
         model, reconstruction = build_model(self.cfg, self.data, variance)
-        return AutoencoderStage(model, reconstruction, variance, epoch_steps)
+        return AutoencoderStage(model, reconstruction, variance, self.data.show, epoch_steps)
 
     def tokenizer(self) -> Tokenizer:
         """The finished stage 1. Raises ConfigError where it is not finished."""
@@ -119,7 +118,7 @@ class Run:
         stage.model.to(self.device).eval()
         return Tokenizer(stage.model, stage.reconstruction, checkpoint.fingerprint(state))
 
-    def new_prior(self, model: VQVAE) -> AutoregressivePrior:
+    def new_prior(self, model: VQVAE) -> Prior:
         """An untrained prior for the codes of `model`."""
         return build(
             self.cfg.prior.network,
@@ -129,23 +128,43 @@ class Run:
             num_classes=len(self.data.class_names),
         )
 
-    def prior(self, model: VQVAE) -> AutoregressivePrior:
+    def prior_stage(self, prior: Prior, tokenizer: Tokenizer) -> PriorStage:
+        """Stage 2; its previews are what the data set shows of the tokenizer's reconstructions."""
+        node = self.cfg.prior
+
+        def draw(codes: list[Tensor]) -> Tensor:
+            return self.data.show(to_uint8(tokenizer.decode(codes)))
+
+        return PriorStage(prior, draw, self.sampling(), node.class_dropout, node.label_smoothing)
+
+    def sampling(self) -> Sampling:
+        """How this run's samples are drawn where nobody says otherwise: guided, where the prior knows what no class is."""
+        node = self.cfg.prior
+        return Sampling(guidance=node.guidance if self.data.class_names and node.class_dropout else 1.0)
+
+    def prior(self, model: VQVAE) -> Prior:
         """The finished stage 2. Raises ConfigError where it is not finished."""
         prior = self.new_prior(model)
         prior.load_state_dict(self.folder.weights("prior")["networks"]["prior"])
         return prior.to(self.device).eval()
 
-    def code_store(self, tokenizer: Tokenizer, split: str, stop: StopRequest | None = None) -> CodeStore:
-        """The codes of a split, encoded now if that was not done before. Raises ValueError for a store that does not fit."""
-        path, loader = self.folder.codes(split), self.loader(split)
+    def code_store(
+        self, tokenizer: Tokenizer, split: str, stop: StopRequest | None = None, flipped: bool = False
+    ) -> CodeStore:
+        """The codes of a split, or of its mirror images, encoded now if that was not done before.
+
+        Raises ValueError for a store that does not fit.
+        """
+        path, loader = self.folder.codes(f"{split}_flipped" if flipped else split), self.loader(split)
         header: dict[str, Any] = {
             "code_shapes": tokenizer.model.code_shapes(self.data.size),
             "codebook_sizes": tokenizer.model.codebook_sizes,
             "tokenizer": tokenizer.fingerprint,
             "data": loader.split.fingerprint,
+            **({"flipped": True} if flipped else {}),
         }
         if not path.is_dir():
-            CodeStore.write(path, header, len(loader), encode(tokenizer, loader, self.data.image_size, stop))
+            CodeStore.write(path, header, len(loader), encode(tokenizer, loader, self.data.size, flipped, stop))
         store = CodeStore(path)
         store.require(**header)
         return store
@@ -167,7 +186,7 @@ class Run:
         )
 
 
-def build_model(cfg: Any, data: Pictures, variance: float) -> tuple[VQVAE, ReconstructionLoss]:
+def build_model(cfg: Any, data: Data, variance: float) -> tuple[VQVAE, ReconstructionLoss]:
     """The networks and the reconstruction loss of a config. Raises ConfigError where they do not fit the data."""
     build(cfg.quantizer, "quantizer")  # by itself, so that an error names the user's key and not its copy below `model`
     reconstruction: ReconstructionLoss = build(cfg.loss, "loss", variance=variance)
@@ -178,7 +197,7 @@ def build_model(cfg: Any, data: Pictures, variance: float) -> tuple[VQVAE, Recon
     try:
         model.code_shapes(data.size)
     except ValueError as error:
-        raise ConfigError(f"data.image_size={data.image_size}: {error}") from error
+        raise ConfigError(f"data.{data.size_key}={getattr(data, data.size_key)}: {error}") from error
     return model, reconstruction
 
 
@@ -197,13 +216,22 @@ def check_settings(node: Any, prefix: str, train_size: int) -> None:
 
 
 def encode(
-    tokenizer: Tokenizer, loader: PictureLoader, image_size: int, stop: StopRequest | None, chunk: int = 256
+    tokenizer: Tokenizer,
+    loader: PictureLoader,
+    size: tuple[int, ...],
+    flipped: bool,
+    stop: StopRequest | None,
+    chunk: int = 256,
 ) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
-    """This rank's pictures of a split -> (indices, code maps, labels), in chunks. Raises Stopped on request."""
+    """This rank's items of a split, or their mirror images -> (indices, code maps, labels), in chunks.
+
+    Raises Stopped on request.
+    """
     chunks = chunks_of_rank(len(loader), chunk)
     bar = tqdm(total=sum(map(len, chunks)), desc=f"encoding {loader.split.name}", unit="picture", disable=bar_hidden())
     for indices, (images, labels) in zip(chunks, loader.batches(chunks)):
-        yield indices, tokenizer.encode(normalise(centre_crop(images, image_size))), labels.cpu()
+        x = normalise(centre_crop(images, size))  # (b, C, *S)
+        yield indices, tokenizer.encode(x.flip(-1) if flipped else x), labels.cpu()
         bar.update(len(indices))
         if stop is not None and stop.agreed(may_talk=False):
             raise Stopped("stopped on request while encoding; encoding starts again next time")
@@ -220,7 +248,7 @@ def train_autoencoder(run: Run, stop: StopRequest) -> None:
     seed_everything(cfg.seed, 0)
     stage = run.autoencoder_stage(run.variance(), Fraction(len(train), cfg.trainer.batch_size))
     if cfg.init_from is not None:
-        start_from(RunFolder.load(cfg.init_from, list(cfg.allow_targets), "init_from"), "autoencoder", stage)
+        RunFolder.load(cfg.init_from, list(cfg.allow_targets), "init_from").start("autoencoder", stage)
     feed = PictureFeed(run.data, train, val, cfg.trainer.batch_size, cfg.seed)
     trainer = run.trainer("autoencoder", cfg, stop, stage, feed)
     try:
@@ -237,39 +265,23 @@ def train_prior(run: Run, tokenizer: Tokenizer, stop: StopRequest) -> None:
         log.info("prior: finished before")
         return
     node = run.cfg.prior
-    stores = {split: run.code_store(tokenizer, split, stop) for split in ("train", "val")}
+    train, val = [run.code_store(tokenizer, "train", stop)], run.code_store(tokenizer, "val", stop)
+    if node.flip:
+        train.append(run.code_store(tokenizer, "train", stop, flipped=True))
     seed_everything(run.cfg.seed, 1)
-    stage = PriorStage(run.new_prior(tokenizer.model), tokenizer.decode)
+    stage = run.prior_stage(run.new_prior(tokenizer.model), tokenizer)
     if run.cfg.init_from is not None:
         other = RunFolder.load(run.cfg.init_from, list(run.cfg.allow_targets), "init_from")
         if other.weights_file("prior"):
-            start_from(other, "prior", stage)
-    feed = CodeFeed(stores["train"], stores["val"], node.trainer.batch_size, run.cfg.seed, run.device)
+            other.start("prior", stage)
+    feed = CodeFeed(train, val, node.trainer.batch_size, run.cfg.seed, run.device)
     trainer = run.trainer("prior", node, stop, stage, feed)
     try:
         trainer.fit()
-        header = stores["train"].header
-        for split, store in stores.items():
-            trainer.logger.artifact(f"codes-{split}", "codes", store.path, header, ["tokenizer"])
+        stores = {f"codes-{store.path.name}": store for store in (*train, val)}
+        for name, store in stores.items():
+            trainer.logger.artifact(name, "codes", store.path, store.header, ["tokenizer"])
         weights = run.folder.weights_file("prior")
-        trainer.logger.artifact(
-            "prior", "model", weights, {"tokenizer": tokenizer.fingerprint}, ["codes-train", "codes-val"]
-        )
+        trainer.logger.artifact("prior", "model", weights, {"tokenizer": tokenizer.fingerprint}, list(stores))
     finally:
         trainer.logger.finish()
-
-
-def start_from(other: RunFolder, stage_name: str, stage: Any) -> None:
-    """Gives a stage the weights of another run. Raises ConfigError where they do not fit."""
-    for name, state in other.weights(stage_name)["networks"].items():
-        network = stage.networks[name]
-        own = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-        given = {key: tuple(value.shape) for key, value in state.items()}
-        unlike = sorted(key for key in own if own[key] != given.get(key) and (key in given or ".revival." not in key))
-        if unlike:
-            raise ConfigError(
-                f"init_from={other.path}: its {stage_name} has other weights than this config "
-                f"({len(unlike)} differ, {unlike[0]} is {given.get(unlike[0])} there, {own[unlike[0]]} here)"
-            )
-        network.load_state_dict(state, strict=False)  # what a revival has counted may be missing
-    stage.initialised = True

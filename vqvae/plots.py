@@ -13,7 +13,7 @@ PANELS = {  # title -> metrics; a panel without any of its metrics is left out
     "reconstruction, dB": ["val/psnr_db"],
     "perplexity": ["train/codebook{m}/window_perplexity", "val/codebook{m}/perplexity"],
     "distance between codes": ["train/codebook{m}/spacing_mean", "train/codebook{m}/closest_mean"],
-    "bits per code": ["train/bits_per_code", "val/bits_per_code"],
+    "bits per code": ["train/bits_per_code{bound}", "val/bits_per_code{bound}", "val/train_bits_per_code{bound}"],
     "learning rate": ["train/{name}/learning_rate"],
     "gradient norm": ["train/{name}/grad_norm"],
 }
@@ -82,7 +82,7 @@ def plot_codes(counts: list[Tensor], histograms: dict[str, dict[str, list[float]
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether a metric's name fits a pattern, in which {m} and {name} stand for one path element's rest."""
+    """Whether a metric's name fits a pattern, in which {m}, {name} and {bound} stand for one path element's rest."""
     if "{" not in pattern:
         return name == pattern
     start, end = pattern.split("{")[0], pattern.split("}")[1]

@@ -12,20 +12,21 @@ from torch import Tensor
 
 from vqvae import distributed
 from vqvae.data.code_store import CodeStore, bits_of_uniform
+from vqvae.evaluation import bits_per_dim
 from vqvae.images import grid, write_png
 from vqvae.logger import read_lines
 from vqvae.metrics.codebook import count_codes
 from vqvae.pipeline import Run, Tokenizer
 from vqvae.plots import HISTOGRAMS, plot_codes, plot_curves
-from vqvae.priors.base import Sampling
 from vqvae.run_folder import STAGES, table, write_json
-from vqvae.sampling import choose_labels, draw_pictures, rows_of
+from vqvae.sampling.drawing import choose_labels, draw_pictures
+from vqvae.sampling.job import rows_of
 from vqvae.stop import StopRequest
 
 SAMPLES_PER_CLASS = 8
 
 PROTOCOLS = {
-    "mse": "mean squared error over all pictures, pixel values in [0, 1], reconstructions clamped, float32",
+    "mse": "mean squared error over all pictures, values in [0, 1] (sounds: companded), reconstructions clamped, float32",
     "mse_over_variance": "mse over the variance of the training pictures",
     "psnr_db": "PSNR of the mean squared error over the split",
     "psnr_mean_db": "mean over pictures of each picture's PSNR",
@@ -35,7 +36,15 @@ PROTOCOLS = {
     "codebook*/used_codes": "codes that occur in the split",
     "codebook*/dead_codes": "codes that do not occur in the split",
     "bits_per_code": "mean negative log2-likelihood of the prior over all codes of the split, teacher-forced",
+    "bits_per_code_bound": "an upper bound on bits_per_code, of a prior whose likelihood is not known",
     "bits_per_picture": "bits_per_code times codes per picture",
+    "bits_per_picture_bound": "bits_per_code_bound times codes per picture",
+    "overfitting_gap": "bits per code of the validation split less those of as many training pictures, spread over the set",
+    "bits_per_dim_reconstruction": "mean -log2 p(x | codes) over channels times positions, x in 0 .. 255",
+    "bits_per_dim_codes": "bits_per_picture over channels times positions",
+    "bits_per_dim_codes_bound": "bits_per_picture_bound over channels times positions",
+    "bits_per_dim": "reconstruction + codes: an upper bound on the model's mean -log2 p(x), given the class if there is one",
+    "bits_per_dim_bound": "reconstruction + the bound of the codes: an upper bound as bits_per_dim is",
     "bits_per_code_uniform": "mean log2 K: a prior that knows nothing",
     "*_seconds": "wall clock of training steps, evaluation and checkpoints left out",
     "*_pictures_per_second": "pictures (or their codes) trained on per second, median over log intervals",
@@ -79,13 +88,14 @@ def summarise(run: Run, tokenizer: Tokenizer, stop: StopRequest) -> float | None
         plot_codes(store_counts(store), histograms, looks[-1])
     if folder.weights_file("prior") and store is not None:
         metrics["bits_per_code_uniform"] = bits_of_uniform(store.codebook_sizes, store.code_shapes)
-        looks.append(folder.path / "samples.png")
-        draw_samples(run, tokenizer, looks[-1])
+        looks += draw_samples(run, tokenizer)
+    metrics |= bits_per_dim(metrics, run.data)
     found = figures(metrics)
     write_json(folder.path / "summary.json", {"figures": found})
     print_figures(f"{folder.path}, on its validation pictures", found)
     print("\nlook at:\n" + "\n".join(f"  {path}" for path in looks))
-    return metrics.get("bits_per_code", metrics.get("mse"))
+    monitors = ("bits_per_code", "bits_per_code_bound", "mse")
+    return next((metrics[name] for name in monitors if name in metrics), None)
 
 
 def stage_figures(run: Run, stage: str) -> dict[str, Any]:
@@ -113,10 +123,20 @@ def store_counts(store: CodeStore) -> list[Tensor]:
     return counts
 
 
-def draw_samples(run: Run, tokenizer: Tokenizer, path: Path) -> None:
-    """Samples of the finished prior, one row a class -> PNG."""
+def draw_samples(run: Run, tokenizer: Tokenizer) -> list[Path]:
+    """Samples of the finished prior -> samples.png, one row a class.
+
+    Where the data set's own files are no pictures, also samples/<class>.<suffix>, one a class; without classes, one a row.
+    Returns what was written.
+    """
     names = run.data.class_names[:10]
     count = SAMPLES_PER_CLASS * (len(names) or 4)
     labels = choose_labels("all" if names else None, names, list(range(count)))
-    pictures, _ = draw_pictures(run.prior(tokenizer.model), tokenizer, list(range(count)), labels, Sampling())
-    write_png(path, grid(rows_of(pictures, SAMPLES_PER_CLASS)))
+    items, _ = draw_pictures(run.prior(tokenizer.model), tokenizer, list(range(count)), labels, run.sampling())
+    files = [run.folder.path / "samples.png"]
+    write_png(files[0], grid(rows_of(run.data.show(items), SAMPLES_PER_CLASS)))
+    if run.data.suffix != files[0].suffix:
+        firsts = range(0, count, SAMPLES_PER_CLASS)
+        titles = names or [str(seed) for seed in firsts]
+        files += [run.data.save(run.folder.path / "samples" / title, items[i]) for title, i in zip(titles, firsts)]
+    return files

@@ -106,6 +106,23 @@ class RunFolder:
             raise ConfigError(f"{self.path} has no finished {stage}: train it with python train.py run_dir={self.path}")
         return checkpoint.load(file, distributed.device())
 
+    def start(self, stage_name: str, stage: Any) -> None:
+        """Gives a new stage the weights of this run's. Raises ConfigError where they do not fit."""
+        for name, state in self.weights(stage_name)["networks"].items():
+            network = stage.networks[name]
+            own = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+            given = {key: tuple(value.shape) for key, value in state.items()}
+            unlike = sorted(
+                key for key in own if own[key] != given.get(key) and (key in given or ".revival." not in key)
+            )
+            if unlike:
+                raise ConfigError(
+                    f"init_from={self.path}: its {stage_name} has other weights than this config "
+                    f"({len(unlike)} differ, {unlike[0]} is {given.get(unlike[0])} there, {own[unlike[0]]} here)"
+                )
+            network.load_state_dict(state, strict=False)  # what a revival has counted may be missing
+        stage.initialised = True
+
     def adopt_tokenizer(self, other: RunFolder) -> None:
         """Copies another run's autoencoder, so that this folder stays whole."""
         if self.weights_file("autoencoder") is None and distributed.is_main():
@@ -198,7 +215,16 @@ class SweepSummary(Callback):
         print(f"all figures: {base / 'summary.csv'}")
 
 
-SWEEP_COLUMNS = ("psnr_db", "ssim", "codebook0/perplexity", "codebook0/usage", "bits_per_code", "autoencoder_seconds")
+SWEEP_COLUMNS = (
+    "psnr_db",
+    "ssim",
+    "codebook0/perplexity",
+    "codebook0/usage",
+    "bits_per_code",
+    "bits_per_code_bound",
+    "bits_per_dim",
+    "autoencoder_seconds",
+)
 
 
 def table(head: list[str], rows: list[list[Any]]) -> str:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from vqvae import checkpoint, distributed
 from vqvae.hardware import Clock, choose_precision, keep_freed_memory, memory_mb, to_channels_last
 from vqvae.logger import Logger
+from vqvae.metric_window import MetricWindow
 from vqvae.optimizers import parameter_groups, reset_rows
 from vqvae.schedules import Schedule
 from vqvae.seeding import seed_everything
@@ -67,15 +68,14 @@ class Trainer:
         self.base_lr = {name: o.param_groups[0]["lr"] for name, o in self.optimizers.items()}
         decay = config.weight_average_decay
         self.average = WeightAverage(stage.networks, decay) if decay else None
-        self.window: dict[str, Tensor] = {}  # sums of metrics since the last log
-        self.window_steps = 0
+        self.window = MetricWindow(self.device)
         self.skipped = torch.zeros((), dtype=torch.int64, device=self.device)  # steps whose loss was not finite
-        self.best: dict[str, float] = {}  # step and value of the monitored metric
+        self.best: dict[str, Any] = {}  # step and metrics of the best evaluation
         self.alerted: list[str] = []
         self.seconds = 0.0  # of training steps, over all starts of this run
 
     def fit(self) -> None:
-        """Trains to the last step, or until `max_time_minutes`.
+        """Trains to the last step, or until `max_time_minutes` or `early_stop_evals` ends it.
 
         Raises Stopped after a requested stop, FloatingPointError where losses are not finite and on_nonfinite=stop.
         """
@@ -99,7 +99,8 @@ class Trainer:
             self.train_step(done, next(batches))
             done += 1
             bar.update()
-            logging_step = done == self.steps or done % self.config.log_every_steps == 0
+            evaluating = due(done, self.config.eval_every_steps, self.steps)
+            logging_step = evaluating or due(done, self.config.log_every_steps, self.steps)
             if logging_step:
                 self.log(done, bar, clock)
             stopping = self.stop.agreed(may_talk=logging_step)
@@ -135,7 +136,7 @@ class Trainer:
                     name, loss, metrics = item
                     (loss / parts).backward()
                 applied = applied & torch.isfinite(loss.detach())
-                self.add_to_window(metrics, weight=1 / parts)
+                self.window.add(metrics, weight=1 / parts)
             if name is None:
                 break
             applied = self.update(name, step, applied)
@@ -144,7 +145,7 @@ class Trainer:
         if self.average is not None:
             self.average.update(step, replaced)
         self.skipped += ~applied
-        self.window_steps += 1
+        self.window.steps += 1
 
     def update(self, name: str, step: int, applied: Tensor) -> Tensor:
         """One optimizer step of one network, a no-op on the device unless loss and gradient are finite on all ranks."""
@@ -164,40 +165,24 @@ class Trainer:
         elif bool(applied):  # an optimizer that is not fused cannot skip on the device: this waits for it
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        self.add_to_window({f"{name}/grad_norm": norm})
+        self.window.add({f"{name}/grad_norm": norm})
         return applied
-
-    def add_to_window(self, metrics: dict[str, Tensor], weight: float = 1.0) -> None:
-        for key, value in metrics.items():
-            if key not in self.window:
-                self.window[key] = torch.zeros((), device=self.device)
-            self.window[key].add_(value.detach(), alpha=weight)
-
-    def share_window(self) -> None:
-        """Every rank's window becomes the mean over ranks, so that a checkpoint holds what all of them need."""
-        names = sorted(self.window)
-        if names:
-            sums = distributed.all_reduce_sum([torch.stack([self.window[name] for name in names])])[0]
-            self.window = dict(zip(names, (sums / distributed.world_size()).unbind()))
 
     def log(self, step: int, bar: tqdm, clock: Clock) -> None:
         """Means over the steps since the last log; the one place where the host waits for the device."""
-        self.share_window()
-        names = sorted(self.window)
-        means = (torch.stack([self.window[name] for name in names]) / self.window_steps).tolist()
+        steps, means = self.window.steps, self.window.close()
         seconds = clock.lap()
         self.seconds = distributed.broadcast_object(self.seconds + seconds)
         skipped = int(self.skipped)
-        metrics: dict[str, Any] = {f"train/{name}": value for name, value in zip(names, means)}
+        metrics: dict[str, Any] = {f"train/{name}": value for name, value in means.items()}
         for name, optimizer in self.optimizers.items():
             metrics[f"train/{name}/learning_rate"] = optimizer.param_groups[0]["lr"]
         metrics |= {f"train/{name}": value for name, value in self.stage.window_metrics().items()}
         self.logger.log(step, {**metrics, "train/skipped_steps": skipped})
-        rate = self.window_steps * self.config.batch_size / max(seconds, 1e-9)
+        rate = steps * self.config.batch_size / max(seconds, 1e-9)
         timing = {"timing/pictures_per_second": rate, "timing/seconds": self.seconds, **memory_mb(self.device)}
         self.logger.log_timing(step, timing)
         bar.set_postfix({"loss": f"{metrics.get('train/loss', math.nan):.4f}", "pictures/s": f"{rate:.0f}"})
-        self.window, self.window_steps = {}, 0
         if skipped and self.config.on_nonfinite == "stop":
             raise FloatingPointError(
                 f"{self.logger.stage}: the loss was not finite in {skipped} steps up to step {step}; they changed "
@@ -209,20 +194,23 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, step: int) -> None:
-        """Validates, warns, and keeps the weights if they are the best so far."""
+        """Validates, warns, and keeps the weights if they are the best so far; ends training that found none for long."""
         with self.evaluating():
             metrics = evaluate(self.stage, self.feed, self.config.eval_batch_size)
         self.logger.log(step, {f"val/{name}": value for name, value in metrics.items()})
         report = ", ".join(f"{name} {metrics[name]:.4g}" for name in self.stage.headline if name in metrics)
         log.info("%s step %d of %d: %s", self.logger.stage, step, self.steps, report)
-        for title, text in self.stage.warnings(metrics).items():
+        for title, text in self.stage.warnings(metrics, self.best).items():
             if title not in self.alerted:
                 self.alerted.append(title)
                 self.logger.alert(step, title, text)
-        value = metrics[self.stage.monitor]
-        if value < self.best.get("value", math.inf):
-            self.best = {"step": step, "value": value}
+        if metrics[self.stage.monitor] < self.best.get(self.stage.monitor, math.inf):
+            self.best = {"step": step, **metrics}
             checkpoint.save(self.checkpoints, "best", self.result(step))
+        elif step < self.steps and self.config.ends_early(step, self.best.get("step", 0)):
+            names = self.logger.stage, self.config.early_stop_evals, self.stage.monitor, step
+            log.info("%s: %d evaluations without a better %s, ending at step %d", *names)
+            self.steps = step
 
     @torch.no_grad()
     def preview(self, step: int) -> None:
@@ -238,7 +226,6 @@ class Trainer:
 
     def save(self, step: int) -> None:
         """Writes the checkpoint from which a later start goes on as if nothing had happened."""
-        self.share_window()
         state = {
             "step": step,
             "finished": step == self.steps,
@@ -246,8 +233,7 @@ class Trainer:
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "average": self.average.weights if self.average else [],
             "meters": self.stage.meters.state_dict(),
-            "window": self.window,
-            "window_steps": self.window_steps,
+            "window": self.window.state_dict(),
             "skipped": self.skipped,
             "best": self.best,
             "alerted": self.alerted,
@@ -266,18 +252,19 @@ class Trainer:
         if self.average is not None:
             self.average.load(state["average"])
         self.stage.meters.load_state_dict(state["meters"])
-        for name in ("window", "window_steps", "skipped", "best", "alerted", "seconds"):
+        self.window.load_state_dict(state["window"])
+        for name in ("skipped", "best", "alerted", "seconds"):
             setattr(self, name, state[name])
         if state["finished"]:
-            self.steps = state["step"]  # it may have ended early, by max_time_minutes
+            self.steps = state["step"]  # it may have ended early
         log.info("%s: continuing from step %d of %d", self.logger.stage, state["step"], self.steps)
         return int(state["step"])
 
     def finish(self, step: int) -> None:
-        """Writes the stage's result: its last weights, or those of its best validation step."""
+        """Writes the stage's result: its last weights, or those of its best validation step (always, with an early stop)."""
         if distributed.is_main():
             best = checkpoint.find(self.checkpoints, "best")
-            keep = self.stage.keeps_best and best
+            keep = best and (self.stage.keeps_best or self.config.early_stop_evals)
             checkpoint.save(self.logger.folder, "weights", checkpoint.load(best[-1]) if keep else self.result(step))
         distributed.barrier()
 

@@ -12,7 +12,9 @@ from vqvae import distributed
 class TrainerConfig:
     """The `trainer` config group. Set `steps` or `epochs`, the other null; intervals are in steps, 0 for never.
 
-    batch_size is global: over all ranks and accumulated micro-batches. Raises ValueError for values out of range.
+    batch_size is global: over all ranks and accumulated micro-batches. early_stop_evals: training ends after so many
+    evaluations in a row without a new best of the stage's monitored metric, and the best step's weights are its result.
+    Raises ValueError for values out of range.
     """
 
     steps: int | None
@@ -25,6 +27,7 @@ class TrainerConfig:
     preview_every_steps: int
     checkpoint_every_steps: int
     max_time_minutes: float | None
+    early_stop_evals: int | None
     clip_grad_norm: float | None
     weight_average_decay: float
     precision: str
@@ -37,7 +40,7 @@ class TrainerConfig:
             raise ValueError(
                 f"set steps or epochs, and the other to null; got steps={self.steps}, epochs={self.epochs}"
             )
-        for name in ("steps", "epochs", "max_time_minutes", "clip_grad_norm"):
+        for name in ("steps", "epochs", "max_time_minutes", "early_stop_evals", "clip_grad_norm"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be above 0 or null, got {value}")
@@ -47,6 +50,8 @@ class TrainerConfig:
         for name in ("eval_every_steps", "preview_every_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)} (0 is never)")
+        if self.early_stop_evals is not None and self.eval_every_steps == 0:
+            raise ValueError(f"early_stop_evals={self.early_stop_evals} needs eval_every_steps above 0")
         if not 0 <= self.weight_average_decay < 1:
             raise ValueError(f"weight_average_decay must lie in [0, 1), got {self.weight_average_decay} (0 is off)")
         for name, choices in {"precision": ("auto", "fp32", "bf16"), "on_nonfinite": ("stop", "skip")}.items():
@@ -63,3 +68,9 @@ class TrainerConfig:
             return self.steps
         assert self.epochs is not None
         return max(1, math.ceil(self.epochs * train_size / self.batch_size))
+
+    def ends_early(self, step: int, best_step: int) -> bool:
+        """After the evaluation at `step`: whether the last `early_stop_evals` of them, or more, brought no new best."""
+        if self.early_stop_evals is None:
+            return False
+        return step // self.eval_every_steps - best_step // self.eval_every_steps >= self.early_stop_evals

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from vqvae.data.pictures import Pictures, Split, TensorSplit, fingerprint
+from vqvae.data.base import Split, TensorSplit, fingerprint
+from vqvae.data.pictures import Pictures
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 

@@ -15,14 +15,17 @@ from torch import Tensor
 from vqvae import distributed
 from vqvae.data.loader import Batch
 from vqvae.data.sampler import chunks_of_rank, rank_batches
+from vqvae.seeding import mix
 
 HEADER = "header.json"
+VALIDATION, TRAINING = 0, 1  # where an example of an evaluation is from
 
 
 class CodeStore:
     """M code maps of n pictures and their labels, in a folder: header.json, codes_<m>.npy, labels.npy.
 
-    Header: count, code_shapes, codebook_sizes, and the fingerprints `tokenizer` and `data`. Raises ValueError where
+    Header: count, code_shapes, codebook_sizes, the fingerprints `tokenizer` and `data`, and `flipped` where the pictures
+    were mirrored. Raises ValueError where
     a file is missing or not of the size that the header says.
     """
 
@@ -104,28 +107,51 @@ def smallest_dtype(codebook_size: int) -> np.dtype:
 
 
 class CodeFeed:
-    """What the trainer reads in stage 2: batches of (M code maps..., labels), from stores of training and validation."""
+    """What the trainer reads in stage 2: batches of (M code maps..., labels); those of evaluation end with the set (B,) that
+    an example is from, VALIDATION or TRAINING.
 
-    def __init__(self, train: CodeStore, val: CodeStore, batch_size: int, seed: int, device: torch.device) -> None:
+    `train` holds the same pictures encoded in several ways, the plain one first; it is empty where nothing is trained.
+    """
+
+    def __init__(
+        self, train: list[CodeStore], val: CodeStore, batch_size: int, seed: int, device: torch.device
+    ) -> None:
         self.train, self.val, self.device = train, val, device
-        self.batch_size, self.seed, self.train_size = batch_size, seed, len(train)
+        self.batch_size, self.seed = batch_size, seed
+        self.train_size = len(train[0]) if train else 0
 
     def training_batches(self, start_step: int) -> Iterator[Batch]:
-        """Endless batches of this rank from `start_step` on."""
-        for indices in rank_batches(self.seed, start_step, self.batch_size, self.train_size):
-            yield self._batch(self.train, indices)
+        """Endless batches of this rank from `start_step` on; the step's seed draws the store of each example."""
+        own = distributed.slice_of_rank(self.batch_size)
+        batches = rank_batches(self.seed, start_step, self.batch_size, self.train_size)
+        for step, indices in enumerate(batches, start_step):
+            generator = torch.Generator().manual_seed(mix(self.seed + 1, step))
+            chosen = torch.randint(len(self.train), (self.batch_size,), generator=generator)[own]
+            yield self._to_device([*self._mixed(chosen, indices), self.train[0].labels[indices]])
 
     def evaluation_batches(self, chunk: int) -> Iterator[Batch]:
-        """The validation codes, once, in order, this rank's share."""
+        """The validation codes, once, in order, and as many of training, spread over the set; this rank's share."""
         for indices in chunks_of_rank(len(self.val), chunk):
-            yield self._batch(self.val, indices)
+            yield self._evaluation_batch(self.val, indices, VALIDATION)
+        if self.train:
+            count = min(len(self.val), self.train_size)
+            for places in chunks_of_rank(count, chunk):
+                yield self._evaluation_batch(self.train[0], places * self.train_size // count, TRAINING)
 
     def preview_batch(self, count: int) -> Batch:
         """The first validation codes."""
-        return self._batch(self.val, torch.arange(min(count, len(self.val))))
+        return self._evaluation_batch(self.val, torch.arange(min(count, len(self.val))), VALIDATION)
 
-    def _batch(self, store: CodeStore, indices: Tensor) -> Batch:
-        parts = [*store.codes(indices), store.labels[indices]]
+    def _mixed(self, chosen: Tensor, indices: Tensor) -> list[Tensor]:
+        """Example `indices[i]` from the store `chosen[i]` -> M maps (B, *s_m)."""
+        rows = torch.arange(len(indices))
+        every = [store.codes(indices) for store in self.train]
+        return [torch.stack(maps)[chosen, rows] for maps in zip(*every)]  # of (stores, B, *s_m)
+
+    def _evaluation_batch(self, store: CodeStore, indices: Tensor, origin: int) -> Batch:
+        return self._to_device([*store.codes(indices), store.labels[indices], torch.full_like(indices, origin)])
+
+    def _to_device(self, parts: list[Tensor]) -> Batch:
         return tuple(part.to(self.device, non_blocking=True) for part in parts)
 
 

@@ -7,12 +7,10 @@ import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from vqvae.data.pictures import Pictures, Split, fingerprint, no_labels
+from vqvae.data.base import Split, fingerprint, no_labels
+from vqvae.data.pictures import Pictures, read_picture
 
 CONTENT_PROBES = 64  # files whose content goes into the fingerprint, beside the name and size of all
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -28,30 +26,13 @@ class FolderSplit(Split):
     channels: int
 
     def read(self, index: int) -> Tensor:
-        try:
-            with Image.open(self.root / self.files[index]) as opened:
-                picture = ImageOps.exif_transpose(opened)
-                if picture.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip instead of scaling
-                    picture = picture.convert("I").point(lambda value: value / 257).convert("L")
-                picture = fit(picture.convert("RGB" if self.channels == 3 else "L"), self.read_size)
-        except Exception as error:  # Pillow's parsers raise whatever they run into: struct.error, AttributeError, ...
-            raise OSError(f"{type(error).__name__}: {error}") from error
-        array = np.asarray(picture).reshape(self.read_size, self.read_size, self.channels)
-        return torch.from_numpy(array.copy()).permute(2, 0, 1)  # (C, H, W)
+        return read_picture(self.root / self.files[index], self.read_size, self.channels)
 
     def title(self, index: int) -> str:
         return str(self.root / self.files[index])
 
     def subset(self, indices: Tensor) -> Split:
         return replace(self, labels=self.labels[indices], files=[self.files[i] for i in indices.tolist()])
-
-
-def fit(picture: Image.Image, size: int) -> Image.Image:
-    """Shrinks or grows the shorter side to `size`, then cuts out the middle square."""
-    width, height = picture.size
-    if (width, height) == (size, size):
-        return picture
-    return ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
 
 
 @dataclass(kw_only=True)
@@ -88,8 +69,8 @@ class Folder(Pictures):
             raise ValueError(f"no picture lies in {train} or its sub-folders (looked for {kinds})")
 
     @property
-    def read_size(self) -> int:
-        return self.resize
+    def read_size(self) -> tuple[int, ...]:
+        return (self.resize,) * self.ndim
 
     @property
     def class_names(self) -> list[str]:
@@ -127,8 +108,8 @@ class Folder(Pictures):
         sizes = [(file, (root / file).stat().st_size) for file in files]
         probed = files[:: max(1, len(files) // CONTENT_PROBES)]
         contents = [hashlib.sha256((root / file).read_bytes()).hexdigest() for file in probed]
-        identity = fingerprint(["folder", name, self.read_size, self.channels, sizes, contents])
-        return FolderSplit(name, labels, identity, root, files, self.read_size, self.channels)
+        identity = fingerprint(["folder", name, self.resize, self.channels, sizes, contents])
+        return FolderSplit(name, labels, identity, root, files, self.resize, self.channels)
 
 
 def find_pictures(folder: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from vqvae import distributed
-from vqvae.data.pictures import Pictures, Split, TensorSplit
+from vqvae.data.base import Data, Split, TensorSplit
 from vqvae.data.sampler import chunks_of_rank, rank_batches
 from vqvae.images import normalise
 from vqvae.seeding import mix
@@ -48,15 +49,15 @@ class ReadableDataset(Dataset):
 class PictureLoader:
     """One split of `data`, ready to be batched on `device`. `unreadable` holds the indices that had to be replaced."""
 
-    def __init__(self, data: Pictures, split: Split, device: torch.device) -> None:
+    def __init__(self, data: Data, split: Split, device: torch.device) -> None:
         self.split, self.workers, self.device = split, data.workers, device
         self.unreadable: set[int] = set()
         self.images: Tensor | None = None
-        side = data.read_size
-        size = len(split) * data.channels * side * side
+        shape = (data.channels, *data.read_size)
+        size = len(split) * math.prod(shape)
         streamed = data.resident == "stream" or (data.resident == "auto" and size > RESIDENT_BYTES)
         if not streamed:
-            self.images = self._resident(Path(data.cache_dir).expanduser(), (data.channels, side, side))
+            self.images = self._resident(Path(data.cache_dir).expanduser(), shape)
             room = torch.cuda.mem_get_info(device)[0] * DEVICE_SHARE if device.type == "cuda" else 0
             if data.resident == "device" or (data.resident == "auto" and size < room):
                 self.images = self.images.to(device)
@@ -65,7 +66,7 @@ class PictureLoader:
         return len(self.split)
 
     def batches(self, indices: Iterable[Tensor]) -> Iterator[Batch]:
-        """Batches of indices -> uint8 pictures (b, C, R, R) and labels (b,) on the device."""
+        """Batches of indices -> uint8 items (b, C, *R) and labels (b,) on the device."""
         source = self._stream(indices) if self.images is None else self._gather(indices)
         for images, labels in source:
             yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
@@ -118,8 +119,8 @@ class PictureLoader:
                     len(self.unreadable),
                 )
 
-    def _resident(self, cache_dir: Path, shape: tuple[int, int, int]) -> Tensor:
-        """All pictures (n, C, R, R); decoded once, then read from the cache."""
+    def _resident(self, cache_dir: Path, shape: tuple[int, ...]) -> Tensor:
+        """All items (n, C, *R); decoded once, then read from the cache."""
         if isinstance(self.split, TensorSplit):
             return self.split.images
         images_file, used_file = (cache_dir / f"{self.split.fingerprint}-{part}.npy" for part in ("images", "used"))
@@ -132,7 +133,7 @@ class PictureLoader:
         self.split.labels = self.split.labels[used]
         return images
 
-    def _write_cache(self, images_file: Path, used_file: Path, shape: tuple[int, int, int]) -> None:
+    def _write_cache(self, images_file: Path, used_file: Path, shape: tuple[int, ...]) -> None:
         images_file.parent.mkdir(parents=True, exist_ok=True)
         count = len(self.split)
         temporary = images_file.with_suffix(f".{os.getpid()}-tmp")  # two runs may decode the same set at once
@@ -153,7 +154,7 @@ class PictureLoader:
 class PictureFeed:
     """What the trainer reads in stage 1: batches of (x float (B, C, *S) in [-1, 1], labels (B,))."""
 
-    def __init__(self, data: Pictures, train: PictureLoader, val: PictureLoader, batch_size: int, seed: int) -> None:
+    def __init__(self, data: Data, train: PictureLoader, val: PictureLoader, batch_size: int, seed: int) -> None:
         self.data, self.train, self.val = data, train, val
         self.batch_size, self.seed = batch_size, seed
         self.train_size = len(train)
@@ -166,32 +167,40 @@ class PictureFeed:
             yield normalise(self._augment(images, generator)), labels
 
     def evaluation_batches(self, chunk: int) -> Iterator[Batch]:
-        """The validation pictures, once, in order, this rank's share."""
+        """The validation items, once, in order, this rank's share."""
         for images, labels in self.val.batches(chunks_of_rank(len(self.val), chunk)):
-            yield normalise(centre_crop(images, self.data.image_size)), labels
+            yield normalise(centre_crop(images, self.data.size)), labels
 
     def preview_batch(self, count: int) -> Batch:
-        """Validation pictures spread over the set: the same in every preview, on every rank."""
+        """Validation items spread over the set: the same in every preview, on every rank."""
         count = min(count, len(self.val))
         images, labels = next(iter(self.val.batches([torch.arange(count) * len(self.val) // count])))
-        return normalise(centre_crop(images, self.data.image_size)), labels
+        return normalise(centre_crop(images, self.data.size)), labels
 
     def _augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Draws are made for the global batch and sliced, so that they do not depend on the number of ranks."""
-        own, size, room = distributed.slice_of_rank(self.batch_size), self.data.image_size, self.data.read_size
-        if room > size:
-            corners = torch.randint(room - size + 1, (self.batch_size, 2), generator=generator)[own].to(images.device)
-            span = torch.arange(size, device=images.device)
-            rows, columns = corners[:, :1] + span, corners[:, 1:] + span  # 2 x (B, size)
-            batch = torch.arange(len(images), device=images.device)[:, None, None]
-            images = images[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)  # (B, C, size, size)
+        own = distributed.slice_of_rank(self.batch_size)
+        if self.data.read_size != self.data.size:
+            rooms = [read - kept + 1 for read, kept in zip(self.data.read_size, self.data.size)]
+            draws = [torch.randint(room, (self.batch_size,), generator=generator)[own] for room in rooms]
+            images = crop(images, torch.stack(draws, 1).to(images.device), self.data.size)
         if self.data.flip:
             flipped = torch.rand(self.batch_size, generator=generator)[own].to(images.device) < 0.5
-            images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
+            images = torch.where(flipped.view(-1, *[1] * (images.ndim - 1)), images.flip(-1), images)
         return images
 
 
-def centre_crop(images: Tensor, size: int) -> Tensor:
-    """(b, C, R, R) -> (b, C, size, size)."""
-    start = (images.shape[-1] - size) // 2
-    return images[..., start : start + size, start : start + size]
+def crop(images: Tensor, corners: Tensor, size: tuple[int, ...]) -> Tensor:
+    """(b, C, *R), the first position of each item's crop (b, n) -> (b, C, *size)."""
+    for dim, (length, start) in enumerate(zip(size, corners.T), 2):
+        span = start[:, None] + torch.arange(length, device=images.device)  # (b, length)
+        index = span.view(len(span), *[-1 if axis == dim else 1 for axis in range(1, images.ndim)])
+        images = images.gather(dim, index.expand(*images.shape[:dim], length, *images.shape[dim + 1 :]))
+    return images  # (b, C, *size)
+
+
+def centre_crop(images: Tensor, size: tuple[int, ...]) -> Tensor:
+    """(b, C, *R) -> (b, C, *size)."""
+    for dim, length in enumerate(size, 2):
+        images = images.narrow(dim, (images.shape[dim] - length) // 2, length)
+    return images

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqvae.data.pictures import Pictures, Split, TensorSplit, fingerprint
+from vqvae.data.base import Split, TensorSplit, fingerprint
+from vqvae.data.pictures import Pictures
 
 VERSION = 1  # of the drawing; part of the fingerprint, so that a changed drawing is a different data set
 DRAW_CHUNK = 250  # pictures drawn at a time: their coordinate planes then stay in cache

@@ -14,30 +14,26 @@ class ReconstructionLoss(nn.Module):
 
     Args:
         weight: factor in the total loss.
-        over_variance: divide by the variance of the training data in [-1, 1], the range that x has here, so that 1 is
-            what the mean picture scores. (The variance of data in [0, 1] is 4 times smaller: mixing the two has been
-            printed by several projects.)
-        variance: that variance, over all pictures, channels and positions.
+        variance: that of the training data in [-1, 1], over all pictures, channels and positions; every loss is told it.
     """
 
     name: str
 
-    def __init__(self, weight: float, over_variance: bool, variance: float) -> None:
+    def __init__(self, weight: float, variance: float) -> None:
         super().__init__()
         if weight < 0:
             raise ValueError(f"weight must not be negative, got {weight}")
         if variance <= 0:
             raise ValueError(f"the training pictures are all one colour (variance {variance}): nothing to learn")
         self.weight = weight
-        self.divisor = variance if over_variance else 1.0
 
     @abstractmethod
-    def distance(self, output: Tensor, x: Tensor) -> Tensor:
-        """-> scalar, in the units of x."""
+    def value(self, output: Tensor, x: Tensor) -> Tensor:
+        """Float32 output, x -> scalar: a mean over elements, so that it does not depend on the size of the data."""
 
     def forward(self, output: Tensor, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return self.distance(output.float(), x) / self.divisor
+            return self.value(output.float(), x)
 
     def decoder_channels(self, channels: int) -> int:
         """How many channels the decoder must put out for data of C channels."""
@@ -47,8 +43,32 @@ class ReconstructionLoss(nn.Module):
         """Decoder output -> data (B, C, *S) in [-1, 1]."""
         return output.float().clamp(-1, 1)
 
+    def figures(self, mean: float) -> dict[str, float]:
+        """What the mean of this loss over a set says beside itself, by name; nothing unless a loss knows better."""
+        return {}
 
-class MSE(ReconstructionLoss):
+
+class Distance(ReconstructionLoss):
+    """Base of losses in the units of x, whose decoder puts out x_hat itself.
+
+    Args:
+        over_variance: divide by the variance, so that 1 is what the mean picture scores. (The variance of data in [0, 1]
+            is 4 times smaller: mixing the two has been printed by several projects.)
+    """
+
+    def __init__(self, weight: float, over_variance: bool, variance: float) -> None:
+        super().__init__(weight, variance)
+        self.divisor = variance if over_variance else 1.0
+
+    @abstractmethod
+    def distance(self, output: Tensor, x: Tensor) -> Tensor:
+        """-> scalar, in the units of x."""
+
+    def value(self, output: Tensor, x: Tensor) -> Tensor:
+        return self.distance(output, x) / self.divisor
+
+
+class MSE(Distance):
     """Mean squared error over all elements."""
 
     name = "mse"
@@ -57,7 +77,7 @@ class MSE(ReconstructionLoss):
         return F.mse_loss(output, x)
 
 
-class L1(ReconstructionLoss):
+class L1(Distance):
     """Mean absolute error over all elements."""
 
     name = "l1"

@@ -1,147 +1,191 @@
-"""What every prior offers: likelihood and sampling of code maps."""
+"""What every prior offers: likelihood and sampling of code maps, given a class and coarser maps."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SAMPLE_CHUNK = 32  # samples are drawn in padded chunks of this size, so that none depends on how many are asked for
+from vqvae.networks.blocks import conv
+from vqvae.priors.sampling import Known, Sampling, Watch
+
+POSITION_STD = 0.3  # of the learned vectors of each axis at the start; those of classes have 1
 
 
 @dataclass
-class Sampling:
-    """How codes are drawn from their distribution.
+class Scored:
+    """loss: what training minimises, nats per code, scalar. nats: negative log-likelihood of every code, or a bound on it:
 
-    temperature: logits are divided by it (0 draws the most likely code). top_k: only the k most likely codes (0: all).
-    top_p: only the most likely codes whose probabilities sum to p. Raises ValueError for values out of range.
+    M maps (B, *s_m), float32.
     """
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    loss: Tensor
+    nats: list[Tensor]
 
-    def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature must not be negative, got {self.temperature}")
-        if self.top_k < 0:
-            raise ValueError(f"top_k must not be negative, got {self.top_k} (0 keeps all codes)")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
 
-    def draw(self, logits: Tensor, noise: Tensor) -> Tensor:
-        """logits (B, K), noise (B,) uniform in [0, 1), float64 -> codes (B,) by inverting the cumulative distribution."""
-        if self.temperature == 0:
-            return logits.argmax(1)
-        probabilities = (logits.double() / self.temperature).softmax(1)  # (B, K)
-        if self.top_k or self.top_p < 1:
-            ranked, order = probabilities.sort(stable=True, dim=1, descending=True)
-            kept = ranked.cumsum(1) - ranked < self.top_p  # the code that crosses p is kept
-            if self.top_k:
-                kept[:, self.top_k :] = False
-            probabilities = torch.zeros_like(probabilities).scatter_(1, order, ranked * kept)
-        cumulative = probabilities.cumsum(1)  # (B, K)
-        target = noise.to(cumulative)[:, None] * cumulative[:, -1:]
-        codes = torch.searchsorted(cumulative, target, right=True)[:, 0]  # right: skips codes of probability 0
-        return codes.clamp_max(logits.shape[1] - 1)  # noise just below 1 may round up to the whole sum
+class ContextNetwork(nn.Module):
+    """What a map knows of the coarser ones: their embeddings, brought to its grid by nearest neighbour, mixed by 3x3.
+
+    coarser maps (B, *s_i) -> (B, width, *s). Not causal: those maps are complete when this one begins.
+    """
+
+    def __init__(self, ndim: int, codebook_sizes: list[int], width: int) -> None:
+        super().__init__()
+        self.embeddings = nn.ModuleList(nn.Embedding(size, width) for size in codebook_sizes)
+        self.mix = nn.Sequential(
+            conv(ndim, len(codebook_sizes) * width, width, 3, padding=1),
+            nn.ReLU(),
+            conv(ndim, width, width, 3, padding=1),
+        )
+
+    def forward(self, coarser: list[Tensor], grid: tuple[int, ...]) -> Tensor:
+        features = [
+            F.interpolate(embed(codes).movedim(-1, 1), size=grid, mode="nearest")  # (B, width, *s)
+            for embed, codes in zip(self.embeddings, coarser)
+        ]
+        return self.mix(torch.cat(features, dim=1))
+
+
+class Positions(nn.Module):
+    """A learned vector for each place on each axis; those of a position are summed. () -> (width, *s)."""
+
+    def __init__(self, grid: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        self.axes = nn.ParameterList(
+            POSITION_STD * torch.randn(width, *(length if axis == other else 1 for other in range(len(grid))))
+            for axis, length in enumerate(grid)
+        )
+
+    def forward(self) -> Tensor:
+        total = self.axes[0]
+        for axis in list(self.axes)[1:]:
+            total = total + axis  # broadcast over the other axes
+        return total
+
+
+def check_network(dropout: float, **sizes: int) -> None:
+    """Raises ValueError unless dropout lies in [0, 1) and all sizes are at least 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+
+
+def check_heads(heads: int, width: int) -> None:
+    """Raises ValueError unless `heads` divides `width`."""
+    if heads < 1 or width % heads:
+        raise ValueError(f"heads must be at least 1 and divide width {width}, got {heads}")
+
+
+def check_planes(code_shapes: list[tuple[int, ...]], what: str) -> None:
+    """Raises ValueError for maps of more than 2 dims."""
+    if any(len(shape) > 2 for shape in code_shapes):
+        raise ValueError(f"{what} predicts maps of 1 or 2 dims, got {code_shapes}: prior=transformer predicts any")
 
 
 class Prior(nn.Module):
     """A distribution over M code maps (B, *s_m), given a class where the data has classes.
 
+    Maps are predicted in their order, coarse to fine: each has a network of its own, whose condition at each position is the
+    sum of a learned vector of the class, one of the position, and what a ContextNetwork makes of the maps before it.
+
     Args:
         code_shapes: dims of each map, coarse to fine.
         codebook_sizes: K of each map.
         num_classes: 0 for data without classes.
-        class_dropout: share of training examples whose class is hidden (label -1), so that the network learns p(codes)
-            beside p(codes | class); the stage does it.
+        width: channels of the condition.
+
+    bits_name says what the nats are; methods are the ways of drawing, the default first.
     """
+
+    bits_name = "bits_per_code"
+    methods: tuple[str, ...]
 
     def __init__(
         self,
         code_shapes: list[tuple[int, ...]],
         codebook_sizes: list[int],
         num_classes: int,
-        class_dropout: float,
+        width: int,
     ) -> None:
         super().__init__()
         if not code_shapes:
             raise ValueError("a prior needs codes, and quantizer=identity has none: train with stages=[autoencoder]")
-        if not 0 <= class_dropout < 1:
-            raise ValueError(f"class_dropout must lie in [0, 1), got {class_dropout}")
-        self.class_dropout = class_dropout
+        check_network(dropout=0.0, width=width)
         self.code_shapes = [tuple(shape) for shape in code_shapes]
         self.codebook_sizes, self.num_classes = list(codebook_sizes), num_classes
         self.codes_per_sample = sum(math.prod(shape) for shape in self.code_shapes)
+        self.classes = nn.Embedding(num_classes + 1, width)  # the last is "no class"
+        self.positions = nn.ModuleList(Positions(shape, width) for shape in self.code_shapes)
+        self.contexts = nn.ModuleList(
+            ContextNetwork(len(shape), codebook_sizes[:m], width) for m, shape in enumerate(self.code_shapes) if m
+        )
 
-    @abstractmethod
-    def sample(self, seeds: list[int], labels: Tensor, sampling: Sampling) -> list[Tensor]:
-        """Draws one set of maps per seed, from float32 logits; labels (n,) int64, -1 for no class.
+    @property
+    def samples_at_a_time(self) -> int:
+        """Samples are drawn in padded chunks of this size, so that none depends on how many are asked for.
 
-        -> M maps (n, *s_m). Sample i depends on seed i, label i and `sampling` alone.
+        Large for small grids, where many small matrix products cost more than a few large ones; small for large ones,
+        where padding would cost the most.
         """
+        return min(64, max(16, 16384 // self.codes_per_sample))
 
+    def begin_step(self, step: int, steps: int) -> None:
+        """Sets what follows a schedule; called before every training step."""
 
-class AutoregressivePrior(Prior):
-    """p(codes) as a product over an order of (map, position).
-
-    A variant writes `logits`, and may keep a cache by overriding `begin_sampling` and `next_logits`.
-    """
+    def condition(self, m: int, coarser: list[Tensor], labels: Tensor) -> Tensor:
+        """Maps before m, labels (B,), -1 for no class -> (B, width, *s_m)."""
+        vector = self.classes(labels.masked_fill(labels < 0, self.num_classes))  # (B, width)
+        here = vector.view(*vector.shape, *[1] * len(self.code_shapes[m])) + self.positions[m]()  # (B, width, *s_m)
+        return here + self.contexts[m - 1](coarser[:m], self.code_shapes[m]) if m else here
 
     @abstractmethod
-    def logits(self, codes: list[Tensor], labels: Tensor) -> list[Tensor]:
-        """M maps (B, *s_m), labels (B,) -> M logits (B, K_m, *s_m), aligned: those of a code see only codes before it."""
-
-    def forward(self, codes: list[Tensor], labels: Tensor) -> list[Tensor]:
-        """-> negative log-likelihood in nats of every code: M maps (B, *s_m), float32."""
-        logits = self.logits(codes, labels)
-        return [F.cross_entropy(one.float(), target, reduction="none") for one, target in zip(logits, codes)]
-
-    def order(self) -> Iterator[tuple[int, int]]:
-        """(map, flat position in it) in the order of generation: maps coarse to fine, positions in raster order."""
-        for index, shape in enumerate(self.code_shapes):
-            for position in range(math.prod(shape)):
-                yield index, position
-
-    def begin_sampling(self, labels: Tensor) -> Any:
-        """Labels (B,) -> a state that is handed to every `next_logits` of this chunk."""
-        return None
-
-    def next_logits(self, state: Any, codes: list[Tensor], labels: Tensor, at: tuple[int, int]) -> Tensor:
-        """Logits (B, K) of the code `at` (map, position), given the codes before it. Here: the whole network again."""
-        index, position = at
-        return self.logits(codes, labels)[index].flatten(2)[:, :, position]
+    def forward(self, codes: list[Tensor], labels: Tensor, label_smoothing: float = 0.0) -> Scored:
+        """M maps (B, *s_m), labels (B,) -> their score; `label_smoothing` changes the loss alone."""
 
     @torch.no_grad()
-    def sample(self, seeds: list[int], labels: Tensor, sampling: Sampling) -> list[Tensor]:
+    def sample(
+        self,
+        seeds: list[int],
+        labels: Tensor,
+        sampling: Sampling,
+        known: Known | None = None,
+        watch: Watch | None = None,
+    ) -> list[Tensor]:
+        """Draws one set of maps per seed, from float32 logits; labels (n,) int64, -1 for no class.
+
+        -> M maps (n, *s_m). Sample i depends on seed i, label i, the i-th known codes and `sampling` alone. `watch` is
+        called as codes are drawn, chunk by chunk. Raises ValueError for a method that this prior does not have, and for
+        guidance without classes. (Guidance also needs training with class_dropout above 0.)
+        """
+        if sampling.method is not None and sampling.method not in self.methods:
+            raise ValueError(f"method must be one of {', '.join(self.methods)} for this prior, got {sampling.method!r}")
+        if sampling.guided and not self.num_classes:
+            raise ValueError(f"guidance={sampling.guidance} needs a prior that was trained with classes")
         chunks = []
-        for start in range(0, len(seeds), SAMPLE_CHUNK):
-            chosen = seeds[start : start + SAMPLE_CHUNK]
-            padding = SAMPLE_CHUNK - len(chosen)
-            chunk_labels = F.pad(
-                labels[start : start + SAMPLE_CHUNK], (0, padding), value=0 if self.num_classes else -1
-            )
-            maps = self._sample_chunk([*chosen, *[0] * padding], chunk_labels, sampling)
-            chunks.append([m[: len(chosen)] for m in maps])
+        for start in range(0, len(seeds), self.samples_at_a_time):
+            rows = torch.arange(start, start + self.samples_at_a_time).clamp_max(len(seeds) - 1)  # padded by the last
+            part = rows.to(labels.device)
+            chunk_known = Known([m[part] for m in known.codes], [m[part] for m in known.kept]) if known else None
+            with torch.autocast(labels.device.type, enabled=False):
+                maps = self.sample_chunk([seeds[i] for i in rows], labels[part], sampling, chunk_known, watch)
+            chunks.append([m[: len(seeds) - start] for m in maps])
         return [torch.cat(maps) for maps in zip(*chunks)]
 
-    def _sample_chunk(self, seeds: list[int], labels: Tensor, sampling: Sampling) -> list[Tensor]:
-        noise = torch.stack([uniform_noise(seed, self.codes_per_sample) for seed in seeds])  # (B, codes)
-        codes = [labels.new_zeros(len(seeds), *shape) for shape in self.code_shapes]
-        with torch.autocast(labels.device.type, enabled=False):
-            state = self.begin_sampling(labels)
-            for count, at in enumerate(self.order()):
-                drawn = sampling.draw(self.next_logits(state, codes, labels, at), noise[:, count].to(labels.device))
-                codes[at[0]].view(len(seeds), -1)[:, at[1]] = drawn
-        return codes
+    @abstractmethod
+    def sample_chunk(
+        self, seeds: list[int], labels: Tensor, sampling: Sampling, known: Known | None, watch: Watch | None
+    ) -> list[Tensor]:
+        """`sample` for one chunk."""
 
-
-def uniform_noise(seed: int, count: int) -> Tensor:
-    """(count,) float64 in [0, 1) that depends on the seed alone: drawn on the CPU."""
-    return torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    def start_codes(self, labels: Tensor, known: Known | None) -> tuple[list[Tensor], list[Tensor]]:
+        """-> M maps (B, *s_m) of codes to be filled in, the known ones in their places, and masks of those."""
+        if known is not None:
+            return [m.clone() for m in known.codes], [m.clone() for m in known.kept]
+        codes = [labels.new_zeros(len(labels), *shape) for shape in self.code_shapes]
+        return codes, [torch.zeros_like(m, dtype=torch.bool) for m in codes]

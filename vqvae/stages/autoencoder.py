@@ -1,4 +1,4 @@
-"""Stage 1: a VQ-VAE on pictures."""
+"""Stage 1: a VQ-VAE."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqvae.images import grid, to_uint8
+from vqvae.images import Show, grid, to_uint8
 from vqvae.losses.reconstruction import ReconstructionLoss
 from vqvae.metrics.codebook import CodeCounts, binned, count_codes, describe, histogram
 from vqvae.metrics.reconstruction import reconstruction_metrics, reconstruction_sums
@@ -25,13 +25,13 @@ HISTOGRAM_RANGES = {"similarity": (-1.0, 1.0), "relative_error": (0.0, 2.0)}  # 
 class AutoencoderStage(Stage):
     """Batches are (x (B, C, *S) in [-1, 1], labels). Loss: reconstruction + every loss of the quantizers, weighted.
 
-    `variance` is that of the training data in [-1, 1]. `epoch_steps`: steps that one pass over the training data takes; None
-    where nothing is trained.
+    `variance` is that of the training data in [-1, 1]. `show` draws items for previews. `epoch_steps`: steps that one pass
+    over the training data takes; None where nothing is trained.
     """
 
     meters: CodeCounts
     monitor = "mse"
-    headline = ("psnr_db", "codebook0/perplexity", "codebook0/usage")
+    headline = ("psnr_db", "bits_per_dim_reconstruction", "codebook0/perplexity", "codebook0/usage")
     keeps_best = False  # the last weights: no choice is made on the validation set
 
     def __init__(
@@ -39,9 +39,10 @@ class AutoencoderStage(Stage):
         model: VQVAE,
         reconstruction: ReconstructionLoss,
         variance: float,
+        show: Show,
         epoch_steps: Fraction | None = None,
     ) -> None:
-        self.model, self.reconstruction, self.variance = model, reconstruction, variance
+        self.model, self.reconstruction, self.variance, self.show = model, reconstruction, variance, show
         self.epoch_steps, self.epochs = epoch_steps, Fraction(0)
         self.networks: dict[str, nn.Module] = {"model": model}
         self.meters = CodeCounts(model.codebook_sizes, SPANS)
@@ -92,6 +93,7 @@ class AutoencoderStage(Stage):
             elif name.startswith("histogram/"):
                 low, high = HISTOGRAM_RANGES[name.split("/")[-1]]
                 metrics[f"{name.removeprefix('histogram/')}_histogram"] = binned(value, low, high)
+        metrics |= self.reconstruction.figures(metrics[f"reconstruction_{self.reconstruction.name}"])
         for m in range(len(self.model.codebook_sizes)):
             counts = sums[f"counts{m}"]
             metrics |= {f"codebook{m}/{name}": value for name, value in describe(counts).items()}
@@ -101,9 +103,9 @@ class AutoencoderStage(Stage):
     def preview(self, batch: Batch) -> dict[str, Tensor]:
         x, _ = batch
         x_hat = self.reconstruction.to_image(self.model(x).decoded)
-        return {"reconstructions": grid([to_uint8(x), to_uint8(x_hat)])}
+        return {"reconstructions": grid([self.show(to_uint8(one)) for one in (x, x_hat)])}
 
-    def warnings(self, metrics: dict[str, Any]) -> dict[str, str]:
+    def warnings(self, metrics: dict[str, Any], best: dict[str, Any]) -> dict[str, str]:
         found = {}
         for m, size in enumerate(self.model.codebook_sizes):
             value = metrics[f"codebook{m}/perplexity"]

@@ -63,8 +63,11 @@ class Stage(ABC):
     def preview(self, batch: Batch) -> dict[str, Tensor]:
         """Pictures uint8 (C, H, W) by name."""
 
-    def warnings(self, metrics: dict[str, Any]) -> dict[str, str]:
-        """Evaluation metrics -> {title: advice} for what a user should hear about."""
+    def warnings(self, metrics: dict[str, Any], best: dict[str, Any]) -> dict[str, str]:
+        """Evaluation metrics -> {title: advice} for what a user should hear about.
+
+        `best` holds step and metrics of the best evaluation before this one; it is empty where there was none.
+        """
         return {}
 
 

@@ -1,4 +1,4 @@
-"""Stage 2: an autoregressive prior on codes."""
+"""Stage 2: a prior on codes."""
 
 from __future__ import annotations
 
@@ -7,67 +7,108 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae import distributed
-from vqvae.images import grid, to_uint8
-from vqvae.priors.base import AutoregressivePrior, Sampling
+from vqvae.images import grid
+from vqvae.priors.base import Prior, Scored
+from vqvae.priors.sampling import Sampling
 from vqvae.stages.base import Batch, Stage
+
+OVERFITTING = 0.01  # validation bits above the best by more than this share, while training bits fall
 
 
 class PriorStage(Stage):
-    """Batches are (M code maps..., labels). Loss: mean negative log-likelihood of all codes, in nats.
+    """Batches are (M code maps..., labels), in evaluation followed by the set (B,) of each example: 0 validation, 1 training.
 
-    `decode` turns codes into pictures (B, C, *S) in [-1, 1], for previews.
+    The loss is the prior's own; metrics are in bits of all codes, under the name that the prior gives them (`bits_name`).
+    `draw` turns codes into pictures uint8 (B, 1 or 3, H, W), for previews, `sampling` how they are
+    drawn. class_dropout: share of examples whose class is
+    hidden (label -1), so that the prior learns p(codes) beside p(codes | class). label_smoothing: share of the loss that all
+    codes have in equal parts. Raises ValueError for values out of range.
     """
 
-    monitor = "bits_per_code"
-    headline = ("bits_per_code",)
     keeps_best = True  # a prior overfits; its best validation step is the one to keep
 
-    def __init__(self, prior: AutoregressivePrior, decode: Callable[[list[Tensor]], Tensor]) -> None:
-        self.prior, self.decode = prior, decode
+    def __init__(
+        self,
+        prior: Prior,
+        draw: Callable[[list[Tensor]], Tensor],
+        sampling: Sampling,
+        class_dropout: float = 0.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        for name, value in {"class_dropout": class_dropout, "label_smoothing": label_smoothing}.items():
+            if not 0 <= value < 1:
+                raise ValueError(f"prior.{name} must lie in [0, 1), got {value}")
+        self.prior, self.draw, self.sampling = prior, draw, sampling
+        self.class_dropout, self.label_smoothing = class_dropout, label_smoothing
+        self.monitor, self.train_monitor = prior.bits_name, f"train_{prior.bits_name}"
+        self.headline = (self.monitor, self.train_monitor)
         self.networks: dict[str, nn.Module] = {"prior": prior}
         self.meters = nn.Module()
 
+    def begin_step(self, step: int, steps: int) -> None:
+        self.prior.begin_step(step, steps)
+
     def training_losses(self, batch: Batch) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         *codes, labels = batch
-        nats = self.forwards["prior"](codes, self._hide_classes(labels))
-        loss = sum(one.sum() for one in nats) / sum(one.numel() for one in nats)
-        yield "prior", loss, {"loss": loss, "bits_per_code": loss / math.log(2)}
+        scored: Scored = self.forwards["prior"](codes, self._hide_classes(labels), self.label_smoothing)
+        nats = torch.cat([one.detach().flatten() for one in scored.nats]).mean()
+        yield "prior", scored.loss, {"loss": scored.loss, self.monitor: nats / math.log(2)}
 
     def window_metrics(self) -> dict[str, float]:
         return {}
 
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
-        *codes, labels = batch
-        nats = self.prior(codes, labels)
-        sums = {f"nats{m}": one.double().sum() for m, one in enumerate(nats)}
-        return sums | {f"codes{m}": sums[f"nats{m}"].new_tensor(float(one.numel())) for m, one in enumerate(nats)}
+        *codes, labels, origin = batch
+        member = F.one_hot(origin, 2).double()  # (B, 2)
+        nats = [one.double().flatten(1).sum(1) for one in self.prior(codes, labels).nats]  # M x (B,)
+        return {"examples": member.sum(0), **{f"nats{m}": one @ member for m, one in enumerate(nats)}}  # each (2,)
 
     def evaluation_metrics(self, sums: dict[str, Tensor]) -> dict[str, Any]:
-        maps = range(len(self.prior.code_shapes))
-        bits = [float(sums[f"nats{m}"]) / math.log(2) for m in maps]
-        counts = [float(sums[f"codes{m}"]) for m in maps]
+        examples, example_codes = sums["examples"].tolist(), self.prior.codes_per_sample
+        counts = [math.prod(shape) for shape in self.prior.code_shapes]
+        bits = [(sums[f"nats{m}"] / math.log(2)).tolist() for m in range(len(counts))]  # M x (validation, training)
+        val, train = (sum(of_set) for of_set in zip(*bits))
         metrics = {
-            "bits_per_code": sum(bits) / sum(counts),
-            "bits_per_picture": sum(bits) / (sum(counts) / self.prior.codes_per_sample),
+            self.monitor: val / (examples[0] * example_codes),
+            self.monitor.replace("per_code", "per_picture"): val / examples[0],
         }
-        return metrics | {f"map{m}/bits_per_code": b / n for m, (b, n) in enumerate(zip(bits, counts))}
+        for m, ((one, _), count) in enumerate(zip(bits, counts)):
+            metrics[f"map{m}/{self.monitor}"] = one / (examples[0] * count)
+        if examples[1]:
+            metrics[self.train_monitor] = train / (examples[1] * example_codes)
+            metrics["overfitting_gap"] = metrics[self.monitor] - metrics[self.train_monitor]
+        return metrics
+
+    def warnings(self, metrics: dict[str, Any], best: dict[str, Any]) -> dict[str, str]:
+        if not best:
+            return {}
+        (now, train), (lowest, train_then) = ((one[self.monitor], one[self.train_monitor]) for one in (metrics, best))
+        if now <= lowest * (1 + OVERFITTING) or train >= train_then:
+            return {}
+        return {
+            "the prior overfits": f"{now:.4g} {self.monitor} on validation codes, {lowest:.4g} at step {best['step']}, "
+            f"while it fell from {train_then:.4g} to {train:.4g} on training codes. The best step's weights are kept; for "
+            "better ones try a higher prior.network.dropout, prior.flip=true or a smaller prior.network; "
+            "prior.trainer.early_stop_evals=3 saves the time"
+        }
 
     def preview(self, batch: Batch) -> dict[str, Tensor]:
         count = len(batch[-1])
         labels = torch.arange(count, device=batch[-1].device) % max(1, self.prior.num_classes)
         labels = labels if self.prior.num_classes else labels - 1
-        codes = self.prior.sample(list(range(count)), labels, Sampling())
-        pictures = to_uint8(self.decode(codes))
+        codes = self.prior.sample(list(range(count)), labels, self.sampling)
+        pictures = self.draw(codes)
         rows = [pictures[: (count + 1) // 2], pictures[(count + 1) // 2 :]] if count > 1 else [pictures]
         return {"samples": grid(rows)}
 
     def _hide_classes(self, labels: Tensor) -> Tensor:
-        """Sets labels (B,) to -1 with the prior's `class_dropout`; drawn for the global batch, sliced by rank."""
-        if not self.prior.class_dropout:
+        """Sets labels (B,) to -1 with a share of `class_dropout`; drawn for the global batch, sliced by rank."""
+        if not self.class_dropout:
             return labels
         draws = torch.rand(len(labels) * distributed.world_size(), device=labels.device)
         own = draws[distributed.slice_of_rank(len(draws))]
-        return labels.masked_fill(own < self.prior.class_dropout, -1)
+        return labels.masked_fill(own < self.class_dropout, -1)

@@ -1,0 +1,70 @@
+"""Drawing codes from a cache against the whole network for every code, how its cost grows, and samples/s of every prior."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from vqvae.config import build, choices, compose, resolve
+from vqvae.priors.base import Prior
+from vqvae.priors.sampling import Sampling
+from vqvae.run_folder import table
+
+CODEBOOK_SIZE, CLASSES, ROUNDS = 512, 10, 5
+RATIOS = [((8, 8), 64), ((32, 32), 16)]  # grid, samples
+GROWTH = [(8, 8), (16, 16), (32, 32), (64, 64)]
+
+
+def prior_of(name: str, grid: tuple[int, ...], overrides: list[str]) -> Prior:
+    """A prior with the weights it starts from: what it draws is noise, and costs as much as anything else."""
+    torch.manual_seed(0)
+    node = resolve(compose("train", [f"prior={name}", *overrides])).prior.network
+    sizes = {"code_shapes": [grid], "codebook_sizes": [CODEBOOK_SIZE], "num_classes": CLASSES}
+    return build(node, "prior.network", **sizes).eval()
+
+
+def seconds_of(prior: Prior, count: int, method: str | None = None) -> float:
+    """Of one whole call of `sample`."""
+    labels = torch.arange(count) % CLASSES
+    start = time.perf_counter()
+    prior.sample(list(range(count)), labels, Sampling(method=method))
+    return time.perf_counter() - start
+
+
+def sampling(overrides: list[str], folder: str) -> None:
+    print("\nwhole calls of `sample`, default pixelcnn, K = 512: the cache against the whole network for every code")
+    rows = []
+    for grid, count in RATIOS:
+        prior = prior_of("pixelcnn", grid, overrides)
+        seconds_of(prior, count)  # warms up
+        first = [seconds_of(prior, count) for _ in range(ROUNDS)]
+        whole = seconds_of(prior, count, "uncached")
+        cached = statistics.median(first + [seconds_of(prior, count) for _ in range(ROUNDS)])
+        rows.append([f"{grid[0]}x{grid[1]}", count, cached, whole, whole / cached])
+    print(table(["codes", "samples", "cached, s", "uncached, s", "times as fast"], rows))
+
+    print("\nmilliseconds per code and sample of 16 samples, cached, by the number of codes")
+    rows = []
+    for name in ("pixelcnn", "wavenet", "pixelsnail", "transformer"):
+        cells = []
+        for grid in GROWTH:
+            prior = prior_of(name, grid, overrides)
+            cells.append(1000 * median(lambda: seconds_of(prior, 16), 3) / (prior.codes_per_sample * 16))  # noqa: B023
+        rows.append([name, *cells])
+    print(table(["prior", *(f"{h}x{w}" for h, w in GROWTH)], rows))
+
+    print("\nsamples/s of 64 samples of 8x8 codes, each prior as its YAML has it")
+    rows = []
+    for name in choices("prior"):
+        prior = prior_of(name, (8, 8), overrides)
+        parameters = sum(p.numel() for p in prior.parameters())
+        rows.append([name, f"{parameters:,}", 64 / median(lambda: seconds_of(prior, 64), ROUNDS)])  # noqa: B023
+    print(table(["prior", "parameters", "samples/s"], rows))
+
+
+def median(measure: Callable[[], float], rounds: int) -> float:
+    measure()  # warms up
+    return statistics.median(measure() for _ in range(rounds))

@@ -1,0 +1,136 @@
+"""What a data set offers to the rest of the program, whatever its items are."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+RESIDENT = ("auto", "device", "memory", "stream")
+
+
+@dataclass
+class Split(ABC):
+    """One split of a data set: `len`, labels (n,) int64 (-1 without classes), and items by index.
+
+    `fingerprint` identifies the items and how they are read, not where they lie.
+    """
+
+    name: str
+    labels: Tensor
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def read(self, index: int) -> Tensor:
+        """uint8 (C, *S). Raises OSError where the item cannot be decoded."""
+
+    @abstractmethod
+    def title(self, index: int) -> str:
+        """What to call an item in a message: its path, or its number."""
+
+    @abstractmethod
+    def subset(self, indices: Tensor) -> Split:
+        """The split of the items at `indices` (m,) alone."""
+
+    def limited(self, count: int) -> Split:
+        """`count` items evenly spread over the split; the split itself where it has no more."""
+        if count >= len(self):
+            return self
+        chosen = self.subset(torch.arange(count) * len(self) // count)
+        chosen.fingerprint = fingerprint([self.fingerprint, count])
+        return chosen
+
+
+@dataclass
+class TensorSplit(Split):
+    """A split that lies in memory: images uint8 (n, C, *S)."""
+
+    images: Tensor
+
+    def read(self, index: int) -> Tensor:
+        return self.images[index]
+
+    def title(self, index: int) -> str:
+        return f"item {index}"
+
+    def subset(self, indices: Tensor) -> Split:
+        return replace(self, labels=self.labels[indices], images=self.images[indices])
+
+
+@dataclass(kw_only=True)
+class Data(ABC):
+    """Base of all data sets; the fields are the keys of the `data` config group. Items are uint8 (C, *S).
+
+    ndim: number of data dims. channels: C. flip: mirror training items at random along their last dim. limit: use only that
+    many items of each split, evenly spread; null: all. resident: "device" or "memory" hold all items as one uint8 tensor
+    there, "stream" decodes them as they are needed, "auto" decides by size. workers: processes that decode. cache_dir: where
+    decoded items are kept. Raises ValueError for values out of range.
+    """
+
+    size_key: ClassVar[str]  # the config key that sets `size`, for messages
+    suffix: ClassVar[str]  # of the files that `save` writes
+
+    ndim: int
+    channels: int
+    flip: bool
+    limit: int | None
+    resident: str
+    workers: int
+    cache_dir: str
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit must be at least 1 or null, got {self.limit}")
+        if self.workers < 0:
+            raise ValueError(f"workers must not be negative, got {self.workers}")
+        if self.resident not in RESIDENT:
+            raise ValueError(f"resident must be one of {', '.join(RESIDENT)}, got {self.resident!r}")
+
+    @property
+    @abstractmethod
+    def size(self) -> tuple[int, ...]:
+        """Data dims *S of an item as the model sees it."""
+
+    @property
+    def read_size(self) -> tuple[int, ...]:
+        """Data dims of the items as they are read: crops to `size` are made from these."""
+        return self.size
+
+    @property
+    @abstractmethod
+    def class_names(self) -> list[str]:
+        """Names of the classes; empty for data without labels."""
+
+    @abstractmethod
+    def split(self, name: str) -> Split:
+        """name: train, val or test. Raises ValueError where there is no such split."""
+
+    @abstractmethod
+    def show(self, items: Tensor) -> Tensor:
+        """Items uint8 (n, C, *S) -> what to look at: pictures uint8 (n, 1 or 3, H, W)."""
+
+    @abstractmethod
+    def save(self, path: Path, item: Tensor) -> Path:
+        """Writes an item uint8 (C, *S) to `path`, given without suffix -> the file, which appears when it is whole."""
+
+    @abstractmethod
+    def load(self, path: Path) -> Tensor:
+        """Anyone's file as an item of this data set, uint8 (C, *read_size). Raises OSError where it cannot be decoded."""
+
+
+def fingerprint(parts: Sequence[object]) -> str:
+    """A short digest of the printed parts."""
+    return hashlib.sha256(repr(list(parts)).encode()).hexdigest()[:16]
+
+
+def no_labels(count: int) -> Tensor:
+    return torch.full((count,), -1, dtype=torch.int64)

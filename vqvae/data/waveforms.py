@@ -1,0 +1,110 @@
+"""What is common to data sets of sounds."""
+
+from __future__ import annotations
+
+import math
+import wave
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqvae.data.base import Data
+from vqvae.data.wave_plot import plot_waves
+from vqvae.images import normalise, to_uint8
+
+MU = 255  # of the companding
+
+
+@dataclass(kw_only=True)
+class Waveforms(Data):
+    """Base of all data sets of sounds: uint8 (C, T) after mu-law companding (arXiv 1609.03499, section 2.2; ITU-T G.711).
+
+    The companded wave fits the program's 8 bits where a plain one would drown in rounding noise, and it is what the model
+    sees, in [-1, 1]: errors in quiet passages weigh more than in loud ones, as they do for the ear. What is drawn or written
+    as .wav is expanded again.
+
+    ndim: 1. channels: C, 1 or 2. length: T, in samples. sample_rate: samples per second. Raises ValueError for values out of
+    range.
+    """
+
+    size_key: ClassVar[str] = "length"
+    suffix: ClassVar[str] = ".wav"
+
+    length: int
+    sample_rate: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ndim != 1:
+            raise ValueError(f"sounds have ndim=1, got {self.ndim}")
+        if self.channels not in (1, 2):
+            raise ValueError(f"channels must be 1 or 2, got {self.channels}")
+        for name in ("length", "sample_rate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        return (self.length,)
+
+    def show(self, items: Tensor) -> Tensor:
+        """Companded items (n, C, T) -> plots of the expanded waves."""
+        return plot_waves(expand(items))
+
+    def save(self, path: Path, item: Tensor) -> Path:
+        """A .wav file of 16 bits."""
+        file = path.with_name(path.name + self.suffix)
+        write_wav(file, expand(item), self.sample_rate)
+        return file
+
+    def load(self, path: Path) -> Tensor:
+        """The middle of a .wav file of 16 bits; a shorter one is followed by silence."""
+        waves = read_wav(path, self.channels, self.sample_rate)
+        start = max(0, waves.shape[1] - self.length) // 2
+        waves = waves[:, start : start + self.length]
+        return compand(F.pad(waves, (0, self.length - waves.shape[1])))
+
+
+def compand(waves: Tensor) -> Tensor:
+    """Waves in [-1, 1] -> uint8: sign(x) ln(1 + mu |x|) / ln(1 + mu), in 256 levels. Any shape."""
+    return to_uint8(waves.sign() * torch.log1p(MU * waves.abs()) / math.log1p(MU))
+
+
+def expand(items: Tensor) -> Tensor:
+    """uint8 -> waves in [-1, 1], float32: the inverse of `compand`."""
+    y = normalise(items)
+    return y.sign() * torch.expm1(y.abs() * math.log1p(MU)) / MU
+
+
+def write_wav(path: Path, waves: Tensor, sample_rate: int) -> None:
+    """Waves (C, T) in [-1, 1] -> a .wav file of 16 bits that appears under its name when it is whole."""
+    samples = (waves.T.cpu() * 32767).round().clamp(-32768, 32767).to(torch.int16).contiguous()  # (T, C)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with wave.open(str(temporary), "wb") as file:
+        file.setnchannels(len(waves))
+        file.setsampwidth(2)
+        file.setframerate(sample_rate)
+        file.writeframes(samples.numpy().astype("<i2").tobytes())
+    temporary.replace(path)
+
+
+def read_wav(path: Path, channels: int, sample_rate: int) -> Tensor:
+    """A .wav file of 16 bits -> waves (channels, T) in [-1, 1]: the inverse of `write_wav`.
+
+    Raises OSError where it cannot be read, or has another sample rate or number of channels.
+    """
+    try:
+        with wave.open(str(path), "rb") as file:
+            found = (8 * file.getsampwidth(), file.getnchannels(), file.getframerate())
+            samples = torch.frombuffer(bytearray(file.readframes(file.getnframes())), dtype=torch.int16)
+    except (wave.Error, EOFError, ValueError, RuntimeError) as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+    if found != (16, channels, sample_rate):
+        own = f"16 bits, {channels} channels, {sample_rate} samples per second"
+        raise OSError("it has {} bits, {} channels, {} samples per second, and this data {}".format(*found, own))
+    return (samples.view(-1, channels).T / 32767).clamp(-1, 1)  # (C, T)

@@ -1,0 +1,148 @@
+"""Priors that draw one code after another, from a cache of what was computed before."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqvae.priors.base import Prior, Scored
+from vqvae.priors.sampling import Known, Sampling, Watch, uniform_noise
+
+
+class MapNetwork(nn.Module):
+    """The network of one code map: p(codes | condition), one code after another in raster order.
+
+    A variant writes `forward` for all codes at once, and `begin` and `next_logits` for one after another: its cache
+    keeps what every layer knows of the past, so that a code costs one position's work. `grid` are the map's dims *s.
+    """
+
+    grid: tuple[int, ...]
+
+    @abstractmethod
+    def forward(self, codes: Tensor, condition: Tensor) -> Tensor:
+        """codes (B, *s), condition (B, width, *s) -> logits (B, K, *s), each of the codes before it."""
+
+    @abstractmethod
+    def begin(self, condition: Tensor) -> Any:
+        """-> the cache for a batch of samples, before their first code."""
+
+    @abstractmethod
+    def next_logits(self, cache: Any, codes: Tensor, position: int) -> Tensor:
+        """codes (B, N), those before `position` drawn -> logits (B, K) at `position`. Called once for each, in order."""
+
+
+class AutoregressivePrior(Prior):
+    """p(codes) as a product over an order of (map, position); one MapNetwork a map.
+
+    Three ways of sampling give the same codes for the same noise: `cached`; `uncached`, the whole network for every code;
+    and `jacobi`, the whole network on guesses of all codes until they no longer change (fixed-point iteration: Wiggers &
+    Hoogeboom 2020, arXiv 2002.09928, section 3; Song et al. 2021, arXiv 2002.03629).
+    """
+
+    methods = ("cached", "jacobi", "uncached")
+    networks: Sequence[MapNetwork]  # one a map, coarse to fine
+
+    def order(self) -> Iterator[tuple[int, int]]:
+        """(map, flat position in it) in the order of generation: maps coarse to fine, positions in raster order."""
+        for m, shape in enumerate(self.code_shapes):
+            for position in range(math.prod(shape)):
+                yield m, position
+
+    def logits(self, codes: list[Tensor], labels: Tensor) -> list[Tensor]:
+        """M maps (B, *s_m), labels (B,) -> M logits (B, K_m, *s_m), aligned: those of a code see only codes before it."""
+        return [network(codes[m], self.condition(m, codes, labels)) for m, network in enumerate(self.networks)]
+
+    def forward(self, codes: list[Tensor], labels: Tensor, label_smoothing: float = 0.0) -> Scored:
+        nats, losses = [], []
+        for logits, target in zip(self.logits(codes, labels), codes):
+            log_p = logits.float().log_softmax(1)  # (B, K, *s)
+            nats.append(F.nll_loss(log_p, target, reduction="none"))  # (B, *s)
+            losses.append(nats[-1] if not label_smoothing else torch.lerp(nats[-1], -log_p.mean(1), label_smoothing))
+        return Scored(sum(one.sum() for one in losses) / sum(one.numel() for one in losses), nats)  # type: ignore[arg-type]
+
+    def sample_chunk(
+        self, seeds: list[int], labels: Tensor, sampling: Sampling, known: Known | None, watch: Watch | None
+    ) -> list[Tensor]:
+        noise = uniform_noise(seeds, self.codes_per_sample).to(labels.device)  # (B, all codes)
+        progress = torch.arange(self.codes_per_sample, device=labels.device) / self.codes_per_sample
+        codes, done = self.start_codes(labels, known)
+        copies = 2 if sampling.guided else 1  # with the class, and without
+        asked = torch.cat([labels, torch.full_like(labels, -1)]) if sampling.guided else labels
+        draw_map = {"cached": draw_cached, "jacobi": draw_by_guesses, "uncached": draw_uncached}
+        start = 0
+        for m, network in enumerate(self.networks):
+            coarser = [one.repeat(copies, *[1] * (one.ndim - 1)) for one in codes[:m]]
+            flat, known_here = codes[m].flatten(1), done[m].flatten(1)  # (B, N), views
+            span = slice(start, start + flat.shape[1])
+            draw = Draw(sampling, noise[:, span], progress[span], flat.clone(), known_here.clone())
+            way = draw_map[sampling.method or self.methods[0]]
+            for count in way(network, self.condition(m, coarser, asked), flat, draw):
+                if watch is not None:
+                    known_here[:, :count] = True
+                    watch(codes, done)
+            start += flat.shape[1]
+        return codes
+
+
+class Draw:
+    """Codes of one map from their logits, by guidance, the sampling's settings, and the noise; known codes stay.
+
+    noise (B, N), progress (N,), codes (B, N) of which those are kept where `kept` (B, N).
+    """
+
+    def __init__(self, sampling: Sampling, noise: Tensor, progress: Tensor, codes: Tensor, kept: Tensor) -> None:
+        self.sampling, self.noise, self.progress = sampling, noise, progress
+        self.copies = 2 if sampling.guided else 1
+        self.codes, self.kept = codes, kept
+        self.keeps = bool(kept.any())
+
+    def __call__(self, logits: Tensor, span: slice) -> Tensor:
+        """logits (copies B, K, n) of the positions in `span` -> their codes (B, n)."""
+        logits = self.sampling.guide(logits, self.progress[span])  # (B, K, n)
+        noise = self.noise[:, span]
+        drawn = self.sampling.draw(logits.transpose(1, 2).flatten(0, 1), noise.flatten()).view(noise.shape)  # (B, n)
+        return torch.where(self.kept[:, span], self.codes[:, span], drawn) if self.keeps else drawn
+
+
+# Each writes the codes of one map into flat (B, N), and yields how many are final.
+
+
+def draw_cached(network: MapNetwork, condition: Tensor, flat: Tensor, draw: Draw) -> Iterator[int]:
+    """One position's work for every code."""
+    cache = network.begin(condition)
+    for position in range(flat.shape[1]):
+        logits = network.next_logits(cache, flat.repeat(draw.copies, 1) if draw.copies > 1 else flat, position)
+        flat[:, position : position + 1] = draw(logits[:, :, None], slice(position, position + 1))
+        yield position + 1
+
+
+def draw_uncached(network: MapNetwork, condition: Tensor, flat: Tensor, draw: Draw) -> Iterator[int]:
+    """The whole network for every code: slow, and needs no cache to be right."""
+    for position in range(flat.shape[1]):
+        logits = all_logits(network, condition, flat, draw.copies)
+        flat[:, position : position + 1] = draw(logits[:, :, position : position + 1], slice(position, position + 1))
+        yield position + 1
+
+
+def draw_by_guesses(network: MapNetwork, condition: Tensor, flat: Tensor, draw: Draw) -> Iterator[int]:
+    """All codes again and again, each from the guesses of those before it; those up to the first change are final."""
+    final, count = 0, flat.shape[1]
+    while final < count:
+        guesses = draw(all_logits(network, condition, flat, draw.copies), slice(None))  # (B, N)
+        changed = (guesses != flat).any(0)  # (N,)
+        changed[:final] = False
+        flat.copy_(guesses)
+        final = int(changed.int().argmax()) + 1 if changed.any() else count
+        yield final
+
+
+def all_logits(network: MapNetwork, condition: Tensor, flat: Tensor, copies: int) -> Tensor:
+    """flat (B, N) -> logits (copies B, K, N)."""
+    codes = flat.repeat(copies, 1).view(-1, *network.grid)  # (copies B, *s)
+    return network(codes, condition).flatten(2)

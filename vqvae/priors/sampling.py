@@ -1,0 +1,101 @@
+"""How codes are drawn: the settings of sampling, the draw itself, and its noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+GUIDANCE_SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
+    "constant": torch.ones_like,
+    "linear": lambda progress: progress,
+    "cosine": lambda progress: (1 - torch.cos(math.pi * progress)) / 2,
+}
+Watch = Callable[[list[Tensor], list[Tensor]], None]  # called with codes and masks of those that are drawn, both M maps
+
+
+@dataclass
+class Sampling:
+    """How codes are drawn from their distribution.
+
+    temperature: logits are divided by it (0 draws the most likely code). top_k: only the k most likely codes (0: all).
+    top_p: only the most likely codes whose probabilities sum to p. guidance: weight w of the class in
+    logits(no class) + w (logits(class) - logits(no class)) (classifier-free guidance, arXiv 2207.12598; 1 is plain).
+    guidance_schedule: over the codes of a sample, w goes from 1 to `guidance` (linear, cosine) or is constant: early codes
+    then keep the variety. method: one of the prior's `methods`; None: its first. steps: network calls of a masked prior;
+    None: its own number. Raises ValueError for values out of range.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    guidance: float = 1.0
+    guidance_schedule: str = "constant"
+    method: str | None = None
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "guidance"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a number and not negative, got {getattr(self, name)}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must not be negative, got {self.top_k} (0 keeps all codes)")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+        if self.guidance_schedule not in GUIDANCE_SCHEDULES:
+            raise ValueError(
+                f"guidance_schedule must be one of {', '.join(GUIDANCE_SCHEDULES)}, got {self.guidance_schedule!r}"
+            )
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+
+    @property
+    def guided(self) -> bool:
+        """Whether the network is also asked without a class."""
+        return self.guidance != 1
+
+    def guide(self, logits: Tensor, progress: Tensor) -> Tensor:
+        """Where `guided`: logits (2 B, K, n), with the class and then without -> (B, K, n).
+
+        progress (n,), or what broadcasts to logits: the share of a sample's codes that come before each.
+        """
+        if not self.guided:
+            return logits
+        with_class, without = logits.chunk(2)
+        weight = 1 + (self.guidance - 1) * GUIDANCE_SCHEDULES[self.guidance_schedule](progress)  # (n,)
+        return without + weight.to(logits) * (with_class - without)
+
+    def draw(self, logits: Tensor, noise: Tensor) -> Tensor:
+        """logits (B, K), noise (B,) uniform in [0, 1), float64 -> codes (B,) by inverting the cumulative distribution."""
+        if self.temperature == 0:
+            return logits.argmax(1)
+        if self.temperature != 1:
+            logits = logits / self.temperature
+        probabilities = logits.softmax(1)  # (B, K)
+        if self.top_k or self.top_p < 1:
+            ranked, order = probabilities.sort(stable=True, dim=1, descending=True)
+            kept = ranked.cumsum(1) - ranked < self.top_p  # the code that crosses p is kept
+            if self.top_k:
+                kept[:, self.top_k :] = False
+            probabilities = torch.zeros_like(probabilities).scatter_(1, order, ranked * kept)
+        cumulative = probabilities.cumsum(1)  # (B, K)
+        total = cumulative[:, -1:]
+        target = torch.minimum(noise.to(total.dtype)[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+        return torch.searchsorted(cumulative, target, right=True)[:, 0]  # right: skips codes of probability 0
+
+
+@dataclass
+class Known:
+    """Codes that sampling must keep: M maps (n, *s_m), and bool masks of the same shapes, True where they are kept."""
+
+    codes: list[Tensor]
+    kept: list[Tensor]
+
+
+def uniform_noise(seeds: list[int], count: int) -> Tensor:
+    """(len(seeds), count) float64 in [0, 1): row i depends on seed i alone, and is drawn on the CPU."""
+    rows = (torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) for seed in seeds)
+    return torch.stack(list(rows))

@@ -1,0 +1,103 @@
+"""mode=complete: a picture of which a region is drawn anew, from what is left of its codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqvae.config import ConfigError, suggest
+from vqvae.priors.sampling import Known
+from vqvae.sampling.drawing import choose_labels, draw_pictures
+from vqvae.sampling.job import Job, decode, encode, paint
+from vqvae.sampling.sources import names_in, read_named
+
+HALVES = {  # name -> the data dim, counted from the last, and whether it is the second half
+    "left_half": (1, False),
+    "right_half": (1, True),
+    "top_half": (2, False),
+    "bottom_half": (2, True),
+}
+POOLS: dict[int, Callable[..., Any]] = {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}
+
+
+def complete(job: Job) -> None:
+    """Writes completions.png and completions.npz, and on request single files."""
+    settings, n = job.settings, job.settings["n"]
+    names = names_in(settings["image"])
+    if len(names) != 1:
+        raise ConfigError(f"mode=complete needs one picture, got image={settings['image']}")
+    region = region_of(settings["mask"] or "right_half", job.run.data.size)
+    original, label = read_named(job.run, names[0])
+    labels = choose_labels(settings["class"], job.run.data.class_names, job.seeds)
+    if settings["class"] is None and label >= 0:
+        labels = torch.full((n,), label)
+    prior = job.prior
+    given = encode(job.tokenizer, job.x(original[None]))
+    kept = kept_codes(region, given)
+    known = Known([m.expand(n, *m.shape[1:]) for m in given], [m.expand(n, *m.shape) for m in kept])
+    items, codes = draw_pictures(prior, job.tokenizer, job.seeds, labels, job.sampling, known)
+    shown = [original[None], paint(original[None], region[None]), decode(job.tokenizer, given), items]
+    picture = job.write_pictures("completions.png", torch.cat(shown), min(settings["columns"], n + 3))
+    arrays = {f"codes_{m}": one for m, one in enumerate(codes)} | {f"given_{m}": one[0] for m, one in enumerate(given)}
+    arrays |= {f"kept_{m}": one for m, one in enumerate(kept)}
+    file = job.write_arrays("completions.npz", pictures=items, labels=labels, seeds=job.seeds, mask=region, **arrays)
+    if settings["singles"]:
+        job.write_singles([f"{seed:06d}" for seed in job.seeds], items)
+    count, every = sum(int(one.sum()) for one in kept), sum(one.numel() for one in kept)
+    print(
+        f"original, masked, reconstruction, and {n} completions that keep {count} of {every} codes: {picture}\n"
+        f"pictures, their codes, and those that were given and kept: {file}"
+    )
+
+
+def region_of(mask: Any, size: tuple[int, ...]) -> Tensor:
+    """A half by its name, or a box from its first to beyond its last position, x before y -> (*S) bool, True within.
+
+    The box is text or a list of numbers: x0,x1 for data of one dim, x0,y0,x1,y1 for two, in positions of the data as the
+    model sees it. Raises ConfigError for anything else, for a box that is empty or reaches beyond the data.
+    """
+    region = torch.zeros(size, dtype=torch.bool)
+    if isinstance(mask, str) and mask in HALVES and HALVES[mask][0] <= len(size):
+        dim, second = HALVES[mask]
+        half = size[-dim] // 2
+        region.narrow(-dim, half if second else 0, size[-dim] - half if second else half).fill_(True)
+        return region
+    box = numbers_in(mask)
+    if box is None or len(box) != 2 * len(size):
+        halves = [name for name, (dim, _) in HALVES.items() if dim <= len(size)]
+        axes = "xyz"[: len(size)]
+        form = ",".join([f"{axis}0" for axis in axes] + [f"{axis}1" for axis in axes])
+        raise ConfigError(f"mask={mask} is no region of this data; {suggest(str(mask), [*halves, form])}")
+    for axis, first, beyond, length in zip("xyz", box, box[len(size) :], reversed(size)):
+        if not 0 <= first <= beyond <= length:
+            raise ConfigError(
+                f"mask={mask}: {axis} goes from {first} to {beyond}, and must go upwards within 0 .. {length}"
+            )
+        if first == beyond:
+            raise ConfigError(f"mask={mask} is empty: {axis} goes from {first} to {beyond}, the latter not included")
+    spans = [slice(first, beyond) for first, beyond in zip(box, box[len(size) :])]
+    region[tuple(reversed(spans))] = True
+    return region
+
+
+def numbers_in(mask: Any) -> list[int] | None:
+    """'0,0,16,16' or [0, 0, 16, 16] -> its integers, or None."""
+    parts = mask.split(",") if isinstance(mask, str) else mask
+    try:
+        return [int(part) for part in parts]
+    except ValueError:
+        return None
+
+
+def kept_codes(region: Tensor, codes: list[Tensor]) -> list[Tensor]:
+    """(*S) bool, M maps (B, *s_m) -> M masks (*s_m): True for codes whose patch lies outside of the region altogether.
+
+    The patch of position j of s along a dim of S is floor(j S / s) .. ceil((j + 1) S / s) - 1, which is what adaptive
+    pooling takes. (Networks look beyond it.)
+    """
+    inside = region.float()[None, None]  # (1, 1, *S)
+    return [POOLS[region.ndim](inside, m.shape[1:])[0, 0] == 0 for m in codes]

@@ -1,0 +1,61 @@
+"""How pictures come about, as an animated GIF: the codes while they are drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from vqvae.data.base import Data
+from vqvae.images import grid
+from vqvae.pipeline import Tokenizer
+from vqvae.sampling.job import decode, paint, rows_of
+
+MOST_FRAMES = 60
+MOST_SAMPLES = 16  # shown in a GIF: the first ones
+FRAME_MS, LAST_MS = 80, 2500
+
+
+class Frames:
+    """A watch that keeps codes of the first `count` samples at about MOST_FRAMES even shares of the way.
+
+    frames: pairs of M code maps (count, *s_m) and masks of those that are drawn.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = min(count, MOST_SAMPLES)
+        self.frames: list[tuple[list[Tensor], list[Tensor]]] = []
+        self.next = 1
+
+    def __call__(self, codes: list[Tensor], drawn: list[Tensor]) -> None:
+        """Codes and masks of a chunk, M maps (B, *s_m) each."""
+        share = sum(int(m[0].sum()) for m in drawn) / sum(m[0].numel() for m in drawn)
+        if share * MOST_FRAMES >= self.next:
+            own, done = ([m[: self.count].cpu().clone() for m in maps] for maps in (codes, drawn))  # filled in place
+            self.frames.append((own, done))
+            self.next = int(share * MOST_FRAMES) + 1
+
+
+def render(frames: Frames, tokenizer: Tokenizer, data: Data, columns: int) -> list[Tensor]:
+    """-> pictures uint8 (1 or 3, H, W), one a frame: what the codes decode to, grey where the finest map is not drawn yet."""
+    pictures = []
+    for codes, drawn in frames.frames:
+        shown = [m.masked_fill(~known, 0) for m, known in zip(codes, drawn)]  # what is not drawn may be no code at all
+        open_codes = (~drawn[-1]).float()[:, None]  # (n, 1, *s) of the finest map
+        open_places = F.interpolate(open_codes, size=data.size, mode="nearest")[:, 0] > 0  # (n, *S)
+        pictures.append(grid(rows_of(data.show(paint(decode(tokenizer, shown), open_places)), columns)))
+    return pictures
+
+
+def write_gif(path: Path, pictures: list[Tensor]) -> None:
+    """Pictures uint8 (1 or 3, H, W) -> a GIF that appears under its name when it is whole; the last is shown longer."""
+    images = [Image.fromarray(torch.movedim(one, 0, -1).squeeze(-1).numpy()) for one in pictures]
+    palettes = [one.quantize(256, dither=Image.Dither.NONE) for one in images]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    times = [FRAME_MS] * (len(palettes) - 1) + [LAST_MS]
+    palettes[0].save(temporary, "GIF", save_all=True, append_images=palettes[1:], duration=times, loop=0)
+    temporary.replace(path)

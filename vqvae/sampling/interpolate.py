@@ -1,0 +1,45 @@
+"""mode=interpolate: from one picture to another through the space of what the encoders make of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vqvae.config import ConfigError
+from vqvae.images import to_uint8
+from vqvae.pipeline import Tokenizer
+from vqvae.sampling.job import Job, features, from_features
+from vqvae.sampling.sources import names_in, read_named
+
+
+def interpolate(job: Job) -> None:
+    """Writes interpolation.png and interpolation.npz, and on request single files."""
+    names, n = names_in(job.settings["image"]), job.settings["n"]
+    if len(names) != 2:
+        raise ConfigError(
+            f"mode=interpolate needs two pictures, such as image=[0,1], got image={job.settings['image']}"
+        )
+    ends = torch.stack([read_named(job.run, name)[0] for name in names])  # (2, C, *S)
+    path = to_uint8(between(job.tokenizer, job.x(ends), n))
+    shown = torch.cat([ends[:1], path, ends[1:]])
+    picture = job.write_pictures("interpolation.png", shown, len(shown))
+    file = job.write_arrays("interpolation.npz", pictures=path, ends=ends)
+    if job.settings["singles"]:
+        job.write_singles([f"{i:03d}" for i in range(len(path))], path)
+    print(
+        f"an original, its reconstruction, {n} pictures between, and the other's reconstruction and original: {picture}\n"
+        f"all but the originals, and these as `ends`: {file}"
+    )
+
+
+def between(tokenizer: Tokenizer, ends: Tensor, count: int) -> Tensor:
+    """Two x (2, C, *S) in [-1, 1] -> (count + 2, C, *S): from the reconstruction of the one to that of the other.
+
+    The features of every level go evenly along a straight line; each point of it is quantized and decoded.
+    """
+    weights = torch.linspace(0, 1, count + 2)
+    levels = [
+        torch.lerp(one[:1], one[1:], weights.view(-1, *[1] * (one.ndim - 1)))  # (count + 2, D, *s_l)
+        for one in features(tokenizer, ends)
+    ]
+    return from_features(tokenizer, levels)

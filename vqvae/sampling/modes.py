@@ -1,0 +1,83 @@
+"""The modes of sample.py and the keys of each, checked before any work. Knows no torch, so that mistakes are told at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from vqvae.config_check import ConfigError, describe, fits, suggest
+
+COMMON = ("mode", "run_dir", "n", "out", "allow_targets")
+DRAWING = ("seed", "class", "temperature", "top_k", "top_p", "guidance", "guidance_schedule", "method", "steps")
+KEYS = {  # of each mode, beside COMMON
+    "generate": (*DRAWING, "columns", "singles", "gif"),
+    "complete": ("image", "mask", *DRAWING, "columns", "singles"),
+    "interpolate": ("image", "singles"),
+    "reconstruct": ("folder", "columns"),
+    "nearest": DRAWING,
+}
+COUNTS = {"generate": 64, "complete": 5, "interpolate": 8, "reconstruct": 16, "nearest": 16}  # where n is null
+TYPES: dict[str, Any] = {  # of the keys whose default is null; those of the others follow from the default
+    "n": int | None,
+    "image": str | int | list[str | int] | None,
+    "mask": str | list[int] | None,
+    "folder": str | None,
+    "guidance": float | None,
+    "method": str | None,
+    "steps": int | None,
+    "out": str | None,
+}
+FREE_TEXT = ("mask", "image", "folder", "run_dir", "out")  # keys whose values hydra must not parse
+
+
+def quote(argument: str) -> str:
+    """An argument of the command line as hydra takes it: mask=0,0,16,16 -> mask='0,0,16,16', which is no sweep.
+
+    So do file names with commas, brackets, blanks or = (a sweep's folders) reach the program as typed. What is quoted or a
+    [list] stays.
+    """
+    key, equals, value = argument.partition("=")
+    if key not in FREE_TEXT or not value or value[0] in "['\"" or value == "null":
+        return argument
+    escaped = value.replace("'", "\\'")
+    return f"{key}{equals}'{escaped}'"
+
+
+def check_mode(cfg: dict[str, Any], typed: Iterable[str]) -> None:
+    """The values of sample.yaml's keys, and the keys that were typed. Raises ConfigError for what does not fit the mode."""
+    mode = cfg["mode"]
+    if mode not in KEYS:
+        raise ConfigError(f"mode={mode} does not exist; {suggest(str(mode), KEYS)}")
+    for key in typed:
+        if key not in (*COMMON, *KEYS[mode]):
+            others = " and ".join(f"mode={other}" for other, keys in KEYS.items() if key in keys)
+            raise ConfigError(f"{key}= does not belong to mode={mode}; it is a key of {others}")
+    for key, kind in TYPES.items():
+        if not fits(cfg[key], kind):
+            raise ConfigError(f"{key}={cfg[key]} is not {describe(kind)}")
+    if (cfg["n"] is not None and cfg["n"] < 1) or cfg["columns"] < 1:
+        raise ConfigError(f"n and columns must be at least 1, got n={cfg['n']}, columns={cfg['columns']}")
+    if "image" in KEYS[mode] and cfg["image"] is None:
+        example = "image=[0,1]" if mode == "interpolate" else "image=0"
+        raise ConfigError(f"mode={mode} needs image=...: files, or numbers of validation pictures, such as {example}")
+
+
+def folder_name(cfg: dict[str, Any], typed: Iterable[str]) -> str:
+    """A name that tells how pictures were made, from a checked config and the keys that were typed."""
+    mode = cfg["mode"]
+    parts = [] if mode == "generate" else [mode]
+    parts += [f"seed{cfg['seed']}"] if "seed" in KEYS[mode] else []
+    parts += [f"n{cfg['n']}"] if cfg["n"] is not None else []
+    for key in KEYS[mode]:
+        if key in typed and key not in ("seed", "columns", "singles", "gif"):
+            dash = "" if fits(cfg[key], float) else "-"
+            parts.append(f"{key}{dash}{plain_name(cfg[key])}")
+    return "_".join(parts)
+
+
+def plain_name(value: Any) -> str:
+    """A value as a part of a file name: paths by their last part, lists joined."""
+    if isinstance(value, list):
+        return "-".join(plain_name(one) for one in value)
+    last = str(value).rstrip("/").rpartition("/")[2]
+    return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in last)

@@ -1,0 +1,61 @@
+"""mode=reconstruct: anyone's pictures through the tokenizer and back."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from vqvae.checkpoint import write_bytes
+from vqvae.config import ConfigError
+from vqvae.images import to_uint8
+from vqvae.metrics.reconstruction import item_psnr
+from vqvae.run_folder import table
+from vqvae.sampling.job import CHUNK, Job, features, from_features
+from vqvae.sampling.sources import read_many
+
+MOST_SHOWN = 64  # pictures in the PNG, and lines of the table
+
+
+def reconstruct(job: Job) -> None:
+    """Writes reconstructions.png, each picture beside its reconstruction, and psnr.csv, and prints a table."""
+    skipped: list[str] = []
+    shown, rows = [], []
+    for names, items in chunks(read_many(job.run, job.settings["folder"], job.settings["n"]), skipped):
+        x = job.x(items)
+        x_hat = from_features(job.tokenizer, features(job.tokenizer, x))
+        rows += list(zip(names, item_psnr(x_hat, x.cpu()).tolist()))
+        if len(rows) - len(names) < MOST_SHOWN:
+            shown.append(torch.stack([items, to_uint8(x_hat)], dim=1).flatten(0, 1))  # (2 b, C, *S)
+    for line in skipped[:MOST_SHOWN]:
+        print(f"skipped {line}")
+    if not rows:
+        raise ConfigError(f"folder={job.settings['folder']} holds no file that can be read ({len(skipped)} skipped)")
+    text = io.StringIO()
+    csv.writer(text).writerows([("picture", "psnr_db"), *rows])
+    print(table(["picture", "psnr_db"], [list(row) for row in rows[:MOST_SHOWN]]))
+    columns = 2 * max(1, min(job.settings["columns"] // 2, len(rows)))
+    picture = job.write_pictures("reconstructions.png", torch.cat(shown)[: 2 * MOST_SHOWN], columns)
+    write_bytes(job.out / "psnr.csv", text.getvalue().encode())
+    mean = sum(psnr for _, psnr in rows) / len(rows)
+    print(f"mean PSNR of {len(rows)} pictures: {mean:.2f} dB, {len(skipped)} files skipped")
+    print(f"originals and reconstructions, side by side: {picture}\nall PSNRs: {job.out / 'psnr.csv'}")
+
+
+def chunks(pictures: Iterable[tuple[str, Tensor | OSError]], skipped: list[str]) -> Iterator[tuple[list[str], Tensor]]:
+    """Names and items -> names and items uint8 (b, C, *S), up to CHUNK at a time; what could not be read goes to `skipped`."""
+    names: list[str] = []
+    items: list[Tensor] = []
+    for name, item in pictures:
+        if isinstance(item, OSError):
+            skipped.append(f"{name}: {item}")
+            continue
+        names, items = [*names, name], [*items, item]
+        if len(items) == CHUNK:
+            yield names, torch.stack(items)
+            names, items = [], []
+    if items:
+        yield names, torch.stack(items)

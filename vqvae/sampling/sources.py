@@ -1,0 +1,73 @@
+"""Pictures that a user names: files, or numbers of validation pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from vqvae.config import ConfigError
+from vqvae.data.loader import centre_crop
+from vqvae.pipeline import Run
+from vqvae.stages.base import bar_hidden
+
+
+def names_in(image: Any) -> list[str]:
+    """What a user calls `image` -> names: one, a list, or several with commas between them (unless that is a file)."""
+    if isinstance(image, list):
+        return [str(one) for one in image]
+    return [str(image)] if Path(str(image)).is_file() else str(image).split(",")
+
+
+def read_named(run: Run, name: str) -> tuple[Tensor, int]:
+    """A file, or the number of a validation picture -> item uint8 (C, *S), and its label (-1: unknown).
+
+    Raises ConfigError for what is neither, OSError for a file that cannot be decoded.
+    """
+    if name.isdecimal():
+        split = run.split("val")
+        if int(name) >= len(split):
+            raise ConfigError(f"image={name}: the validation pictures are numbered 0 .. {len(split) - 1}")
+        return crop(run, split.read(int(name))), int(split.labels[int(name)])
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"image={name} is neither a file nor the number of a validation picture")
+    try:
+        return crop(run, run.data.load(path)), -1
+    except OSError as error:
+        raise ConfigError(f"image={name} cannot be read: {error}") from error
+
+
+def read_many(run: Run, folder: str | None, count: int | None) -> Iterator[tuple[str, Tensor | OSError]]:
+    """The first `count` files below a folder (None: all), or validation pictures -> names, and items or why not.
+
+    Raises ConfigError where there is no such folder, or nothing in it.
+    """
+    readers: dict[str, Callable[[], Tensor]]
+    if folder is None:
+        split = run.split("val")
+        readers = {str(index): partial(split.read, index) for index in range(len(split))}
+    else:
+        root = Path(folder).expanduser()
+        if not root.is_dir():
+            raise ConfigError(f"folder={folder} is not a folder")
+        files = sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file())
+        visible = [p for p in files if not any(part.startswith(".") for part in p.parts)]
+        if not visible:
+            raise ConfigError(f"folder={folder} holds no files")
+        readers = {p.as_posix(): partial(run.data.load, root / p) for p in visible}
+    chosen = list(readers.items())[:count]
+    for name, read in tqdm(chosen, desc="reconstructing", unit="picture", disable=bar_hidden()):
+        try:
+            yield name, crop(run, read())
+        except OSError as error:
+            yield name, error
+
+
+def crop(run: Run, item: Tensor) -> Tensor:
+    """An item as it is read, uint8 (C, *R) -> as the model sees it, (C, *S)."""
+    return centre_crop(item[None], run.data.size)[0]
