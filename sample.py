@@ -30,6 +30,7 @@ def run_mode(cfg: Any) -> None:
 
     from tqdm.contrib.logging import logging_redirect_tqdm
 
+    from vqvae.hardware import keep_freed_memory
     from vqvae.pipeline import Run
     from vqvae.run_folder import RunFolder
     from vqvae.sampling.complete import complete
@@ -40,6 +41,7 @@ def run_mode(cfg: Any) -> None:
     from vqvae.sampling.reconstruct import reconstruct
 
     modes = {one.__name__: one for one in (generate, complete, interpolate, reconstruct, nearest)}
+    keep_freed_memory()
     run = Run(RunFolder.load(cfg.run_dir, settings["allow_targets"]))
     if settings["n"] is None and settings["folder"] is None:
         settings["n"] = COUNTS[cfg.mode]

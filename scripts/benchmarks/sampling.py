@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 
 from vqvae.config import build, choices, compose, resolve
+from vqvae.hardware import keep_freed_memory
 from vqvae.priors.base import Prior
 from vqvae.priors.sampling import Sampling
 from vqvae.run_folder import table
@@ -35,6 +36,7 @@ def seconds_of(prior: Prior, count: int, method: str | None = None) -> float:
 
 
 def sampling(overrides: list[str], folder: str) -> None:
+    keep_freed_memory()  # as sample.py does
     print("\nwhole calls of `sample`, default pixelcnn, K = 512: the cache against the whole network for every code")
     rows = []
     for grid, count in RATIOS:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqvae.networks.blocks import ShiftedConv2d, shift
+from vqvae.networks.blocks import ShiftedConv2d, linear, shift
 from vqvae.priors.autoregressive import AutoregressivePrior, MapNetwork
 from vqvae.priors.base import check_network, check_planes
 
@@ -29,8 +29,9 @@ class GatedLayer(nn.Module):
         self.horizontal = ShiftedConv2d(width, 2 * width, (1, half), causal_width=True)
         self.link = nn.Conv2d(2 * width, 2 * width, 1)
         self.project = nn.Conv2d(width, 2 * width, 1)
-        self.vertical_out = None if last else nn.Conv2d(width, width, 1)  # nothing comes after the last layer's
-        self.horizontal_out = nn.Conv2d(width, width, 1, bias=False)  # the next layer's convolution has one
+        # Nothing comes after the last vertical one; neither has a bias, as the next layer's convolutions have one.
+        self.vertical_out = None if last else nn.Conv2d(width, width, 1, bias=False)
+        self.horizontal_out = nn.Conv2d(width, width, 1, bias=False)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, v: Tensor, h: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,9 +53,9 @@ def gate(x: Tensor) -> Tensor:
 class LayerCache:
     """What one layer knows of the past while codes are drawn. All tensors have their channels last.
 
-    The vertical stack is done a row at a time, as soon as the row is complete; `ahead` (B, W, 2 width) is then all that the
-    next row's horizontal stack needs of it: rows above, condition and biases. The horizontal stack is done a code at a time:
-    its input of the present row lies position after position, zeros at the left, so that its convolution is one matrix
+    The vertical stack is done a row at a time, as soon as the row is complete; `ahead`, (B, 2 width) a column, is then all that
+    the next row's horizontal stack needs of it: rows above, condition and biases. The horizontal stack is done a code at a
+    time: its input of the present row lies position after position, zeros at the left, so that its convolution is one matrix
     product of a contiguous window.
     """
 
@@ -77,23 +78,25 @@ class LayerCache:
         row = condition.new_zeros(batch, (pad + grid[1]) * width)
         self.windows = [row[:, c * width : (c + taps) * width] for c in range(grid[1])]
         self.places = [row[:, (pad + c) * width : (pad + c + 1) * width] for c in range(grid[1])]
-        self.sum = condition.new_empty(batch, 2 * width)  # before the gate
-        self.half, self.gated = self.sum[:, :width], condition.new_empty(batch, width)
+        self.gated = condition.new_empty(batch, width)
         self.begin_row(0, self.rows.new_zeros(batch, 1, 1, 2 * width))
 
     def row_condition(self, r: int) -> Tensor:
         """-> (B, 1, W, 2 width)."""
-        return F.linear(self.condition[:, r : r + 1], self.layer.project.weight.flatten(1), self.layer.project.bias)
+        return linear(self.condition[:, r : r + 1], self.layer.project.weight.flatten(1), self.layer.project.bias)
 
     def begin_row(self, r: int, v_in: Tensor) -> None:
         """v_in (B, 1, W or 1, 2 width): the vertical convolution of the row above (zeros above the first)."""
         self.present = self.row_condition(r)
-        self.ahead = (F.linear(v_in, self.weight_link, self.bias_ahead) + self.present)[:, 0]
+        self.ahead = (linear(v_in, self.weight_link, self.bias_ahead) + self.present)[:, 0].unbind(
+            1
+        )  # W x (B, 2 width)
 
     def end_row(self, r: int, v: Tensor) -> Tensor:
         """v (B, 1, W, width), row r of the vertical stack -> the same row of its output; begins the next row."""
-        padded = F.pad(v, (0, 0, self.left, self.right))
-        self.rows = torch.cat([self.rows[:, 1:], padded], dim=1)
+        for above in range(self.rows.shape[1] - 1):
+            self.rows[:, above] = self.rows[:, above + 1]
+        self.rows[:, -1, self.left : self.left + v.shape[2]] = v[:, 0]
         v_in = F.conv2d(self.rows.permute(0, 3, 1, 2), self.weight_vertical, self.layer.vertical.conv.bias)
         v_in = v_in.permute(0, 2, 3, 1)  # (B, 1, W, 2 width)
         condition = self.present
@@ -102,14 +105,15 @@ class LayerCache:
             return v
         x = v_in + condition
         x[..., : v.shape[-1]].tanh_()
-        out = F.linear(F.glu(x), self.layer.vertical_out.weight.flatten(1), self.layer.vertical_out.bias)
-        return out if self.layer.first else v + out
+        gated, weight = F.glu(x).flatten(0, 2), self.layer.vertical_out.weight.flatten(1).t()
+        out = gated @ weight if self.layer.first else torch.addmm(v.flatten(0, 2), gated, weight)  # (B W, width)
+        return out.view(v.shape)
 
     def code(self, c: int, out: Tensor) -> None:
         """The horizontal stack at column c, into `out` (B, width); its own input lies in `places[c]` by then."""
-        torch.addmm(self.ahead[:, c], self.windows[c], self.weight, out=self.sum)
-        self.half.tanh_()
-        torch.ops.aten.glu.out(self.sum, 1, out=self.gated)  # the first half times sigmoid of the second
+        total = self.ahead[c].addmm_(self.windows[c], self.weight)  # (B, 2 width)
+        total[:, : out.shape[1]].tanh_()
+        torch.ops.aten.glu.out(total, 1, out=self.gated)  # the first half times sigmoid of the second
         if self.layer.first:
             torch.mm(self.gated, self.weight_out, out=out)
         else:
@@ -157,8 +161,8 @@ class PixelCNNMap(MapNetwork):
             layer.code(c, out=cache[index + 1].places[c])
         h = torch.empty_like(cache[-1].gated)
         cache[-1].code(c, out=h)
-        hidden = F.linear(h.relu_(), self.hidden.weight.flatten(1), self.hidden.bias)  # (B, 8 width)
-        return F.linear(hidden.relu_(), self.out.weight.flatten(1), self.out.bias)  # (B, K)
+        hidden = linear(h.relu_(), self.hidden.weight.flatten(1), self.hidden.bias)  # (B, 8 width)
+        return linear(hidden.relu_(), self.out.weight.flatten(1), self.out.bias)  # (B, K)
 
 
 class GatedPixelCNN(AutoregressivePrior):
