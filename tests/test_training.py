@@ -196,6 +196,10 @@ def test_epochs_are_turned_into_steps(tmp_path: Path) -> None:
 def test_a_second_prior_on_a_tokenizer_keeps_it_bit_for_bit(finished_run: Path, tmp_path: Path) -> None:
     small = [a for a in TINY if a.startswith(("prior", "logger", "debug"))]
     train_inside(*small, "prior.network.layers=1", f"tokenizer={finished_run}", f"run_dir={tmp_path / 'second'}")
+    for name in ("header.json", "codes_0.npy", "labels.npy"):  # codes that were made before are not made again
+        made, taken = (path / "codes" / "train" / name for path in (finished_run, tmp_path / "second"))
+        assert made.read_bytes() == taken.read_bytes()
+        assert made.stat().st_mtime_ns == taken.stat().st_mtime_ns
     first, second = weights(finished_run, "autoencoder"), weights(tmp_path / "second", "autoencoder")
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert (tmp_path / "second" / "samples.png").is_file()

@@ -124,14 +124,18 @@ class RunFolder:
         stage.initialised = True
 
     def adopt_tokenizer(self, other: RunFolder) -> None:
-        """Copies another run's autoencoder, so that this folder stays whole."""
+        """Copies another run's autoencoder, and the codes that it has made, so that this folder stays whole."""
         if self.weights_file("autoencoder") is None and distributed.is_main():
             source = other.weights_file("autoencoder")
             assert source is not None, "checked before the folder was made"
             self.stage("autoencoder").mkdir(exist_ok=True)
             for name in ("autoencoder/metrics.jsonl", "autoencoder/timing.jsonl", "variance.txt"):
                 shutil.copyfile(other.path / name, self.path / name)
-            checkpoint.write_bytes(self.stage("autoencoder") / source.name, source.read_bytes())
+            for store in (other.path / "codes").glob("*/header.json"):
+                temporary = self.codes(f"{store.parent.name}.tmp")
+                shutil.copytree(store.parent, temporary, dirs_exist_ok=True)
+                temporary.rename(self.codes(store.parent.name))
+            checkpoint.write_bytes(self.stage("autoencoder") / source.name, source.read_bytes())  # last: all is there
         distributed.barrier()
 
 

@@ -16,7 +16,7 @@ from vqvae.run_folder import table
 
 CODEBOOK_SIZE, CLASSES, ROUNDS = 512, 10, 5
 RATIOS = [((8, 8), 64), ((32, 32), 16)]  # grid, samples
-GROWTH = [(8, 8), (16, 16), (32, 32), (64, 64)]
+GROWTH = [(8, 8), (16, 16), (32, 32)]
 
 
 def prior_of(name: str, grid: tuple[int, ...], overrides: list[str]) -> Prior:
