@@ -30,7 +30,6 @@ def run_mode(cfg: Any) -> None:
 
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from vqvae.hardware import keep_freed_memory
     from vqvae.pipeline import Run
     from vqvae.run_folder import RunFolder
     from vqvae.sampling.complete import complete
@@ -41,10 +40,11 @@ def run_mode(cfg: Any) -> None:
     from vqvae.sampling.reconstruct import reconstruct
 
     modes = {one.__name__: one for one in (generate, complete, interpolate, reconstruct, nearest)}
-    keep_freed_memory()
     run = Run(RunFolder.load(cfg.run_dir, settings["allow_targets"]))
     if settings["n"] is None and settings["folder"] is None:
         settings["n"] = COUNTS[cfg.mode]
+        if cfg["class"] == "all" and cfg.mode == "generate" and run.data.class_names:
+            settings["n"] = 8 * len(run.data.class_names)  # whole rows
     out = Path(cfg.out) if cfg.out else run.folder.path / "samples" / folder_name(settings, typed)
     with logging_redirect_tqdm():
         modes[cfg.mode](Job(run, settings, out))

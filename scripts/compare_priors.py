@@ -1,4 +1,4 @@
-"""Trains every prior on one tokenizer for the same time, and prints the table of the README.
+"""Trains every prior on one tokenizer for the same time, and prints a table.
 
     python scripts/compare_priors.py --minutes 8 tokenizer=runs/cifar                   all of them, one after another
     python scripts/compare_priors.py --minutes 2 --only pixelcnn,transformer tokenizer=runs/cifar prior.flip=true
@@ -48,25 +48,39 @@ def train(name: str, folder: Path, overrides: list[str]) -> None:
 
 def steps_in(minutes: float, name: str, base: Path, probe: int, overrides: list[str]) -> int:
     """How many steps fit `minutes`, from the median speed of a short run."""
-    file = base / f"{name}.steps.json"
+    file = base / f"{name}.speed.json"
     if not file.is_file():
         short = [f"prior.trainer.steps={probe}", f"prior.trainer.log_every_steps={max(1, probe // 10)}", "logger=off"]
-        quiet = ["prior.trainer.eval_every_steps=0", "prior.trainer.preview_every_steps=0"]
+        quiet = [
+            "prior.trainer.eval_every_steps=0",
+            "prior.trainer.preview_every_steps=0",
+            "prior.trainer.early_stop_evals=null",
+        ]
         train(name, base / "probes" / name, [*overrides, *short, *quiet])
         timing = read_lines(base / "probes" / name / "prior" / "timing.jsonl")[2:]  # the first steps warm up
         rate = statistics.median(line["timing/pictures_per_second"] for line in timing)
         batch = RunFolder.load(base / "probes" / name, []).config.prior.trainer.batch_size
-        file.write_text(json.dumps({"steps": max(1, round(minutes * 60 * rate / batch))}))
-    return int(json.loads(file.read_text())["steps"])
+        file.write_text(json.dumps({"steps_per_second": rate / batch}))
+    return max(1, round(minutes * 60 * json.loads(file.read_text())["steps_per_second"]))
+
+
+def labels_for(prior: Prior, count: int) -> torch.Tensor:
+    """Classes in turn, on the prior's device; -1 where it knows none."""
+    device = next(prior.parameters()).device
+    return (
+        torch.arange(count, device=device) % prior.num_classes
+        if prior.num_classes
+        else torch.full((count,), -1).to(device)
+    )
 
 
 def speed(prior: Prior) -> float:
     """Samples a second, median of five calls."""
-    labels = torch.arange(SAMPLES) % max(1, prior.num_classes) if prior.num_classes else torch.full((SAMPLES,), -1)
+    labels = labels_for(prior, SAMPLES)
     seconds = []
     for _ in range(6):
         start = time.perf_counter()
-        prior.sample(list(range(SAMPLES)), labels, Sampling())
+        [m.cpu() for m in prior.sample(list(range(SAMPLES)), labels, Sampling())]  # on a GPU, waits for it
         seconds.append(time.perf_counter() - start)
     return SAMPLES / statistics.median(seconds[1:])  # the first warms up
 
@@ -78,8 +92,7 @@ def calls_of_jacobi(prior: Prior) -> str:
     calls: list[int] = []
     for network in prior.networks:
         network.register_forward_hook(lambda *_: calls.append(1))
-    labels = torch.arange(16) % prior.num_classes if prior.num_classes else torch.full((16,), -1)
-    prior.sample(list(range(16)), labels, Sampling(method="jacobi"))
+    prior.sample(list(range(16)), labels_for(prior, 16), Sampling(method="jacobi"))
     return f"{len(calls)} of {prior.codes_per_sample}"
 
 

@@ -206,6 +206,15 @@ def test_a_second_prior_on_a_tokenizer_keeps_it_bit_for_bit(finished_run: Path, 
     call_inside("sample", f"run_dir={tmp_path / 'second'}", "n=1")
 
 
+def test_a_prior_that_does_not_fit_starts_anew_beside_a_tokenizer_that_does(finished_run: Path, tmp_path: Path) -> None:
+    """A shallower network must not silently take the first layers of a deeper one."""
+    small = ["prior.network.layers=1", "trainer.steps=1", "prior.trainer.steps=1"]
+    train_inside(*TINY, *SMALL_CODEBOOK, *small, f"init_from={finished_run}", f"run_dir={tmp_path / 'run'}")
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert "the prior starts anew: init_from=" in log
+    assert "has other weights than this config" in log
+
+
 def test_a_tokenizer_brings_its_own_model(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ from vqvae.data.base import Data, Split
 from vqvae.data.code_store import CodeFeed, CodeStore
 from vqvae.data.loader import PictureFeed, PictureLoader, centre_crop
 from vqvae.data.sampler import chunks_of_rank
+from vqvae.hardware import keep_freed_memory
 from vqvae.images import normalise, to_uint8
 from vqvae.logger import Logger
 from vqvae.losses.reconstruction import ReconstructionLoss
@@ -61,6 +62,8 @@ class Run:
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder, self.cfg, self.device = folder, folder.config, distributed.device()
+        keep_freed_memory()
+        torch.backends.cudnn.allow_tf32 = False  # where float32 is promised it is float32; training has bf16
         self.data: Data = build(self.cfg.data, "data")
         self._splits: dict[str, Split] = {}
         self._loaders: dict[str, PictureLoader] = {}
@@ -272,8 +275,10 @@ def train_prior(run: Run, tokenizer: Tokenizer, stop: StopRequest) -> None:
     stage = run.prior_stage(run.new_prior(tokenizer.model), tokenizer)
     if run.cfg.init_from is not None:
         other = RunFolder.load(run.cfg.init_from, list(run.cfg.allow_targets), "init_from")
-        if other.weights_file("prior"):
+        try:
             other.start("prior", stage)
+        except ConfigError as error:  # it has none, or one for other codes, classes or networks
+            log.warning("the prior starts anew: %s", error)
     feed = CodeFeed(train, val, node.trainer.batch_size, run.cfg.seed, run.device)
     trainer = run.trainer("prior", node, stop, stage, feed)
     try:

@@ -113,12 +113,14 @@ class RunFolder:
             own = {key: tuple(value.shape) for key, value in network.state_dict().items()}
             given = {key: tuple(value.shape) for key, value in state.items()}
             unlike = sorted(
-                key for key in own if own[key] != given.get(key) and (key in given or ".revival." not in key)
+                key
+                for key in own.keys() | given.keys()
+                if own.get(key) != given.get(key) and (key in own.keys() & given.keys() or ".revival." not in key)
             )
             if unlike:
                 raise ConfigError(
                     f"init_from={self.path}: its {stage_name} has other weights than this config "
-                    f"({len(unlike)} differ, {unlike[0]} is {given.get(unlike[0])} there, {own[unlike[0]]} here)"
+                    f"({len(unlike)} differ, {unlike[0]} is {given.get(unlike[0])} there, {own.get(unlike[0])} here)"
                 )
             network.load_state_dict(state, strict=False)  # what a revival has counted may be missing
         stage.initialised = True
@@ -132,9 +134,13 @@ class RunFolder:
             for name in ("autoencoder/metrics.jsonl", "autoencoder/timing.jsonl", "variance.txt"):
                 shutil.copyfile(other.path / name, self.path / name)
             for store in (other.path / "codes").glob("*/header.json"):
-                temporary = self.codes(f"{store.parent.name}.tmp")
-                shutil.copytree(store.parent, temporary, dirs_exist_ok=True)
-                temporary.rename(self.codes(store.parent.name))
+                target = self.codes(store.parent.name)
+                if target.suffix == ".tmp" or target.is_dir():  # not whole there, or whole here already
+                    continue
+                temporary = self.codes(f"{target.name}.tmp")
+                shutil.rmtree(temporary, ignore_errors=True)
+                shutil.copytree(store.parent, temporary)
+                temporary.rename(target)
             checkpoint.write_bytes(self.stage("autoencoder") / source.name, source.read_bytes())  # last: all is there
         distributed.barrier()
 

@@ -198,7 +198,7 @@ def draw_weights(codes: Tensor, generator: torch.Generator | None) -> Tensor:
     batch, count = codes.shape
     device = codes.device if generator is None else generator.device
     start = torch.rand((), dtype=torch.float64, device=device, generator=generator)
-    places = (start + torch.arange(batch, device=device) * GOLDEN) % 1  # (B,), float64
+    places = (start + torch.arange(batch, device=device, dtype=torch.float64) * GOLDEN) % 1  # (B,), float64
     hidden = 1 + (places * count).long()  # (B,), n
     rank = torch.rand(batch, count, device=device, generator=generator).argsort(1).argsort(1)
     return ((rank < hidden[:, None]) * (count / hidden[:, None])).float().to(codes.device)  # (B, N)

@@ -14,6 +14,7 @@ GUIDANCE_SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda progress: progress,
     "cosine": lambda progress: (1 - torch.cos(math.pi * progress)) / 2,
 }
+DRAWN_AT_A_TIME = 2**25  # logits: each step of a draw makes as many numbers again
 Watch = Callable[[list[Tensor], list[Tensor]], None]  # called with codes and masks of those that are drawn, both M maps
 
 
@@ -70,6 +71,9 @@ class Sampling:
 
     def draw(self, logits: Tensor, noise: Tensor) -> Tensor:
         """logits (B, K), noise (B,) uniform in [0, 1), float64 -> codes (B,) by inverting the cumulative distribution."""
+        rows = max(1, DRAWN_AT_A_TIME // logits.shape[1])
+        if len(logits) > rows:
+            return torch.cat([self.draw(*part) for part in zip(logits.split(rows), noise.split(rows))])
         if self.temperature == 0:
             return logits.argmax(1)
         if self.temperature != 1:

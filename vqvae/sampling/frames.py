@@ -40,11 +40,11 @@ class Frames:
 
 
 def render(frames: Frames, tokenizer: Tokenizer, data: Data, columns: int) -> list[Tensor]:
-    """-> pictures uint8 (1 or 3, H, W), one a frame: what the codes decode to, grey where the finest map is not drawn yet."""
+    """-> pictures uint8 (1 or 3, H, W), one a frame: what the codes decode to, grey where the coarsest map is not drawn yet."""
     pictures = []
     for codes, drawn in frames.frames:
         shown = [m.masked_fill(~known, 0) for m, known in zip(codes, drawn)]  # what is not drawn may be no code at all
-        open_codes = (~drawn[-1]).float()[:, None]  # (n, 1, *s) of the finest map
+        open_codes = (~drawn[0]).float()[:, None]  # (n, 1, *s) of the coarsest map: later ones refine it
         open_places = F.interpolate(open_codes, size=data.size, mode="nearest")[:, 0] > 0  # (n, *S)
         pictures.append(grid(rows_of(data.show(paint(decode(tokenizer, shown), open_places)), columns)))
     return pictures
