@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,11 @@ def test_a_store_that_is_not_flipped_is_refused_as_a_flipped_one(flipped_run: Pa
 
 def test_flips_follow_those_of_the_data_also_of_an_adopted_tokenizer(flipped_run: Path, tmp_path: Path) -> None:
     own = [a for a in TINY if a.startswith(("prior", "logger", "debug"))]
+    shutil.copytree(flipped_run, tmp_path / "tokenizer")
+    shutil.rmtree(tmp_path / "tokenizer" / "codes" / "train_flipped")  # codes that are there travel with a tokenizer
     for overrides, expected in (([], True), (["prior.flip=false"], False)):
         path = tmp_path / str(expected)
-        train_inside(*own, *overrides, f"tokenizer={flipped_run}", f"run_dir={path}")
+        train_inside(*own, *overrides, f"tokenizer={tmp_path / 'tokenizer'}", f"run_dir={path}")
         assert OmegaConf.load(path / "config.yaml").prior.flip is expected
         assert (path / "codes" / "train_flipped").is_dir() is expected
 
