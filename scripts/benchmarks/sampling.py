@@ -37,17 +37,6 @@ def seconds_of(prior: Prior, count: int, method: str | None = None) -> float:
 
 def sampling(overrides: list[str], folder: str) -> None:
     keep_freed_memory()  # as sample.py does
-    print("\nwhole calls of `sample`, default pixelcnn, K = 512: the cache against the whole network for every code")
-    rows = []
-    for grid, count in RATIOS:
-        prior = prior_of("pixelcnn", grid, overrides)
-        seconds_of(prior, count)  # warms up
-        first = [seconds_of(prior, count) for _ in range(ROUNDS)]
-        whole = seconds_of(prior, count, "uncached")
-        cached = statistics.median(first + [seconds_of(prior, count) for _ in range(ROUNDS)])
-        rows.append([f"{grid[0]}x{grid[1]}", count, cached, whole, whole / cached])
-    print(table(["codes", "samples", "cached, s", "uncached, s", "times as fast"], rows))
-
     print("\nmilliseconds per code and sample of 16 samples, cached, by the number of codes")
     rows = []
     for name in ("pixelcnn", "wavenet", "pixelsnail", "transformer"):
@@ -65,6 +54,19 @@ def sampling(overrides: list[str], folder: str) -> None:
         parameters = sum(p.numel() for p in prior.parameters())
         rows.append([name, f"{parameters:,}", 64 / median(lambda: seconds_of(prior, 64), ROUNDS)])  # noqa: B023
     print(table(["prior", "parameters", "samples/s"], rows))
+
+    print("\nwhole calls of `sample`, default pixelcnn, K = 512: the cache against the whole network for every code")
+    for grid, count in RATIOS:
+        prior = prior_of("pixelcnn", grid, overrides)
+        seconds_of(prior, count)  # warms up
+        first = [seconds_of(prior, count) for _ in range(ROUNDS)]
+        whole = seconds_of(prior, count, "uncached")
+        cached = statistics.median(first + [seconds_of(prior, count) for _ in range(ROUNDS)])
+        print(
+            f"{grid[0]}x{grid[1]} codes, {count} samples: cached {cached:.3f} s, uncached {whole:.2f} s, "
+            f"{whole / cached:.1f} times as fast",
+            flush=True,
+        )
 
 
 def median(measure: Callable[[], float], rounds: int) -> float:
