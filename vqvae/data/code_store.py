@@ -25,8 +25,7 @@ class CodeStore:
     """M code maps of n pictures and their labels, in a folder: header.json, codes_<m>.npy, labels.npy.
 
     Header: count, code_shapes, codebook_sizes, the fingerprints `tokenizer` and `data`, and `flipped` where the pictures
-    were mirrored. Raises ValueError where
-    a file is missing or not of the size that the header says.
+    were mirrored. Raises ValueError where a file is missing or not of the size that the header says.
     """
 
     def __init__(self, path: Path) -> None:

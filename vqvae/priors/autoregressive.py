@@ -46,7 +46,7 @@ class AutoregressivePrior(Prior):
     """
 
     methods = ("cached", "jacobi", "uncached")
-    networks: Sequence[MapNetwork]  # one a map, coarse to fine
+    networks: Sequence[MapNetwork]
 
     def order(self) -> Iterator[tuple[int, int]]:
         """(map, flat position in it) in the order of generation: maps coarse to fine, positions in raster order."""
@@ -72,17 +72,14 @@ class AutoregressivePrior(Prior):
         noise = uniform_noise(seeds, self.codes_per_sample).to(labels.device)  # (B, all codes)
         progress = torch.arange(self.codes_per_sample, device=labels.device) / self.codes_per_sample
         codes, done = self.start_codes(labels, known)
-        copies = 2 if sampling.guided else 1  # with the class, and without
-        asked = torch.cat([labels, torch.full_like(labels, -1)]) if sampling.guided else labels
         draw_map = {"cached": draw_cached, "jacobi": draw_by_guesses, "uncached": draw_uncached}
         start = 0
         for m, network in enumerate(self.networks):
-            coarser = [one.repeat(copies, *[1] * (one.ndim - 1)) for one in codes[:m]]
             flat, known_here = codes[m].flatten(1), done[m].flatten(1)  # (B, N), views
             span = slice(start, start + flat.shape[1])
             draw = Draw(sampling, noise[:, span], progress[span], flat.clone(), known_here.clone())
             way = draw_map[sampling.method or self.methods[0]]
-            for count in way(network, self.condition(m, coarser, asked), flat, draw):
+            for count in way(network, self.sampling_condition(m, codes, labels, sampling), flat, draw):
                 if watch is not None:
                     known_here[:, :count] = True
                     watch(codes, done)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,6 +83,11 @@ def check_heads(heads: int, width: int) -> None:
         raise ValueError(f"heads must be at least 1 and divide width {width}, got {heads}")
 
 
+def plane_of(grid: tuple[int, ...]) -> tuple[int, int]:
+    """Dims of a map of 1 or 2 dims as (H, W): 1-D maps are grids of one row."""
+    return (grid[0], grid[1]) if len(grid) == 2 else (1, grid[0])
+
+
 def check_planes(code_shapes: list[tuple[int, ...]], what: str) -> None:
     """Raises ValueError for maps of more than 2 dims."""
     if any(len(shape) > 2 for shape in code_shapes):
@@ -99,12 +105,14 @@ class Prior(nn.Module):
         codebook_sizes: K of each map.
         num_classes: 0 for data without classes.
         width: channels of the condition.
+        network: (K, dims of a map) -> the network of that map.
 
     bits_name says what the nats are; methods are the ways of drawing, the default first.
     """
 
     bits_name = "bits_per_code"
     methods: tuple[str, ...]
+    networks: Sequence[nn.Module]  # one a map, coarse to fine
 
     def __init__(
         self,
@@ -112,6 +120,7 @@ class Prior(nn.Module):
         codebook_sizes: list[int],
         num_classes: int,
         width: int,
+        network: Callable[[int, tuple[int, ...]], nn.Module],
     ) -> None:
         super().__init__()
         if not code_shapes:
@@ -124,6 +133,10 @@ class Prior(nn.Module):
         self.positions = nn.ModuleList(Positions(shape, width) for shape in self.code_shapes)
         self.contexts = nn.ModuleList(
             ContextNetwork(len(shape), codebook_sizes[:m], width) for m, shape in enumerate(self.code_shapes) if m
+        )
+
+        self.networks = nn.ModuleList(  # type: ignore[assignment]
+            network(size, shape) for size, shape in zip(self.codebook_sizes, self.code_shapes)
         )
 
     @property
@@ -143,6 +156,13 @@ class Prior(nn.Module):
         vector = self.classes(labels.masked_fill(labels < 0, self.num_classes))  # (B, width)
         here = vector.view(*vector.shape, *[1] * len(self.code_shapes[m])) + self.positions[m]()  # (B, width, *s_m)
         return here + self.contexts[m - 1](coarser[:m], self.code_shapes[m]) if m else here
+
+    def sampling_condition(self, m: int, codes: list[Tensor], labels: Tensor, sampling: Sampling) -> Tensor:
+        """`condition` of a chunk that is drawn; where it is guided (2 B, width, *s_m), with the class and then without."""
+        if not sampling.guided:
+            return self.condition(m, codes[:m], labels)
+        asked = torch.cat([labels, torch.full_like(labels, -1)])
+        return self.condition(m, [torch.cat([one, one]) for one in codes[:m]], asked)
 
     @abstractmethod
     def forward(self, codes: list[Tensor], labels: Tensor, label_smoothing: float = 0.0) -> Scored:

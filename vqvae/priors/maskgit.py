@@ -91,13 +91,13 @@ class MaskGIT(Prior):
         dropout: float,
         steps: int,
     ) -> None:
-        super().__init__(code_shapes, codebook_sizes, num_classes, width)
         check_network(dropout, layers=layers, steps=steps)
+
+        def network(size: int, shape: tuple[int, ...]) -> MaskedMap:
+            return MaskedMap(size, shape, width, layers, heads, dropout)
+
+        super().__init__(code_shapes, codebook_sizes, num_classes, width, network)
         self.steps = steps
-        self.networks = nn.ModuleList(  # type: ignore[assignment]
-            MaskedMap(size, shape, width, layers, heads, dropout)
-            for size, shape in zip(codebook_sizes, self.code_shapes)
-        )
 
     def forward(self, codes: list[Tensor], labels: Tensor, label_smoothing: float = 0.0) -> Scored:
         """The bound: of every map n codes are hidden, n uniform on 1 .. N, and cost N / n times their nats; others cost 0.
@@ -131,14 +131,12 @@ class MaskGIT(Prior):
         ]
         codes, done = self.start_codes(labels, known)
         copies = 2 if sampling.guided else 1  # with the class, and without
-        asked = torch.cat([labels, torch.full_like(labels, -1)]) if sampling.guided else labels
         counts = [math.prod(shape) for shape in self.code_shapes]
         rounds = [min(steps, count) if redrawn else 1 for count in counts]  # how often a position is drawn
         columns = [2 * r * count for r, count in zip(rounds, counts)]
         noises = uniform_noise(seeds, sum(columns)).to(labels.device).split(columns, dim=1)
         for m, network in enumerate(self.networks):
-            coarser = [one.repeat(copies, *[1] * (one.ndim - 1)) for one in codes[:m]]
-            condition = self.condition(m, coarser, asked)
+            condition = self.sampling_condition(m, codes, labels, sampling)
             flat, here = codes[m].view(len(labels), -1), done[m].view(len(labels), -1)  # (B, N)
             noise = noises[m].unflatten(1, (rounds[m], 2, -1))  # (B, rounds, 2, N)
             for step, remaining in enumerate(plan(here.logical_not().sum(1), steps)):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vqvae.networks.blocks import ShiftedConv2d, linear, shift
 from vqvae.priors.autoregressive import AutoregressivePrior, MapNetwork
-from vqvae.priors.base import check_network, check_planes
+from vqvae.priors.base import check_network, check_planes, plane_of
 
 
 class GatedLayer(nn.Module):
@@ -129,7 +129,7 @@ class PixelCNNMap(MapNetwork):
         self, codebook_size: int, grid: tuple[int, ...], width: int, layers: int, kernel: int, dropout: float
     ) -> None:
         super().__init__()
-        self.grid, self.plane = grid, (grid[0], grid[1]) if len(grid) == 2 else (1, grid[0])
+        self.grid, self.plane = grid, plane_of(grid)
         self.embedding = nn.Embedding(codebook_size, width)
         kernels = [kernel + 2] + [kernel] * (layers - 1)  # a wider first view, as in PixelCNN
         self.layers = nn.ModuleList(  # type: ignore[assignment]
@@ -181,12 +181,12 @@ class GatedPixelCNN(AutoregressivePrior):
         kernel: int,
         dropout: float,
     ) -> None:
-        super().__init__(code_shapes, codebook_sizes, num_classes, width)
         check_planes(code_shapes, "a PixelCNN")
         check_network(dropout, layers=layers)
         if kernel < 3 or kernel % 2 == 0:
             raise ValueError(f"kernel must be odd and at least 3, got {kernel}")
-        self.networks = nn.ModuleList(  # type: ignore[assignment]
-            PixelCNNMap(size, shape, width, layers, kernel, dropout)
-            for size, shape in zip(codebook_sizes, self.code_shapes)
-        )
+
+        def network(size: int, shape: tuple[int, ...]) -> PixelCNNMap:
+            return PixelCNNMap(size, shape, width, layers, kernel, dropout)
+
+        super().__init__(code_shapes, codebook_sizes, num_classes, width, network)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae.priors.autoregressive import AutoregressivePrior, MapNetwork
-from vqvae.priors.base import check_heads, check_network, check_planes
+from vqvae.priors.base import check_heads, check_network, check_planes, plane_of
 from vqvae.priors.pixelcnn import gate
 
 KERNEL = 3  # of the causal convolutions; the attention sees the rest
@@ -204,7 +204,7 @@ class PixelSNAILMap(MapNetwork):
         dropout: float,
     ) -> None:
         super().__init__()
-        self.grid, self.plane = grid, (grid[0], grid[1]) if len(grid) == 2 else (1, grid[0])
+        self.grid, self.plane = grid, plane_of(grid)
         self.embedding = nn.Embedding(codebook_size, width)
         self.start = CausalConv2d(width, width, FIRST_KERNEL, own=False)  # a code never sees itself
         self.blocks = nn.ModuleList(  # type: ignore[assignment]
@@ -270,11 +270,11 @@ class PixelSNAIL(AutoregressivePrior):
         heads: int,
         dropout: float,
     ) -> None:
-        super().__init__(code_shapes, codebook_sizes, num_classes, width)
         check_planes(code_shapes, "a PixelSNAIL")
         check_network(dropout, blocks=blocks, layers=layers)
         check_heads(heads, width)
-        self.networks = nn.ModuleList(  # type: ignore[assignment]
-            PixelSNAILMap(size, shape, width, blocks, layers, heads, dropout)
-            for size, shape in zip(codebook_sizes, self.code_shapes)
-        )
+
+        def network(size: int, shape: tuple[int, ...]) -> PixelSNAILMap:
+            return PixelSNAILMap(size, shape, width, blocks, layers, heads, dropout)
+
+        super().__init__(code_shapes, codebook_sizes, num_classes, width, network)

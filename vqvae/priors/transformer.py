@@ -270,15 +270,15 @@ class Transformer(AutoregressivePrior):
         dropout: float,
         random_order_until: float = 0.0,
     ) -> None:
-        super().__init__(code_shapes, codebook_sizes, num_classes, width)
         check_network(dropout, layers=layers)
         if not 0 <= random_order_until <= 1:
             raise ValueError(f"random_order_until must lie in [0, 1], got {random_order_until}")
+
+        def network(size: int, shape: tuple[int, ...]) -> TransformerMap:
+            return TransformerMap(size, shape, width, layers, heads, dropout, random_orders=random_order_until > 0)
+
+        super().__init__(code_shapes, codebook_sizes, num_classes, width, network)
         self.random_order_until = random_order_until
-        self.networks = nn.ModuleList(  # type: ignore[assignment]
-            TransformerMap(size, shape, width, layers, heads, dropout, random_orders=random_order_until > 0)
-            for size, shape in zip(codebook_sizes, self.code_shapes)
-        )
 
     def begin_step(self, step: int, steps: int) -> None:
         if self.random_order_until:

@@ -178,9 +178,9 @@ class WaveNet(AutoregressivePrior):
         cycle: int,
         dropout: float,
     ) -> None:
-        super().__init__(code_shapes, codebook_sizes, num_classes, width)
         check_network(dropout, layers=layers, cycle=cycle)
-        self.networks = nn.ModuleList(  # type: ignore[assignment]
-            WaveNetMap(size, shape, width, layers, cycle, dropout)
-            for size, shape in zip(codebook_sizes, self.code_shapes)
-        )
+
+        def network(size: int, shape: tuple[int, ...]) -> WaveNetMap:
+            return WaveNetMap(size, shape, width, layers, cycle, dropout)
+
+        super().__init__(code_shapes, codebook_sizes, num_classes, width, network)
