@@ -1,7 +1,11 @@
-"""Pictures out of a finished run: generated, completed, interpolated, reconstructed. `python sample.py --help` shows how."""
+"""Pictures out of a finished run: generated, completed, interpolated, reconstructed. `python sample.py --help` shows how.
+
+Under torchrun rank 0 works alone. Picture i depends on seed + i alone, so several commands share a large number of pictures.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,8 @@ from vqvae.sampling.modes import COUNTS, check_mode, folder_name, quote
 
 def main() -> None:
     """The program; hydra sees its arguments with masks and file names quoted, except in a sweep (-m), where commas count."""
+    if os.environ.get("RANK", "0") != "0":
+        return
     if not {"-m", "--multirun"} & set(sys.argv):
         sys.argv[1:] = [quote(argument) for argument in sys.argv[1:]]
     run_mode()

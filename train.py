@@ -17,18 +17,20 @@ def main(cfg: Any) -> float | None:
     from vqvae.run_folder import RunFolder
     from vqvae.stop import Stopped, StopRequest
 
-    distributed.init()
-    stop = StopRequest()
-    stop.install()
-    other = adopt_config(cfg)
-    folder = RunFolder.prepare(resolve(cfg))  # now, so that what follows `data` follows the adopted one
-    try:
-        return run_stages(folder, other, stop)
-    except Stopped as stopped:
-        sys.stderr.write(f"{stopped}; python train.py with run_dir={folder.path} and the same overrides continues\n")
-        raise SystemExit(stop.exit_code) from None
-    finally:
-        distributed.shutdown()
+    folder = None
+    with StopRequest() as stop:
+        try:
+            distributed.init()
+            other = adopt_config(cfg)
+            folder = RunFolder.prepare(resolve(cfg))  # now, so that what follows `data` follows the adopted one
+            return run_stages(folder, other, stop)
+        except Stopped as stopped:
+            where = f"with run_dir={folder.path} and the same overrides " if folder else ""
+            if distributed.is_main():
+                sys.stderr.write(f"{stopped}; python train.py {where}continues\n")
+            stop.leave()
+        finally:
+            distributed.shutdown()
 
 
 def adopt_config(cfg: Any) -> Any:
@@ -69,7 +71,7 @@ def run_stages(folder: Any, other: Any, stop: Any) -> float | None:
         tokenizer = run.tokenizer()
         if "prior" in run.cfg.stages:
             train_prior(run, tokenizer, stop)
-        return summarise(run, tokenizer, stop)
+        return summarise(run, tokenizer)
 
 
 if __name__ == "__main__":

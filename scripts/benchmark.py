@@ -5,6 +5,7 @@
     python scripts/benchmark.py precision                what bf16 costs in quality
     python scripts/benchmark.py quantizers               a quantizer's step against vector-quantize-pytorch, and its parts
     python scripts/benchmark.py sampling                 codes drawn from a cache against the whole network for each
+    python scripts/benchmark.py distributed              bytes that two processes exchange, for every quantizer, and their speed
     python scripts/benchmark.py training data=folder data.root=... data.image_size=32     on your own pictures
 
 The network and its settings are those of experiment=cifar10_sonnet; overrides of train.py go behind (quantizers: of the
@@ -23,24 +24,34 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
+from scripts.benchmarks.distributed import processes
 from scripts.benchmarks.quantizers import quantizers
 from scripts.benchmarks.sampling import sampling
 from scripts.benchmarks.training import precision, training
 from vqvae.hardware import cpu_has_bf16
 
+PARTS = {
+    "training": training,
+    "precision": precision,
+    "quantizers": quantizers,
+    "sampling": sampling,
+    "distributed": processes,
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "what", nargs="*", help="training, precision, quantizers, sampling (default: all), then overrides of train.py"
+        "what",
+        nargs="*",
+        help=f"{', '.join(PARTS)} (default: all), then overrides of train.py",
     )
     words = parser.parse_args().what
     overrides = [word for word in words if "=" in word]
-    parts = {"training": training, "precision": precision, "quantizers": quantizers, "sampling": sampling}
-    chosen = [word for word in words if "=" not in word] or list(parts)
-    unknown = [word for word in chosen if word not in parts]
+    chosen = [word for word in words if "=" not in word] or list(PARTS)
+    unknown = [word for word in chosen if word not in PARTS]
     if unknown:
-        parser.error(f"{unknown[0]} is not one of {', '.join(parts)}")
+        parser.error(f"{unknown[0]} is not one of {', '.join(PARTS)}")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     print(
         f"{platform.machine()}, {torch.get_num_threads()} threads, {gpu}, bf16 in CPU hardware: {cpu_has_bf16()}, "
@@ -48,7 +59,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         for word in chosen:
-            parts[word](overrides, folder)
+            PARTS[word](overrides, folder)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Encodes pictures into code stores. `python scripts/encode.py --help` shows how."""
+"""Encodes pictures into code stores. `python scripts/encode.py --help` shows how; under torchrun, ranks share the work."""
 
 from __future__ import annotations
 
@@ -20,14 +20,18 @@ def main(cfg: Any) -> None:
     if not fits(cfg.splits, list[str]) or not set(cfg.splits) <= set(known):
         raise ConfigError(f"splits={cfg.splits} must be a list of {', '.join(known)}, such as [train,val]")
 
+    from vqvae import distributed
     from vqvae.pipeline import Run
     from vqvae.run_folder import RunFolder
 
-    run = Run(RunFolder.load(cfg.run_dir, list(cfg.allow_targets)))
-    tokenizer = run.tokenizer()
-    for split in cfg.splits:
-        store = run.code_store(tokenizer, split)
-        print(f"{store.path}: {len(store)} pictures, maps of {store.code_shapes}, codebooks of {store.codebook_sizes}")
+    with distributed.joined():
+        run = Run(RunFolder.load(cfg.run_dir, list(cfg.allow_targets)))
+        tokenizer = run.tokenizer()
+        for split in cfg.splits:
+            store = run.code_store(tokenizer, split)
+            if distributed.is_main():
+                sizes = f"maps of {store.code_shapes}, codebooks of {store.codebook_sizes}"
+                print(f"{store.path}: {len(store)} pictures, {sizes}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Measures a finished run on a split of its data. `python scripts/evaluate.py --help` shows how."""
+"""Measures a finished run on a split of its data. `python scripts/evaluate.py --help` shows how.
+
+Under torchrun, ranks share the work.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +23,22 @@ def main(cfg: Any) -> None:
     if cfg.batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {cfg.batch_size}")
 
+    from vqvae import distributed
     from vqvae.evaluation import evaluate_run
     from vqvae.pipeline import Run
     from vqvae.report import figures, print_figures
     from vqvae.run_folder import RunFolder, write_json
 
-    run = Run(RunFolder.load(cfg.run_dir, list(cfg.allow_targets)))
-    metrics, about = evaluate_run(run, cfg.split, cfg.batch_size)
-    found = figures(metrics)
-    file = Path(cfg.out or run.folder.path / f"evaluation_{cfg.split}.json")
-    write_json(file, {**about, "figures": found})
-    print_figures(f"{cfg.run_dir}, {about['pictures']} pictures of split '{about['split']}'", found)
-    print(f"\nwritten to {file}")
+    with distributed.joined():
+        run = Run(RunFolder.load(cfg.run_dir, list(cfg.allow_targets)))
+        metrics, about = evaluate_run(run, cfg.split, cfg.batch_size)
+        if not distributed.is_main():
+            return
+        found = figures(metrics)
+        file = Path(cfg.out or run.folder.path / f"evaluation_{cfg.split}.json")
+        write_json(file, {**about, "figures": found})
+        print_figures(f"{cfg.run_dir}, {about['pictures']} pictures of split '{about['split']}'", found)
+        print(f"\nwritten to {file}")
 
 
 if __name__ == "__main__":

@@ -99,12 +99,14 @@ def weights(run_dir: Path, stage: str) -> dict[str, torch.Tensor]:
 
 
 def assert_same_result(a: Path, b: Path) -> None:
-    """Both stages of two run folders ended with the same weights and the same metrics, bit for bit."""
+    """Both stages of two run folders ended with the same weights, codes and metrics, bit for bit."""
     for stage in ("autoencoder", "prior"):
         first, second = weights(a, stage), weights(b, stage)
         assert first.keys() == second.keys()
         assert all(torch.equal(first[key], second[key]) for key in first)
         assert (a / stage / "metrics.jsonl").read_text() == (b / stage / "metrics.jsonl").read_text()
+    stores = [{p.relative_to(one): p.read_bytes() for p in (one / "codes").rglob("*") if p.is_file()} for one in (a, b)]
+    assert stores[0] == stores[1] != {}
 
 
 @pytest.fixture(scope="session")

@@ -13,24 +13,30 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # Parts of the package -> what of ours they may import. Leaves (seeding, images, hardware, schedules) know only torch.
 ALLOWED = {
     "seeding": set(),
-    "images": set(),
+    "images": {"files"},
     "schedules": set(),
     "hardware": set(),
     "optimizers": set(),
     "distributed": set(),
-    "checkpoint": {"distributed"},
+    "files": set(),
+    "checkpoint": {"distributed", "files"},
     "stop": {"distributed"},
     "weight_average": set(),
     "trainer_config": {"distributed"},
     "metric_window": {"distributed"},
-    "logger": {"distributed", "images"},
+    "skipped_steps": set(),
+    "logger": {"distributed", "files", "images"},
     "quantizers": {"distributed"},
     "metrics": {"distributed"},
-    "networks": set(),
+    "networks": {"distributed"},
     "losses": set(),
     "model": {"distributed", "quantizers", "networks"},
-    "priors": {"networks"},
-    "data": {"distributed", "images", "seeding"},
+    "priors": {"distributed", "networks"},
+    "data": {"distributed", "files", "images", "seeding"},
+    "tokenizer": {"model", "losses"},
+    "exported": {"checkpoint", "config_check", "losses", "model", "priors", "tokenizer"},
+    "export": {"checkpoint", "config", "exported", "onnx_export", "pipeline", "tokenizer"},
+    "onnx_export": {"tokenizer"},
     "stages": {"distributed", "images", "model", "priors", "losses", "metrics"},
     "trainer": {
         "checkpoint",
@@ -41,6 +47,7 @@ ALLOWED = {
         "optimizers",
         "schedules",
         "seeding",
+        "skipped_steps",
         "stages",
         "stop",
         "trainer_config",
@@ -48,7 +55,17 @@ ALLOWED = {
     },
 }
 # What puts things together may know everything.
-ENTRY = {"config", "config_check", "run_folder", "pipeline", "report", "sampling", "evaluation", "plots"}
+ENTRY = {
+    "config",
+    "config_check",
+    "run_folder",
+    "run_folder_check",
+    "pipeline",
+    "report",
+    "sampling",
+    "evaluation",
+    "plots",
+}
 
 
 def part_of(path: Path) -> str:

@@ -34,6 +34,7 @@ def test_each_span_counts_the_codes_of_its_own_steps() -> None:
         stage.begin_step(step, 8)
         for _ in range(2):  # micro-batches, of 3 pictures with 2 x 2 codes
             list(stage.training_losses((torch.randn(3, 1, 8, 8), torch.zeros(3))))
+        stage.after_step(torch.tensor(True))
         for span, (counts,) in stage.meters.total().items():
             found[span].append(int(counts.sum()) // 24)
         if step % 4 == 3:

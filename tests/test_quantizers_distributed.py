@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
 import traceback
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from omegaconf import DictConfig
 from quantizer_cases import (
     BATCH,
@@ -24,6 +20,7 @@ from quantizer_cases import (
     small_config,
     small_quantizer,
 )
+from two_processes import in_a_group
 
 from vqvae import distributed
 
@@ -49,30 +46,33 @@ def train(name: str, rows: slice, cfg: DictConfig | None = None, count: int = ST
 def both_ways(name: str, cfg: DictConfig) -> Result:
     """On half of the batch each, and with all of it on rank 0."""
     whole = WHOLE if distributed.is_main() else slice(0, 0)
-    return {"halves": train(name, distributed.slice_of_rank(BATCH), cfg), "one_empty": train(name, whole, cfg, 6)}
+    halves, empty = train(name, distributed.slice_of_rank(BATCH), cfg), train(name, whole, cfg, 6)
+    return {"halves": halves, "one_empty": empty, "evaluated": evaluate(name, 50 + distributed.rank(), cfg)}
 
 
-def worker(rank: int, folder: str, configs: dict[str, DictConfig]) -> None:
-    torch.set_num_threads(1)
-    patience = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", f"file://{folder}/rendezvous", world_size=2, rank=rank, timeout=patience)
+def evaluate(name: str, step: int, cfg: DictConfig | None = None) -> dict[str, torch.Tensor]:
+    """Losses and codes of one batch."""
+    quantizer = small_quantizer(name, cfg).eval()
+    with torch.no_grad():
+        out = quantizer(latents(step))
+    return {loss: one.value for loss, one in out.losses.items()} | {f"map{m}": one for m, one in enumerate(out.codes)}
+
+
+def every_preset(configs: dict[str, DictConfig]) -> dict[str, Result]:
     results = {}
     for name, cfg in configs.items():
         try:
             results[name] = both_ways(name, cfg)
         except Exception:  # whatever a preset fails by belongs to its own test, not to those of all others
             results[name] = {"error": traceback.format_exc()}
-    torch.save(results, f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Result]]:
     """What two processes made of every preset."""
-    folder = tmp_path_factory.mktemp("ranks")
     configs = {name: small_config(name) for name in STATEFUL}
-    mp.start_processes(worker, (str(folder), configs), nprocs=2, start_method="spawn")
-    return [torch.load(Path(folder) / f"rank{rank}.pt") for rank in range(2)]
+    return in_a_group(tmp_path_factory.mktemp("ranks"), every_preset, configs)
 
 
 def of_preset(ranks: list[dict[str, Result]], name: str) -> list[Result]:
@@ -111,6 +111,13 @@ def test_a_rank_without_vectors_takes_part_in_every_step(ranks: list[dict[str, R
     results = [result["one_empty"] for result in of_preset(ranks, name)]
     assert_equal_states([result["state"] for result in results])
     assert all(value.isfinite().all() for value in results[0]["state"].values())
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_a_rank_evaluates_its_batches_as_one_process_would(ranks: list[dict[str, Result]], name: str) -> None:
+    """For ranks may have different numbers of them: whoever waited for another's batch would wait in vain."""
+    for rank, result in enumerate(of_preset(ranks, name)):
+        assert_equal_states([result["evaluated"], evaluate(name, 50 + rank)])
 
 
 @pytest.mark.parametrize("name", ["vq", "cosine", "cvq", "seeds", "diveq", "nsvq", "sync"])

@@ -259,7 +259,7 @@ def test_the_weight_average_is_used_in_evaluation_only() -> None:
     start = network.weight.item()
     with torch.no_grad():
         network.weight += 1
-    average.update(100, {})
+    average.update(100, torch.tensor(True), {})
     with Evaluating({"net": network}, average):
         assert network.weight.item() == pytest.approx(start + 0.5)
         assert not network.training

@@ -1,11 +1,11 @@
-"""Files that are whole or not there: written aside, flushed, renamed, their checksum in their name."""
+"""Files of weights and states, with their checksum in their name."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import logging
-import os
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,11 @@ import torch
 from torch import Tensor
 
 from vqvae import distributed
+from vqvae.files import write_bytes
 
 log = logging.getLogger(__name__)
 DIGEST = 12  # hex digits of the SHA-256 in a file name
 PATTERN = re.compile(r"^(?P<name>.+)-(?P<digest>[0-9a-f]{12})\.pt$")
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file that appears under its name only when it is complete and on the disk."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def save(folder: Path, name: str, state: dict[str, Any]) -> Path | None:
@@ -37,7 +28,6 @@ def save(folder: Path, name: str, state: dict[str, Any]) -> Path | None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     data = buffer.getvalue()
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{hashlib.sha256(data).hexdigest()[:DIGEST]}.pt"
     write_bytes(path, data)
     for other in find(folder, name):
@@ -52,12 +42,21 @@ def find(folder: Path, name: str) -> list[Path]:
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Reads a file that `save` wrote. Raises ValueError where its bytes are not those that its name promises."""
+    """Reads a file that `save` wrote; nothing that it brings is run.
+
+    Raises ValueError where its bytes are not those that its name promises, or more than tensors and plain values.
+    """
     match = PATTERN.match(path.name)
     data = path.read_bytes()
     if match is None or hashlib.sha256(data).hexdigest()[:DIGEST] != match["digest"]:
         raise ValueError(f"{path} is damaged: its content does not match the checksum in its name")
-    return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+    try:
+        state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} does not hold tensors and plain values ({type(error).__name__})") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} does not hold what its name says")
+    return state
 
 
 def load_newest(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:

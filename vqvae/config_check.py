@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -13,6 +15,31 @@ from typing import Any
 
 ALLOWED_PREFIXES = ("vqvae.", "torch.optim.", "torch.nn.")
 SPECIAL_KEYS = {"_target_", "_partial_"}
+DOTTED = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\._?[A-Za-z][A-Za-z0-9_]*)+")  # no look-alike letters, no __names__
+# What a `_target_` may be at all; and in a group, what it must be. Names, for nothing is imported before it is needed.
+BASES = (
+    "torch.nn.Module",
+    "torch.optim.Optimizer",
+    "vqvae.data.base.Data",
+    "vqvae.quantizers.init.Init",
+    "vqvae.schedules.Schedule",
+    "vqvae.trainer_config.TrainerConfig",
+    "vqvae.logger.Wandb",
+)
+GROUPS = {
+    "data": "vqvae.data.base.Data",
+    "quantizer": "vqvae.quantizers.base.Quantizer",
+    "loss": "vqvae.losses.reconstruction.ReconstructionLoss",
+    "optimizer": "torch.optim.Optimizer",
+    "schedule": "vqvae.schedules.Schedule",
+    "trainer": "vqvae.trainer_config.TrainerConfig",
+    "prior.network": "vqvae.priors.base.Prior",
+    "prior.optimizer": "torch.optim.Optimizer",
+    "prior.schedule": "vqvae.schedules.Schedule",
+    "prior.trainer": "vqvae.trainer_config.TrainerConfig",
+    "logger": "vqvae.logger.Wandb",
+    "model": "vqvae.model.VQVAE",  # last, for it holds a copy of the quantizer
+}
 TOP_LEVEL = (
     "seed run_dir stages tokenizer init_from allow_targets "
     "data model quantizer loss optimizer schedule trainer prior logger"
@@ -60,8 +87,9 @@ def check(cfg: dict[str, Any]) -> None:
     for key, kind in PRIOR_TYPES.items():
         if not fits(value := cfg["prior"][key], kind):
             raise ConfigError(f"prior.{key}={value} is not {describe(kind)}")
-    for key in sorted(cfg, key=lambda key: key == "model"):  # last, for it holds a copy of the quantizer
-        check_node(key, cfg[key], allowed)
+    for path, base in GROUPS.items():
+        group, _, part = path.partition(".")
+        check_node(path, cfg[group][part] if part else cfg[group], allowed, named(base))
     if cfg["seed"] < 0:
         raise ConfigError(f"seed must not be negative, got {cfg['seed']}")
     for stage in cfg["stages"]:
@@ -71,24 +99,37 @@ def check(cfg: dict[str, Any]) -> None:
             )
 
 
-def check_node(path: str, node: Any, allowed: tuple[str, ...]) -> None:
-    """Checks a node and all below it: see `check`."""
+def check_node(path: str, node: Any, allowed: tuple[str, ...], wanted: Any = Any) -> None:
+    """Checks a node and all below it: see `check`. `wanted` is what the place is annotated with.
+
+    Where that is a class which configs build, the node must build one of its subclasses.
+    """
+    to_build = buildable(wanted)
     if isinstance(node, list):
         for index, item in enumerate(node):
-            check_node(f"{path}.{index}", item, allowed)
+            check_node(f"{path}.{index}", item, allowed, inner(wanted))
+    is_built = isinstance(node, dict) and "_target_" in node
+    if to_build is not None and not is_built and not (node is None and is_union(wanted)):
+        raise ConfigError(f"{path}={shorten(node)} is not {describe(to_build)}")
     if not isinstance(node, dict):
         return
-    if "_target_" in node:
+    parameters: dict[str, Any] = {}
+    if is_built:
         target = find_target(path, node["_target_"], allowed)
+        if to_build is not None and not issubclass(target, to_build):
+            raise ConfigError(f"{path}._target_={node['_target_']} is not {describe(to_build)}")
+        if node.get("_partial_", False) is not issubclass(target, named("torch.optim.Optimizer")):
+            raise ConfigError(f"{path}._partial_={node.get('_partial_')} does not go with {node['_target_']}")
         parameters = signature(target)
         check_keys(path, [k for k in node if k not in SPECIAL_KEYS], [*parameters])
         for key, annotation in parameters.items():
             if key in node and not fits(node[key], annotation):
-                raise ConfigError(f"{path}.{key}={node[key]} is not {describe(annotation)}")
+                raise ConfigError(f"{path}.{key}={shorten(node[key])} is not {describe(annotation)}")
     elif special := [k for k in node if str(k).startswith("_")]:
         raise ConfigError(f"{path}.{special[0]} is not allowed")
     for key, value in node.items():
-        check_node(f"{path}.{key}", value, allowed)
+        if key not in SPECIAL_KEYS:
+            check_node(f"{path}.{key}", value, allowed, parameters.get(key, inner(wanted)))
 
 
 def check_keys(path: str, keys: list[Any], valid: list[str], required: bool = False) -> None:
@@ -104,29 +145,60 @@ def check_keys(path: str, keys: list[Any], valid: list[str], required: bool = Fa
 
 
 def find_target(path: str, target: Any, allowed: tuple[str, ...]) -> type:
-    """The class that a `_target_` names. Raises ConfigError for anything but an allowed class, named where it is defined.
+    """The class that a `_target_` names. Raises ConfigError for anything but an allowed subclass of BASES.
 
     Functions and attribute paths through modules are refused: a prefix alone would let torch.nn.modules.module.torch.load by.
     """
     refused = ConfigError(
-        f"{path}._target_={target} is not a class of {', '.join(allowed)} "
+        f"{path}._target_={shorten(target)} is not a class of {', '.join(allowed)} that configs build "
         "(allow_targets=[my_package.] on the command line allows your own)"
     )
-    if not isinstance(target, str) or not target.startswith(allowed):
+    if not isinstance(target, str) or not target.startswith(allowed) or not DOTTED.fullmatch(target):
         raise refused
-    module_name, _, name = target.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module_name), name)
+        found = named(target)
     except (ImportError, AttributeError):
         raise refused from None
     if not isinstance(found, type) or not found.__module__.startswith(allowed):
         raise refused
-    if found.__module__.startswith("torch."):
-        import torch
-
-        if not issubclass(found, (torch.nn.Module, torch.optim.Optimizer)):
-            raise refused
+    if not issubclass(found, bases()):
+        raise refused
     return found
+
+
+def named(dotted: str) -> Any:
+    """module.name -> what the module holds by that name."""
+    module, _, name = dotted.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+@functools.cache
+def bases() -> tuple[type, ...]:
+    return tuple(named(base) for base in BASES)
+
+
+def buildable(annotation: Any) -> type | None:
+    """The class in an annotation `X` or `X | None` that a node must build, if X is one that configs build."""
+    for one in (annotation, *(typing.get_args(annotation) if is_union(annotation) else ())):
+        if isinstance(one, type) and not typing.get_origin(one) and issubclass(one, bases()):
+            return one
+    return None
+
+
+def inner(annotation: Any) -> Any:
+    """What the items of a list or the values of a dict are annotated with."""
+    arguments = typing.get_args(annotation)
+    return arguments[-1] if typing.get_origin(annotation) in (list, dict) and arguments else Any
+
+
+def is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+
+
+def shorten(value: Any) -> str:
+    """A value for a message."""
+    text = str(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def signature(target: type) -> dict[str, Any]:
@@ -135,23 +207,28 @@ def signature(target: type) -> dict[str, Any]:
         hints = typing.get_type_hints(target.__init__)  # type: ignore[misc]
     except (NameError, TypeError):  # annotations of other packages need not resolve
         hints = {}
-    return {name: hints.get(name, Any) for name in list(inspect.signature(target).parameters)}
+    found = inspect.signature(target).parameters.values()
+    return {p.name: hints.get(p.name, Any) for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
 def fits(value: Any, annotation: Any) -> bool:
     """Whether a config value is of a plain annotated type; classes of objects are for their constructors to judge."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
+    if is_union(annotation):
         return any(fits(value, one) for one in arguments)
     if origin in (list, tuple):
         inner = arguments[0] if arguments else Any
         return (
             not isinstance(value, (str, dict)) and hasattr(value, "__iter__") and all(fits(one, inner) for one in value)
         )
+    if origin is dict:
+        return isinstance(value, dict) and all(fits(one, arguments[-1]) for one in value.values())
     if annotation is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+        if isinstance(value, float):
+            return not math.isnan(value)
+        return fits(value, int) and abs(value) < 2**40  # torch computes with it as an integer, which must not overflow
     if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     if annotation in (str, bool):
         return isinstance(value, annotation)
     if isinstance(annotation, type):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -15,6 +16,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 def init() -> None:
     """Joins the process group that `torchrun` describes in the environment; does nothing outside of it."""
+    if "SUBMITIT_EXECUTOR" in os.environ and "RANK" not in os.environ:  # a job of several tasks
+        from submitit.helpers import TorchDistributedEnvironment
+
+        environment = TorchDistributedEnvironment()
+        if environment.world_size > 1:
+            environment.export(set_cuda_visible_devices=False)
     if "RANK" in os.environ and not dist.is_initialized():
         cuda = torch.cuda.is_available()
         if cuda:
@@ -26,6 +33,16 @@ def shutdown() -> None:
     """Leaves the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """For the length of a `with`: in the process group that `torchrun` describes, if there is one."""
+    init()
+    try:
+        yield
+    finally:
+        shutdown()
 
 
 def rank() -> int:
@@ -78,6 +95,12 @@ def gather_rows(rows: Tensor) -> Tensor:
     return out
 
 
+def rows_of_rank(global_size: int, parts: int = 1) -> Tensor:
+    """The rows of a global batch that belong to this rank, of each of its `parts` micro-batches: what makes one of them of
+    all ranks is what one process would put into it."""
+    return torch.arange(global_size).view(parts, world_size(), -1)[:, rank()].flatten()  # (global_size / ranks,)
+
+
 def slice_of_rank(global_size: int) -> slice:
     """The part of a global batch that belongs to this rank; the sizes divide (checked where batches are made)."""
     size = global_size // world_size()
@@ -92,7 +115,9 @@ def wrap(network: nn.Module) -> nn.Module:
     if world_size() == 1 or not any(p.requires_grad for p in network.parameters()):
         return network
     unused = getattr(network, "has_unused_parameters", False)
-    return DistributedDataParallel(network, broadcast_buffers=False, find_unused_parameters=unused)
+    with warnings.catch_warnings():  # torch 2.15 has another name for it, which older ones do not know
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        return DistributedDataParallel(network, broadcast_buffers=False, find_unused_parameters=unused)
 
 
 @contextmanager
@@ -103,6 +128,13 @@ def no_gradient_sync(networks: Iterable[nn.Module], active: bool) -> Iterator[No
             if active and isinstance(network, DistributedDataParallel):
                 stack.enter_context(network.no_sync())
         yield
+
+
+def any_row(rows: Iterable[int], count: int) -> list[int]:
+    """Numbers below `count` -> those that any rank has named, in order."""
+    named = torch.zeros(count, dtype=torch.int64, device=device())
+    named[list(rows)] = 1
+    return torch.nonzero(all_reduce_sum([named])[0])[:, 0].tolist()
 
 
 def any_rank(condition: bool) -> bool:

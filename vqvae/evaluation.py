@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from vqvae import distributed
 from vqvae.config import plain
 from vqvae.data.base import Data
 from vqvae.data.code_store import CodeFeed, bits_of_uniform
@@ -36,7 +37,7 @@ def evaluate_run(run: Run, split: str, batch_size: int) -> tuple[dict[str, Any],
         "run_dir": str(run.folder.path),
         "split": loader.split.name,
         "pictures": len(loader),
-        "unreadable_pictures": len(loader.unreadable),
+        "unreadable_pictures": len(distributed.any_row(loader.unreadable, len(loader))),
         "data": plain(run.cfg)["data"],
         "training_variance": variance,
         "precision": "float32",

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vqvae.files import write_bytes
+
 Show = Callable[[Tensor], Tensor]  # items uint8 (n, C, *S) -> pictures uint8 (n, 1 or 3, H, W)
 
 
@@ -35,7 +37,4 @@ def write_png(path: Path, picture: Tensor) -> None:
     """uint8 (1 or 3, H, W) -> a PNG file that appears under its name when it is whole."""
     from torchvision.io import encode_png
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(encode_png(picture.cpu().contiguous()).numpy().tobytes())
-    temporary.replace(path)
+    write_bytes(path, encode_png(picture.cpu().contiguous()).numpy().tobytes())

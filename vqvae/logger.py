@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from vqvae import distributed
+from vqvae.files import append_line, write_bytes
 from vqvae.images import write_png
 
 log = logging.getLogger(__name__)
@@ -57,18 +58,22 @@ class Logger:
         if not distributed.is_main():
             return
         self.pictures.mkdir(parents=True, exist_ok=True)
-        for name in ("metrics.jsonl", "timing.jsonl"):
+        for name in ("metrics.jsonl", "timing.jsonl", "skipped_steps.jsonl"):
             cut_after(self.folder / name, step)
         if self.settings.mode != "off":
             self._run = start_wandb(self.folder, self.stage, self.settings, self.config)
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         """Writes one line of reproducible metrics: numbers, and histograms {edges, counts} as made in metrics.codebook."""
-        self._write("metrics.jsonl", step, metrics)
+        self._log("metrics.jsonl", step, metrics)
 
     def log_timing(self, step: int, values: dict[str, float]) -> None:
         """Writes one line of what differs from run to run."""
-        self._write("timing.jsonl", step, values)
+        self._log("timing.jsonl", step, values)
+
+    def log_skipped(self, step: int, indices: list[int]) -> None:
+        """Writes one line for a step that was skipped: the examples of its global batch, by their place in the training set."""
+        self._write("skipped_steps.jsonl", step, {"indices": indices})
 
     def log_picture(self, step: int, name: str, picture: Tensor) -> Path:
         """picture uint8 (C, H, W) -> pictures/<name>_<step>.png."""
@@ -127,10 +132,12 @@ class Logger:
             self._run = None
 
     def _write(self, name: str, step: int, values: dict[str, Any]) -> None:
-        if not distributed.is_main():
-            return
-        with (self.folder / name).open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        if distributed.is_main():
+            append_line(self.folder / name, json.dumps({"step": step, **values}))
+
+    def _log(self, name: str, step: int, values: dict[str, Any]) -> None:
+        """To a file and to wandb."""
+        self._write(name, step, values)
         self._mirror(lambda run: run.log({"step": step, **{key: to_wandb(value) for key, value in values.items()}}))
 
 
@@ -145,9 +152,7 @@ def cut_after(path: Path, step: int) -> None:
     """Removes lines after `step`, and a last line that is not whole."""
     if path.is_file():
         kept = [json.dumps(line) for line in read_lines(path) if line["step"] <= step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        temporary.replace(path)
+        write_bytes(path, "".join(line + "\n" for line in kept).encode())
 
 
 def run_name(config: dict[str, Any]) -> str:
@@ -164,7 +169,7 @@ def start_wandb(folder: Path, stage: str, settings: Wandb, config: dict[str, Any
         return None
     id_file = folder / "wandb_id"
     if not id_file.is_file():
-        id_file.write_text(secrets.token_hex(4))
+        write_bytes(id_file, secrets.token_hex(4).encode())
     mode = os.environ.get("WANDB_MODE", "auto") if settings.mode == "auto" else settings.mode
     if mode in ("auto", "online") and not logged_in():
         mode = "offline"  # wandb would ask for a key otherwise

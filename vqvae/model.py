@@ -135,7 +135,7 @@ class VQVAE(nn.Module):
                 self(next(iterator))
             hook.remove()
             if latents:
-                quantizer.begin_run(distributed.gather_rows(torch.cat(latents)))
+                quantizer.begin_run(torch.cat([distributed.gather_rows(z_e) for z_e in latents]))
 
     def begin_step(self, step: int, steps: int) -> None:
         for quantizer in self.quantizers:

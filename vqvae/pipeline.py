@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -30,31 +30,13 @@ from vqvae.seeding import seed_everything
 from vqvae.stages.autoencoder import AutoencoderStage
 from vqvae.stages.base import bar_hidden
 from vqvae.stages.prior import PriorStage
-from vqvae.stop import Stopped, StopRequest
+from vqvae.stop import StopRequest
+from vqvae.tokenizer import Tokenizer
 from vqvae.trainer import Trainer
 from vqvae.trainer_config import TrainerConfig
 
 log = logging.getLogger(__name__)
 AUTOENCODER_SEED, PRIOR_SEED = 0, 1  # mixed with the run's seed, so that the stages draw from different streams
-
-
-@dataclass
-class Tokenizer:
-    """A finished autoencoder: data to codes and back, in float32."""
-
-    model: VQVAE
-    reconstruction: ReconstructionLoss
-    fingerprint: str
-
-    @torch.no_grad()
-    def encode(self, x: Tensor) -> list[Tensor]:
-        """x (B, C, *S) in [-1, 1] -> M code maps."""
-        return self.model.encode(x)
-
-    @torch.no_grad()
-    def decode(self, codes: list[Tensor]) -> Tensor:
-        """M code maps -> (B, C, *S) in [-1, 1]."""
-        return self.reconstruction.to_image(self.model.decode(codes))
 
 
 class Run:
@@ -82,13 +64,17 @@ class Run:
 
     def variance(self) -> float:
         """Of the training pictures, in [-1, 1]; computed once and kept in the run folder."""
-        file = self.folder.path / "variance.txt"
-        if not file.is_file():
+        path = self.folder.path
+        if distributed.broadcast_object(not checkpoint.find(path, "variance")):
             loader = self.loader("train")  # on every rank, for it waits for rank 0 to decode
             if distributed.is_main():
-                checkpoint.write_bytes(file, repr(loader.variance()).encode())
+                checkpoint.save(path, "variance", {"variance": loader.variance()})
         distributed.barrier()
-        return float(file.read_text())
+        file = checkpoint.find(path, "variance")[-1]
+        variance = checkpoint.load(file).get("variance")
+        if not isinstance(variance, float) or not 0 <= variance < math.inf:
+            raise ValueError(f"{file} does not hold a variance; delete it to have it computed again")
+        return variance
 
     def check(self) -> None:
         """Builds everything once, so that whatever does not fit is said before any work is done.
@@ -151,9 +137,7 @@ class Run:
         prior.load_state_dict(self.folder.weights("prior")["networks"]["prior"])
         return prior.to(self.device).eval()
 
-    def code_store(
-        self, tokenizer: Tokenizer, split: str, stop: StopRequest | None = None, flipped: bool = False
-    ) -> CodeStore:
+    def code_store(self, tokenizer: Tokenizer, split: str, flipped: bool = False) -> CodeStore:
         """The codes of a split, or of its mirror images, encoded now if that was not done before.
 
         Raises ValueError for a store that does not fit.
@@ -167,9 +151,12 @@ class Run:
             **({"flipped": True} if flipped else {}),
         }
         if not path.is_dir():
-            CodeStore.write(path, header, len(loader), encode(tokenizer, loader, self.data.size, flipped, stop))
+            CodeStore.write(path, header, len(loader), encode(tokenizer, loader, self.data.size, flipped))
         store = CodeStore(path)
         store.require(**header)
+        most = max(len(self.data.class_names) - 1, 0)
+        if len(store) and not -1 <= int(store.labels.min()) <= int(store.labels.max()) <= most:
+            raise ValueError(f"{path / 'labels.npy'} has labels that are no class; delete {path} to encode again")
         return store
 
     def trainer(self, stage_name: str, node: Any, stop: StopRequest, stage: Any, feed: Any) -> Trainer:
@@ -219,25 +206,15 @@ def check_settings(node: Any, prefix: str, train_size: int) -> None:
 
 
 def encode(
-    tokenizer: Tokenizer,
-    loader: PictureLoader,
-    size: tuple[int, ...],
-    flipped: bool,
-    stop: StopRequest | None,
-    chunk: int = 256,
+    tokenizer: Tokenizer, loader: PictureLoader, size: tuple[int, ...], flipped: bool, chunk: int = 256
 ) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
-    """This rank's items of a split, or their mirror images -> (indices, code maps, labels), in chunks.
-
-    Raises Stopped on request.
-    """
+    """This rank's items of a split, or their mirror images -> (indices, code maps, labels), in chunks."""
     chunks = chunks_of_rank(len(loader), chunk)
     bar = tqdm(total=sum(map(len, chunks)), desc=f"encoding {loader.split.name}", unit="picture", disable=bar_hidden())
     for indices, (images, labels) in zip(chunks, loader.batches(chunks)):
         x = normalise(centre_crop(images, size))  # (b, C, *S)
         yield indices, tokenizer.encode(x.flip(-1) if flipped else x), labels.cpu()
         bar.update(len(indices))
-        if stop is not None and stop.agreed(may_talk=False):
-            raise Stopped("stopped on request while encoding; encoding starts again next time")
     bar.close()
 
 
@@ -252,7 +229,7 @@ def train_autoencoder(run: Run, stop: StopRequest) -> None:
     stage = run.autoencoder_stage(run.variance(), Fraction(len(train), cfg.trainer.batch_size))
     if cfg.init_from is not None:
         RunFolder.load(cfg.init_from, list(cfg.allow_targets), "init_from").start("autoencoder", stage)
-    feed = PictureFeed(run.data, train, val, cfg.trainer.batch_size, cfg.seed)
+    feed = PictureFeed(run.data, train, val, cfg.trainer.batch_size, cfg.seed, cfg.trainer.accumulation)
     trainer = run.trainer("autoencoder", cfg, stop, stage, feed)
     try:
         trainer.fit()
@@ -268,9 +245,9 @@ def train_prior(run: Run, tokenizer: Tokenizer, stop: StopRequest) -> None:
         log.info("prior: finished before")
         return
     node = run.cfg.prior
-    train, val = [run.code_store(tokenizer, "train", stop)], run.code_store(tokenizer, "val", stop)
+    train, val = [run.code_store(tokenizer, "train")], run.code_store(tokenizer, "val")
     if node.flip:
-        train.append(run.code_store(tokenizer, "train", stop, flipped=True))
+        train.append(run.code_store(tokenizer, "train", flipped=True))
     seed_everything(run.cfg.seed, 1)
     stage = run.prior_stage(run.new_prior(tokenizer.model), tokenizer)
     if run.cfg.init_from is not None:
@@ -279,7 +256,7 @@ def train_prior(run: Run, tokenizer: Tokenizer, stop: StopRequest) -> None:
             other.start("prior", stage)
         except ConfigError as error:  # it has none, or one for other codes, classes or networks
             log.warning("the prior starts anew: %s", error)
-    feed = CodeFeed(train, val, node.trainer.batch_size, run.cfg.seed, run.device)
+    feed = CodeFeed(train, val, node.trainer.batch_size, run.cfg.seed, run.device, node.trainer.accumulation)
     trainer = run.trainer("prior", node, stop, stage, feed)
     try:
         trainer.fit()

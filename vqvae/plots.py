@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from vqvae.files import writing
+
 PANELS = {  # title -> metrics; a panel without any of its metrics is left out
     "loss": ["train/loss", "val/loss"],
     "reconstruction, dB": ["val/psnr_db"],
@@ -101,7 +103,7 @@ def pyplot() -> Any:
 
 
 def save(figure: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    with writing(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
     pyplot().close(figure)

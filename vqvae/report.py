@@ -21,7 +21,6 @@ from vqvae.plots import HISTOGRAMS, plot_codes, plot_curves
 from vqvae.run_folder import STAGES, table, write_json
 from vqvae.sampling.drawing import choose_labels, draw_pictures
 from vqvae.sampling.job import rows_of
-from vqvae.stop import StopRequest
 
 SAMPLES_PER_CLASS = 8
 
@@ -68,12 +67,12 @@ def print_figures(title: str, found: dict[str, dict[str, Any]]) -> None:
     print(f"\n{title}\n{table(['figure', 'value', 'protocol'], rows)}")
 
 
-def summarise(run: Run, tokenizer: Tokenizer, stop: StopRequest) -> float | None:
+def summarise(run: Run, tokenizer: Tokenizer) -> float | None:
     """Pictures of curves, codes and samples, summary.json and a table. Returns the last stage's monitored metric."""
     folder = run.folder
     looks: list[Path] = []
     metrics: dict[str, Any] = {}
-    store = run.code_store(tokenizer, "val", stop) if tokenizer.model.codebook_sizes else None
+    store = run.code_store(tokenizer, "val") if tokenizer.model.codebook_sizes else None
     if not distributed.is_main():
         return None
     for stage in STAGES:

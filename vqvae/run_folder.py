@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import logging
+import os
 import re
 import shutil
 import sys
@@ -20,12 +22,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from vqvae import checkpoint, config, distributed
 from vqvae.config import ConfigError
+from vqvae.files import write_bytes
+from vqvae.run_folder_check import check_contained, load_weights
 
 STAGES = ("autoencoder", "prior")
+NETWORKS = {"autoencoder": "model", "prior": "prior"}  # the network that a stage leaves
 # What may differ when a run is continued: it decides where and how long, not what comes out.
 FREE_KEYS = re.compile(
-    r"^(run_dir|stages|allow_targets|logger|data\.(root|resident|workers|cache_dir)"
-    r"|(prior\.)?trainer\.(max_time_minutes|on_nonfinite))(\.|$)"
+    r"^(run_dir|stages|allow_targets|logger|data\.(root|urls|val_urls|resident|workers|cache_dir)"
+    r"|(prior\.)?trainer\.(max_time_minutes|on_nonfinite|max_skipped_steps))(\.|$)"
 )
 log = logging.getLogger(__name__)
 
@@ -40,16 +45,9 @@ class RunFolder:
     def load(cls, path: str | Path, allow_targets: list[str], key: str = "run_dir") -> RunFolder:
         """An existing run, its config checked before anything is built. Raises ConfigError, about `key`, if there is none."""
         folder = Path(path)
-        file = folder / "config.yaml"
-        if not file.is_file():
-            raise ConfigError(f"{key}={path} holds no run (there is no {file})")
-        cfg = OmegaConf.load(file)
-        if not isinstance(cfg, DictConfig):
-            raise ConfigError(f"{file} is not a config")
-        cfg.allow_targets = allow_targets
-        config.check_train(cfg)
-        cfg.run_dir = str(folder)
-        return cls(folder, cfg)
+        if not (folder / "config.yaml").is_file():
+            raise ConfigError(f"{key}={path} holds no run (there is no {folder / 'config.yaml'})")
+        return cls(folder, saved_config(folder, allow_targets))
 
     @classmethod
     def prepare(cls, cfg: DictConfig) -> RunFolder:
@@ -62,8 +60,7 @@ class RunFolder:
         cfg.run_dir = str(folder)
         file = folder / "config.yaml"
         if file.is_file():
-            stored = OmegaConf.load(file)
-            assert isinstance(stored, DictConfig)
+            stored = saved_config(folder, list(cfg.allow_targets))
             found = differences(stored, cfg)
             if found and (keys := free_overrides()) is not None:
                 for key in keys:
@@ -77,13 +74,14 @@ class RunFolder:
                 )
         elif folder.is_dir() and any(folder.iterdir()):
             raise ConfigError(f"run_dir={folder} is a folder with other things in it: choose another, or empty it")
+        distributed.barrier()  # all have looked before rank 0 makes it
         return cls(folder, cfg)
 
     def create(self) -> None:
         """Makes the folder, writes the config into it and starts train.log."""
         if distributed.is_main():
             self.path.mkdir(parents=True, exist_ok=True)
-            checkpoint.write_bytes(self.path / "config.yaml", OmegaConf.to_yaml(self.config).encode())
+            write_bytes(self.path / "config.yaml", OmegaConf.to_yaml(self.config).encode())
         distributed.barrier()
         set_up_logging(self.path)
         log.info("run folder: %s", self.path)
@@ -100,11 +98,11 @@ class RunFolder:
         return found[-1] if found else None
 
     def weights(self, stage: str) -> dict[str, Any]:
-        """{step, networks} of a finished stage. Raises ConfigError where it is not finished."""
+        """{step, networks} of a finished stage. Raises ConfigError where it is not finished, or not what a stage leaves."""
         file = self.weights_file(stage)
         if file is None:
             raise ConfigError(f"{self.path} has no finished {stage}: train it with python train.py run_dir={self.path}")
-        return checkpoint.load(file, distributed.device())
+        return load_weights(file, NETWORKS[stage], distributed.device())
 
     def start(self, stage_name: str, stage: Any) -> None:
         """Gives a new stage the weights of this run's. Raises ConfigError where they do not fit."""
@@ -131,8 +129,10 @@ class RunFolder:
             source = other.weights_file("autoencoder")
             assert source is not None, "checked before the folder was made"
             self.stage("autoencoder").mkdir(exist_ok=True)
-            for name in ("autoencoder/metrics.jsonl", "autoencoder/timing.jsonl", "variance.txt"):
-                shutil.copyfile(other.path / name, self.path / name)
+            for name in ("autoencoder/metrics.jsonl", "autoencoder/timing.jsonl"):
+                write_bytes(self.path / name, (other.path / name).read_bytes())
+            variance = checkpoint.find(other.path, "variance")[-1]
+            write_bytes(self.path / variance.name, variance.read_bytes())
             for store in (other.path / "codes").glob("*/header.json"):
                 target = self.codes(store.parent.name)
                 if target.suffix == ".tmp" or target.is_dir():  # not whole there, or whole here already
@@ -141,12 +141,28 @@ class RunFolder:
                 shutil.rmtree(temporary, ignore_errors=True)
                 shutil.copytree(store.parent, temporary)
                 temporary.rename(target)
-            checkpoint.write_bytes(self.stage("autoencoder") / source.name, source.read_bytes())  # last: all is there
+            write_bytes(self.stage("autoencoder") / source.name, source.read_bytes())  # last: all is there
         distributed.barrier()
 
 
+def saved_config(folder: Path, allow_targets: list[str]) -> DictConfig:
+    """The checked config of a run folder, which may be a stranger's: it names no target that this command does not allow,
+    nothing outside of the folder stands in for a part of it, and pictures are kept where this user has kept some before.
+
+    Raises ConfigError.
+    """
+    check_contained(folder)
+    cfg = config.read_saved(folder / "config.yaml")
+    cfg.allow_targets, cfg.run_dir = allow_targets, str(folder)
+    config.check_train(cfg)
+    kept = Path(os.path.expanduser(cfg.data.cache_dir))
+    if not any(one for kind in ("images", "shard") for one in kept.glob(f"*-{kind}.npy")):
+        cfg.data.cache_dir = str(folder / "data_cache")
+    return cfg
+
+
 def write_json(path: Path, value: Any) -> None:
-    checkpoint.write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def choose_path(cfg: DictConfig) -> Path:
@@ -214,10 +230,11 @@ class SweepSummary(Callback):
         if not rows:
             return
         columns = list(dict.fromkeys(name for row in rows for name in row))
-        with (base / "summary.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_bytes(base / "summary.csv", text.getvalue().encode())
         shown = ["job", *[c for c in columns if c in SWEEP_COLUMNS]]
         print(
             f"\n{len(rows)} finished jobs in {base}\n{table(shown, [[row.get(c, '') for c in shown] for row in rows])}"

@@ -3,35 +3,83 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
+from typing import Any, NoReturn
 
 from vqvae import distributed
 
 
-class Stopped(Exception):
-    """Raised once a requested stop has left a checkpoint behind."""
+class Stopped(BaseException):
+    """A requested stop: nothing that was finished is lost. Like KeyboardInterrupt, it passes what catches Exceptions."""
 
 
 class StopRequest:
-    """SIGTERM or Ctrl-C asks for an end after the step at hand, with a checkpoint; a second Ctrl-C ends at once."""
+    """SIGTERM or Ctrl-C ends the program with Stopped, at once, wherever it is: files appear only when they are whole.
+
+    So does a signal by which a launcher, such as submitit, preempts a job: its own handler, there before, has the last word.
+    Where a `with deferred()` says so, a signal is noted only, and who said so asks `agreed`; a second Ctrl-C ends it at once.
+    """
 
     number: int | None = None
+    waits = False
 
-    def install(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+    def __enter__(self) -> StopRequest:
+        """From here on signals are received; afterwards as before, for the next job of a sweep may run in this process."""
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+        self.before = {number: signal.getsignal(number) for number in numbers}
+        self.launcher: dict[int, Any] = {
+            n: handler for n, handler in self.before.items() if callable(handler) and n != signal.SIGINT
+        }
+        for number in {signal.SIGTERM, signal.SIGINT, *self.launcher}:
             signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+    def leave(self) -> NoReturn:
+        """Ends the program, with the exit code that shells report; a launcher may put the job back into its queue first."""
+        assert self.number is not None
+        if self.number in self.launcher:
+            self.launcher[self.number](self.number, None)
+        raise SystemExit(128 + self.number)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.number = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not self.waits:
+            raise Stopped("stopped on request")
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Around work that must not be left half done, or that is done by all ranks together."""
+        self.waits = True
+        try:
+            yield
+        finally:
+            self.waits = False
+        if self.number is not None:
+            raise Stopped("stopped on request")
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within `deferred`: work that can be left anywhere, by a process that is alone."""
+        if self.number is not None and distributed.world_size() == 1:
+            raise Stopped("stopped on request")
+        self.waits = distributed.world_size() > 1
+        try:
+            yield
+        finally:
+            self.waits = True
 
     def agreed(self, may_talk: bool) -> bool:
-        """Whether to stop now. Several ranks agree only where `may_talk` (at log steps); a single one always may."""
+        """Whether to stop now. Several ranks agree only where `may_talk`; a single one always may."""
         if distributed.world_size() == 1:
             return self.number is not None
-        return may_talk and distributed.any_rank(self.number is not None)
-
-    @property
-    def exit_code(self) -> int:
-        """128 + the signal's number, as shells report it."""
-        return 128 + (self.number or 0)
+        stopping = may_talk and distributed.any_rank(self.number is not None)
+        if stopping and self.number is None:  # another rank was told
+            self.number = signal.SIGTERM
+        return stopping

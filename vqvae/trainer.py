@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from vqvae.metric_window import MetricWindow
 from vqvae.optimizers import parameter_groups, reset_rows
 from vqvae.schedules import Schedule
 from vqvae.seeding import seed_everything
+from vqvae.skipped_steps import SkippedSteps
 from vqvae.stages.base import Batch, Feed, Stage, bar_hidden, evaluate
 from vqvae.stop import Stopped, StopRequest
 from vqvae.trainer_config import TrainerConfig
@@ -27,6 +28,7 @@ from vqvae.weight_average import Evaluating, WeightAverage
 log = logging.getLogger(__name__)
 KEEP_CHECKPOINTS = 2
 PREVIEW_COUNT = 16
+LOOKS = ("evaluate", "preview")  # after a step, in this order
 
 
 class Trainer:
@@ -37,9 +39,8 @@ class Trainer:
         config: the numbers of the run.
         optimizer: parameter groups -> optimizer.
         schedule: (step, steps) -> factor on every learning rate.
-        logger: where results go.
+        logger, stop: where results go, and how an end is asked for.
         seed: all randomness of step s is drawn after seeding with (seed, s).
-        stop: how an end is asked for.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Trainer:
         decay = config.weight_average_decay
         self.average = WeightAverage(stage.networks, decay) if decay else None
         self.window = MetricWindow(self.device)
-        self.skipped = torch.zeros((), dtype=torch.int64, device=self.device)  # steps whose loss was not finite
+        self.skipped = SkippedSteps(self.device)
         self.best: dict[str, Any] = {}  # step and metrics of the best evaluation
         self.alerted: list[str] = []
         self.seconds = 0.0  # of training steps, over all starts of this run
@@ -79,8 +80,12 @@ class Trainer:
 
         Raises Stopped after a requested stop, FloatingPointError where losses are not finite and on_nonfinite=stop.
         """
-        done = self.restore()
-        if done == self.steps:
+        with self.stop.deferred():
+            self.train()
+
+    def train(self) -> None:
+        done, todo = self.restore()
+        if done == self.steps and not todo:
             return self.finish(done)
         self.logger.start(done)
         for network in self.stage.networks.values():
@@ -88,10 +93,12 @@ class Trainer:
         self.stage.forwards = {name: self.wrap(network) for name, network in self.stage.networks.items()}
         if done == 0 and not self.stage.initialised:
             seed_everything(self.seed, 0)
-            with Evaluating(self.stage.networks, average=None):  # what starts from data are the weights themselves
+            with Evaluating(self.stage.networks, average=None), self.stop.at_once():  # the average starts from them
                 self.stage.begin_run(self.feed.training_batches(0))
             if self.average is not None:
                 self.average.load(self.average.live)
+        if todo:
+            self.look(done, todo)
         batches = self.feed.training_batches(done)
         bar = tqdm(total=self.steps, initial=done, desc=self.logger.stage, unit="step", disable=bar_hidden())
         clock = Clock()
@@ -99,24 +106,33 @@ class Trainer:
             self.train_step(done, next(batches))
             done += 1
             bar.update()
-            evaluating = due(done, self.config.eval_every_steps, self.steps)
-            logging_step = evaluating or due(done, self.config.log_every_steps, self.steps)
-            if logging_step:
+            intervals = self.config.log_every_steps, self.config.eval_every_steps
+            if logging_step := any(due(done, interval, self.steps) for interval in intervals):
                 self.log(done, bar, clock)
-            stopping = self.stop.agreed(may_talk=logging_step)
             clock.pause()
-            if due(done, self.config.eval_every_steps, self.steps):
-                self.evaluate(done)
-            if due(done, self.config.preview_every_steps, self.steps):
-                self.preview(done)
-            if stopping or due(done, self.config.checkpoint_every_steps, self.steps):
-                self.save(done)
+            if self.stop.agreed(may_talk=logging_step or self.device.type == "cpu"):
+                self.leave(done)
+            self.look(done)
             clock.resume()
-            if stopping and done < self.steps:
-                bar.close()
-                raise Stopped(f"{self.logger.stage}: stopped on request at step {done} of {self.steps}")
         bar.close()
         self.finish(done)
+
+    def look(self, step: int, todo: Sequence[str] = LOOKS) -> None:
+        """What is due after a step: evaluation, preview, then a checkpoint; a stop leaves one that knows what is left."""
+        intervals = {"evaluate": self.config.eval_every_steps, "preview": self.config.preview_every_steps}
+        for place, name in enumerate(todo):
+            if due(step, intervals[name], self.steps):
+                try:
+                    getattr(self, name)(step)
+                except Stopped:
+                    self.leave(step, todo[place:])
+        if due(step, self.config.checkpoint_every_steps, self.steps):
+            self.save(step, [])
+
+    def leave(self, step: int, todo: Sequence[str] = LOOKS) -> None:
+        """Ends training here, to be continued with what is left to do after `step`."""
+        self.save(step, todo)
+        raise Stopped(f"{self.logger.stage}: stopped on request at step {step} of {self.steps}")
 
     def train_step(self, step: int, batch: Batch) -> None:
         """Forward, backward and update of every network, then of what the stage moves itself. The host never waits."""
@@ -143,17 +159,17 @@ class Trainer:
         replaced = self.stage.after_step(applied)
         reset_rows(self.optimizers.values(), replaced)
         if self.average is not None:
-            self.average.update(step, replaced)
-        self.skipped += ~applied
-        self.window.steps += 1
+            self.average.update(step, applied, replaced)
+        self.skipped.add(step, applied)
+        self.window.end_step(applied)
 
     def update(self, name: str, step: int, applied: Tensor) -> Tensor:
         """One optimizer step of one network, a no-op on the device unless loss and gradient are finite on all ranks."""
         optimizer = self.optimizers[name]
         parameters = [p for p in self.stage.networks[name].parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.config.clip_grad_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip_grad_norm, norm)
+            nn.utils.clip_grads_with_norm_(parameters, self.config.clip_grad_norm, norm)
         applied = applied & torch.isfinite(norm)
         applied = distributed.all_reduce_sum([(~applied).float()])[0] == 0
         for group in optimizer.param_groups:
@@ -173,7 +189,7 @@ class Trainer:
         steps, means = self.window.steps, self.window.close()
         seconds = clock.lap()
         self.seconds = distributed.broadcast_object(self.seconds + seconds)
-        skipped = int(self.skipped)
+        skipped, latest = self.skipped.take()
         metrics: dict[str, Any] = {f"train/{name}": value for name, value in means.items()}
         for name, optimizer in self.optimizers.items():
             metrics[f"train/{name}/learning_rate"] = optimizer.param_groups[0]["lr"]
@@ -183,11 +199,9 @@ class Trainer:
         timing = {"timing/pictures_per_second": rate, "timing/seconds": self.seconds, **memory_mb(self.device)}
         self.logger.log_timing(step, timing)
         bar.set_postfix({"loss": f"{metrics.get('train/loss', math.nan):.4f}", "pictures/s": f"{rate:.0f}"})
-        if skipped and self.config.on_nonfinite == "stop":
-            raise FloatingPointError(
-                f"{self.logger.stage}: the loss was not finite in {skipped} steps up to step {step}; they changed "
-                "nothing. Lower the learning rate or set trainer.clip_grad_norm; trainer.on_nonfinite=skip goes on"
-            )
+        for one in latest:
+            self.logger.log_skipped(one, self.feed.training_indices(one).tolist())
+        self.config.check_skipped(self.logger.stage, skipped, step)
         if step < self.steps and self.seconds >= (self.config.max_time_minutes or math.inf) * 60:
             log.info("%s: max_time_minutes is over, ending at step %d", self.logger.stage, step)
             self.steps = step
@@ -195,7 +209,7 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self, step: int) -> None:
         """Validates, warns, and keeps the weights if they are the best so far; ends training that found none for long."""
-        with self.evaluating():
+        with self.evaluating(), self.stop.at_once():
             metrics = evaluate(self.stage, self.feed, self.config.eval_batch_size)
         self.logger.log(step, {f"val/{name}": value for name, value in metrics.items()})
         report = ", ".join(f"{name} {metrics[name]:.4g}" for name in self.stage.headline if name in metrics)
@@ -214,7 +228,7 @@ class Trainer:
 
     @torch.no_grad()
     def preview(self, step: int) -> None:
-        with self.evaluating():
+        with self.evaluating(), self.stop.at_once():
             for name, picture in self.stage.preview(self.feed.preview_batch(PREVIEW_COUNT)).items():
                 self.logger.log_picture(step, name, picture)
 
@@ -224,28 +238,29 @@ class Trainer:
             networks = {name: copy.deepcopy(network.state_dict()) for name, network in self.stage.networks.items()}
         return {"step": step, "networks": networks}
 
-    def save(self, step: int) -> None:
-        """Writes the checkpoint from which a later start goes on as if nothing had happened."""
+    def save(self, step: int, todo: Sequence[str]) -> None:
+        """Writes the checkpoint from which a later start goes on as if nothing had happened, with `todo` first."""
         state = {
             "step": step,
-            "finished": step == self.steps,
+            "todo": list(todo),
+            "steps": self.steps,  # they may have become fewer: an early end
             "networks": {name: network.state_dict() for name, network in self.stage.networks.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "average": self.average.weights if self.average else [],
             "meters": self.stage.meters.state_dict(),
             "window": self.window.state_dict(),
-            "skipped": self.skipped,
+            "skipped": self.skipped.state_dict(),
             "best": self.best,
             "alerted": self.alerted,
             "seconds": self.seconds,
         }
         checkpoint.save_step(self.checkpoints, step, state, KEEP_CHECKPOINTS)
 
-    def restore(self) -> int:
-        """Takes up the newest good checkpoint. Returns its step, 0 where there is none."""
+    def restore(self) -> tuple[int, list[str]]:
+        """Takes up the newest good checkpoint. Returns its step, 0 where there is none, and what is left to do after it."""
         state = checkpoint.load_newest(self.checkpoints, self.device)
         if state is None:
-            return 0
+            return 0, []
         for name, network in self.stage.networks.items():
             network.load_state_dict(state["networks"][name])
             self.optimizers[name].load_state_dict(state["optimizers"][name])
@@ -253,12 +268,11 @@ class Trainer:
             self.average.load(state["average"])
         self.stage.meters.load_state_dict(state["meters"])
         self.window.load_state_dict(state["window"])
-        for name in ("skipped", "best", "alerted", "seconds"):
+        self.skipped.load_state_dict(state["skipped"])
+        for name in ("steps", "best", "alerted", "seconds"):
             setattr(self, name, state[name])
-        if state["finished"]:
-            self.steps = state["step"]  # it may have ended early
         log.info("%s: continuing from step %d of %d", self.logger.stage, state["step"], self.steps)
-        return int(state["step"])
+        return int(state["step"]), state["todo"]
 
     def finish(self, step: int) -> None:
         """Writes the stage's result: its last weights, or those of its best validation step (always, with an early stop)."""
@@ -271,9 +285,9 @@ class Trainer:
     def evaluating(self) -> Evaluating:
         return Evaluating(self.stage.networks, self.average)
 
-    def wrap(self, network: nn.Module) -> nn.Module:
+    def wrap(self, network: nn.Module) -> Any:
         wrapped = distributed.wrap(network)
-        return torch.compile(wrapped) if self.config.compile else wrapped  # type: ignore[return-value]
+        return torch.compile(wrapped) if self.config.compile else wrapped
 
 
 def due(step: int, interval: int, steps: int) -> bool:

@@ -14,7 +14,8 @@ class TrainerConfig:
 
     batch_size is global: over all ranks and accumulated micro-batches. early_stop_evals: training ends after so many
     evaluations in a row without a new best of the stage's monitored metric, and the best step's weights are its result.
-    Raises ValueError for values out of range.
+    on_nonfinite: stop or skip, where a loss or its gradient is not finite; with skip, a run ends when more than
+    `max_skipped_steps` were. Raises ValueError for values out of range.
     """
 
     steps: int | None
@@ -34,6 +35,7 @@ class TrainerConfig:
     compile: bool
     channels_last: bool
     on_nonfinite: str
+    max_skipped_steps: int
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
@@ -47,7 +49,7 @@ class TrainerConfig:
         for name in ("batch_size", "eval_batch_size", "accumulation", "log_every_steps", "checkpoint_every_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("eval_every_steps", "preview_every_steps"):
+        for name in ("eval_every_steps", "preview_every_steps", "max_skipped_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)} (0 is never)")
         if self.early_stop_evals is not None and self.eval_every_steps == 0:
@@ -74,3 +76,15 @@ class TrainerConfig:
         if self.early_stop_evals is None:
             return False
         return step // self.eval_every_steps - best_step // self.eval_every_steps >= self.early_stop_evals
+
+    def check_skipped(self, stage: str, skipped: int, step: int) -> None:
+        """Raises FloatingPointError where more steps were skipped, up to `step`, than are allowed."""
+        allowed = self.max_skipped_steps if self.on_nonfinite == "skip" else 0
+        if skipped > allowed:
+            limit = (
+                f"trainer.max_skipped_steps={allowed} is the limit" if allowed else "trainer.on_nonfinite=skip goes on"
+            )
+            raise FloatingPointError(
+                f"{stage}: the loss was not finite in {skipped} steps up to step {step}; they changed nothing, and their "
+                f"batches are in {stage}/skipped_steps.jsonl. Lower the learning rate or set trainer.clip_grad_norm; {limit}"
+            )

@@ -20,10 +20,15 @@ class WeightAverage:
         self.weights = [p.detach().clone() for p in self.live]
 
     @torch.no_grad()
-    def update(self, step: int, replaced: dict[nn.Parameter, Tensor]) -> None:
-        """After step `step`; rows that were replaced are copied, for their past is another code's."""
+    def update(self, step: int, applied: Tensor, replaced: dict[nn.Parameter, Tensor]) -> None:
+        """After step `step`, a no-op on the device unless `applied` (0-d bool).
+
+        Rows that were replaced are copied, for their past is another code's.
+        """
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.weights, self.live, 1 - decay)
+        moves = torch._foreach_sub(self.live, self.weights)
+        torch._foreach_mul_(moves, applied * (1 - decay))
+        torch._foreach_add_(self.weights, moves)
         for average, live in zip(self.weights, self.live):
             if isinstance(live, nn.Parameter) and live in replaced:
                 average.copy_(torch.where(replaced[live].view(-1, *[1] * (live.ndim - 1)), live, average))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import to_pil_image, to_tensor
 
+from vqvae import checkpoint
 from vqvae.config import build, check_train, compose, resolve
 from vqvae.data.loader import PictureFeed
 from vqvae.hardware import choose_precision, to_channels_last
@@ -82,7 +83,7 @@ def through_the_trainer(run: Run, folder: str, **settings: Any) -> tuple[Any, fl
         {"eval_every_steps": 0, "preview_every_steps": 0, "checkpoint_every_steps": 10**9, **settings}
     )
     run.folder.path = Path(tempfile.mkdtemp(dir=folder))
-    (run.folder.path / "variance.txt").write_text("0.25")
+    checkpoint.save(run.folder.path, "variance", {"variance": 0.25})
     torch.manual_seed(0)
     stage = run.autoencoder_stage(run.variance())
     feed = PictureFeed(run.data, run.loader("train"), run.loader("val"), run.cfg.trainer.batch_size, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -92,6 +93,8 @@ class Data(ABC):
             raise ValueError(f"limit must be at least 1 or null, got {self.limit}")
         if self.workers < 0:
             raise ValueError(f"workers must not be negative, got {self.workers}")
+        if os.path.expanduser(self.cache_dir).startswith("~"):
+            raise ValueError(f"cache_dir={self.cache_dir} is the folder of a user that this machine does not know")
         if self.resident not in RESIDENT:
             raise ValueError(f"resident must be one of {', '.join(RESIDENT)}, got {self.resident!r}")
 

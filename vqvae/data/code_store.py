@@ -7,55 +7,66 @@ import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vqvae import distributed
+from vqvae.data import arrays
 from vqvae.data.loader import Batch
-from vqvae.data.sampler import chunks_of_rank, rank_batches
+from vqvae.data.sampler import chunks_of_rank, rank_batches, training_indices
+from vqvae.files import digest, write_bytes
 from vqvae.seeding import mix
 
 HEADER = "header.json"
+MOST_CODES, MOST_PLACES = 2**18, 2**20  # of a codebook, and along a dim of a map
 VALIDATION, TRAINING = 0, 1  # where an example of an evaluation is from
 
 
 class CodeStore:
     """M code maps of n pictures and their labels, in a folder: header.json, codes_<m>.npy, labels.npy.
 
-    Header: count, code_shapes, codebook_sizes, the fingerprints `tokenizer` and `data`, and `flipped` where the pictures
-    were mirrored. Raises ValueError where a file is missing or not of the size that the header says.
+    Header: count, code_shapes, codebook_sizes, the fingerprints `tokenizer` and `data`, `flipped` where the pictures were
+    mirrored, and the SHA-256 of each file. Raises ValueError where a file is missing or not what the header says.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         if not (path / HEADER).is_file():
             raise ValueError(f"{path} holds no code store; make one with scripts/encode.py")
-        self.header = json.loads((path / HEADER).read_text())
+        self.header = read_header(path / HEADER)
         self.code_shapes = [tuple(shape) for shape in self.header["code_shapes"]]
         self.codebook_sizes: list[int] = self.header["codebook_sizes"]
-        self.maps = [self._load(f"codes_{m}.npy", (len(self), *shape)) for m, shape in enumerate(self.code_shapes)]
-        self.labels = torch.from_numpy(np.array(self._load("labels.npy", (len(self),))))
+        self.maps = [
+            self._load(f"codes_{m}.npy", (len(self), *shape), smallest_dtype(size))
+            for m, (shape, size) in enumerate(zip(self.code_shapes, self.codebook_sizes))
+        ]
+        self.labels = torch.from_numpy(np.array(self._load("labels.npy", (len(self),), np.dtype(np.int64))))
 
     def __len__(self) -> int:
-        return int(self.header["count"])
+        return self.header["count"]
 
-    def _load(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    def _load(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         try:
-            array = np.load(self.path / name, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{self.path / name} is damaged ({error}); delete {self.path} to have it made again"
-            ) from error
-        if array.shape != shape:
-            raise ValueError(f"{self.path / name} has shape {array.shape}, its header says {shape}")
+            array = arrays.read(self.path / name, dtype, shape)
+            if digest(self.path / name) != self.header["sha256"].get(name):
+                raise ValueError(f"{self.path / name} is damaged: it does not have the checksum")
+        except ValueError as error:
+            raise ValueError(f"{error} as its header says; delete {self.path} to encode again") from error
         return array
 
     def codes(self, indices: Tensor) -> list[Tensor]:
-        """indices (b,) -> M maps (b, *s_m) int64."""
+        """indices (b,) -> M maps (b, *s_m) int64. Raises ValueError for a code that its codebook does not have."""
         rows = indices.numpy()
-        return [torch.from_numpy(m[rows].astype(np.int64)) for m in self.maps]
+        maps = [torch.from_numpy(m[rows].astype(np.int64)) for m in self.maps]
+        for m, (codes, size) in enumerate(zip(maps, self.codebook_sizes)):
+            if len(rows) and int(codes.max()) >= size:
+                raise ValueError(
+                    f"{self.path / f'codes_{m}.npy'} is damaged: it holds code {codes.max()} of {size} codes"
+                )
+        return maps
 
     def require(self, **expected: object) -> None:
         """Raises ValueError, saying what differs, unless the header holds exactly the expected values."""
@@ -78,15 +89,14 @@ class CodeStore:
         shapes, sizes = header["code_shapes"], header["codebook_sizes"]
         assert isinstance(shapes, list)
         assert isinstance(sizes, list)
+        names = [*(f"codes_{m}.npy" for m in range(len(shapes))), "labels.npy"]
         if distributed.is_main():
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            for m, (shape, size) in enumerate(zip(shapes, sizes)):
-                np.lib.format.open_memmap(temporary / f"codes_{m}.npy", "w+", smallest_dtype(size), (count, *shape))
-            np.lib.format.open_memmap(temporary / "labels.npy", "w+", np.int64, (count,))
-            (temporary / HEADER).write_text(json.dumps({"count": count, **header}, indent=2) + "\n")
+            kinds = [*map(smallest_dtype, sizes), np.dtype(np.int64)]
+            for name, kind, shape in zip(names, kinds, [*shapes, ()]):
+                arrays.create(temporary / name, kind, (count, *shape))
         distributed.barrier()
-        names = [*(f"codes_{m}.npy" for m in range(len(shapes))), "labels.npy"]
         files = [np.lib.format.open_memmap(temporary / name, "r+") for name in names]
         for indices, maps, labels in batches:
             for file, codes in zip(files, [*maps, labels]):
@@ -95,9 +105,36 @@ class CodeStore:
             file.flush()
         distributed.barrier()
         if distributed.is_main():
+            whole = {"count": count, **header, "sha256": {name: digest(temporary / name) for name in names}}
+            write_bytes(temporary / HEADER, (json.dumps(whole, indent=2) + "\n").encode())
             shutil.rmtree(path, ignore_errors=True)
             temporary.rename(path)
         distributed.barrier()
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """The header of a store. Raises ValueError unless it describes maps of codes."""
+    try:
+        header = json.loads(file.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged ({error})") from error
+    header = header if isinstance(header, dict) else {}
+    shapes, sizes = header.get("code_shapes", []), header.get("codebook_sizes", [])
+    good = (
+        isinstance(shapes, list)
+        and all(isinstance(shape, list) and are_integers(shape, 1, MOST_PLACES) for shape in shapes)
+        and are_integers(sizes, 1, MOST_CODES)
+        and len(shapes) == len(sizes) > 0
+        and are_integers([header.get("count")], 0, 2**40)
+        and isinstance(header.get("sha256"), dict)
+    )
+    if not good:
+        raise ValueError(f"{file} does not describe maps of codes; delete {file.parent} to encode again")
+    return header
+
+
+def are_integers(values: Any, low: int, high: int) -> bool:
+    return isinstance(values, list) and all(type(value) is int and low <= value <= high for value in values)
 
 
 def smallest_dtype(codebook_size: int) -> np.dtype:
@@ -113,20 +150,24 @@ class CodeFeed:
     """
 
     def __init__(
-        self, train: list[CodeStore], val: CodeStore, batch_size: int, seed: int, device: torch.device
+        self, train: list[CodeStore], val: CodeStore, batch_size: int, seed: int, device: torch.device, parts: int = 1
     ) -> None:
         self.train, self.val, self.device = train, val, device
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.parts = batch_size, seed, parts
         self.train_size = len(train[0]) if train else 0
 
     def training_batches(self, start_step: int) -> Iterator[Batch]:
         """Endless batches of this rank from `start_step` on; the step's seed draws the store of each example."""
-        own = distributed.slice_of_rank(self.batch_size)
-        batches = rank_batches(self.seed, start_step, self.batch_size, self.train_size)
+        own = distributed.rows_of_rank(self.batch_size, self.parts)
+        batches = rank_batches(self.seed, start_step, self.batch_size, self.train_size, self.parts)
         for step, indices in enumerate(batches, start_step):
             generator = torch.Generator().manual_seed(mix(self.seed + 1, step))
             chosen = torch.randint(len(self.train), (self.batch_size,), generator=generator)[own]
             yield self._to_device([*self._mixed(chosen, indices), self.train[0].labels[indices]])
+
+    def training_indices(self, step: int) -> Tensor:
+        """The examples (batch_size,) of a step's global batch."""
+        return training_indices(self.seed, step, self.batch_size, self.train_size)
 
     def evaluation_batches(self, chunk: int) -> Iterator[Batch]:
         """The validation codes, once, in order, and as many of training, spread over the set; this rank's share."""

@@ -13,6 +13,7 @@ from vqvae.data.base import Split, fingerprint, no_labels
 from vqvae.data.pictures import Pictures, read_picture
 
 CONTENT_PROBES = 64  # files whose content goes into the fingerprint, beside the name and size of all
+DECODING = 2  # part of the fingerprint: raised when the same files come to be read as other pixels
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
@@ -29,7 +30,7 @@ class FolderSplit(Split):
         return read_picture(self.root / self.files[index], self.read_size, self.channels)
 
     def title(self, index: int) -> str:
-        return str(self.root / self.files[index])
+        return printable(str(self.root / self.files[index]))
 
     def subset(self, indices: Tensor) -> Split:
         return replace(self, labels=self.labels[indices], files=[self.files[i] for i in indices.tolist()])
@@ -107,9 +108,22 @@ class Folder(Pictures):
                 labels[i] = index[class_name]
         sizes = [(file, (root / file).stat().st_size) for file in files]
         probed = files[:: max(1, len(files) // CONTENT_PROBES)]
-        contents = [hashlib.sha256((root / file).read_bytes()).hexdigest() for file in probed]
-        identity = fingerprint(["folder", name, self.resize, self.channels, sizes, contents])
+        contents = [digest(root / file) for file in probed]
+        identity = fingerprint(["folder", DECODING, name, self.resize, self.channels, sizes, contents])
         return FolderSplit(name, labels, identity, root, files, self.resize, self.channels)
+
+
+def digest(file: Path) -> str:
+    """Of a file's content; of one that may not be read, which no picture comes from, an empty one."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+def printable(name: str) -> str:
+    """A file name as one line that any terminal and file takes: line ends and undecodable bytes become escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def find_pictures(folder: Path) -> list[str]:

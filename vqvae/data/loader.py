@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import os
+import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -15,8 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from vqvae import distributed
+from vqvae.data import arrays
 from vqvae.data.base import Data, Split, TensorSplit
-from vqvae.data.sampler import chunks_of_rank, rank_batches
+from vqvae.data.cache import Cache
+from vqvae.data.sampler import chunks_of_rank, rank_batches, training_indices
 from vqvae.images import normalise
 from vqvae.seeding import mix
 
@@ -28,22 +30,26 @@ DEVICE_SHARE = 0.25  # resident=auto: of the free device memory, for pictures
 
 
 class ReadableDataset(Dataset):
-    """Pictures by index, an unreadable one replaced by the next that can be read. -> image, index of what was read."""
+    """Pictures by index, an unreadable one replaced by the next that can be read. -> image, index of what was read.
+
+    The index is -1 where none can be read: an exception would lose its sentence on its way out of a worker.
+    """
 
     def __init__(self, split: Split) -> None:
-        self.split = split
+        self.split, self.hopeless = split, False
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         count = len(self.split)
-        for used in range(index, index + count):
+        for used in range(index, index if self.hopeless else index + count):
             try:
                 return self.split.read(used % count), used % count
             except OSError:
                 continue
-        raise ValueError(f"none of the {count} pictures of the split '{self.split.name}' can be decoded")
+        self.hopeless = True  # so that the rest of the batch is not tried in vain
+        return torch.empty(0), -1
 
 
 class PictureLoader:
@@ -104,9 +110,12 @@ class PictureLoader:
             batch_sampler=batches(),
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
+            worker_init_fn=ignore_signals,
             generator=torch.Generator(),  # else it draws from the global one, and random codes would start elsewhere
         )
         for images, used in loader:
+            if used[0] < 0:
+                raise ValueError(f"none of the {len(self)} pictures of the split '{self.split.name}' can be decoded")
             yield images, used, wanted.pop(0)
 
     def _report(self, replaced: Tensor) -> None:
@@ -123,48 +132,54 @@ class PictureLoader:
         """All items (n, C, *R); decoded once, then read from the cache."""
         if isinstance(self.split, TensorSplit):
             return self.split.images
-        images_file, used_file = (cache_dir / f"{self.split.fingerprint}-{part}.npy" for part in ("images", "used"))
-        if distributed.is_main() and not (images_file.is_file() and used_file.is_file()):
-            self._write_cache(images_file, used_file, shape)
+        count = len(self.split)
+        cache = Cache(cache_dir, self.split.fingerprint)
+        if distributed.is_main() and not cache.is_good():
+            self._decode_into(cache, count, shape)
         distributed.barrier()
-        used = torch.from_numpy(np.load(used_file, allow_pickle=False))
-        images = torch.from_numpy(np.load(images_file, allow_pickle=False))
-        self._report(torch.nonzero(used != torch.arange(len(used)))[:, 0])
+        used = torch.from_numpy(np.array(arrays.read(cache.used, np.dtype(np.int64), (count,))))
+        images = torch.from_numpy(np.array(arrays.read(cache.images, np.dtype(np.uint8), (count, *shape))))
+        self._report(torch.nonzero(used != torch.arange(count))[:, 0])
         self.split.labels = self.split.labels[used]
         return images
 
-    def _write_cache(self, images_file: Path, used_file: Path, shape: tuple[int, ...]) -> None:
-        images_file.parent.mkdir(parents=True, exist_ok=True)
-        count = len(self.split)
-        temporary = images_file.with_suffix(f".{os.getpid()}-tmp")  # two runs may decode the same set at once
-        images = np.lib.format.open_memmap(temporary, "w+", np.uint8, (count, *shape))
-        used_indices = np.empty(count, np.int64)
-        with tqdm(total=count, desc=f"decoding {self.split.name}", unit="picture", disable=None) as bar:
-            for batch, used, wanted in self._decode(torch.arange(count).split(256)):
-                images[wanted.numpy()], used_indices[wanted.numpy()] = batch.numpy(), used.numpy()
-                bar.update(len(wanted))
-        images.flush()
-        used_temporary = used_file.with_suffix(temporary.suffix)
-        with used_temporary.open("wb") as file:
-            np.save(file, used_indices, allow_pickle=False)
-        used_temporary.replace(used_file)
-        temporary.replace(images_file)  # last: the cache counts once both files are whole
+    def _decode_into(self, cache: Cache, count: int, shape: tuple[int, ...]) -> None:
+        with cache.writing() as (images_file, used_file):
+            images = arrays.create(images_file, np.dtype(np.uint8), (count, *shape))
+            used_indices = arrays.create(used_file, np.dtype(np.int64), (count,))
+            with tqdm(total=count, desc=f"decoding {self.split.name}", unit="picture", disable=None) as bar:
+                for batch, used, wanted in self._decode(torch.arange(count).split(256)):
+                    images[wanted.numpy()], used_indices[wanted.numpy()] = batch.numpy(), used.numpy()
+                    bar.update(len(wanted))
 
 
 class PictureFeed:
-    """What the trainer reads in stage 1: batches of (x float (B, C, *S) in [-1, 1], labels (B,))."""
+    """What the trainer reads in stage 1: batches of (x float (B, C, *S) in [-1, 1], labels (B,)).
 
-    def __init__(self, data: Data, train: PictureLoader, val: PictureLoader, batch_size: int, seed: int) -> None:
+    Args:
+        data, train, val: what is read.
+        batch_size: of all ranks together.
+        seed: of the order, crops and flips.
+        parts: micro-batches that the trainer makes of a batch.
+    """
+
+    def __init__(
+        self, data: Data, train: PictureLoader, val: PictureLoader, batch_size: int, seed: int, parts: int = 1
+    ) -> None:
         self.data, self.train, self.val = data, train, val
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.parts = batch_size, seed, parts
         self.train_size = len(train)
 
     def training_batches(self, start_step: int) -> Iterator[Batch]:
         """Endless batches of this rank from `start_step` on, cropped and flipped by the step's seed."""
-        indices = rank_batches(self.seed, start_step, self.batch_size, self.train_size)
+        indices = rank_batches(self.seed, start_step, self.batch_size, self.train_size, self.parts)
         for step, (images, labels) in enumerate(self.train.batches(indices), start_step):
             generator = torch.Generator().manual_seed(mix(self.seed + 1, step))
             yield normalise(self._augment(images, generator)), labels
+
+    def training_indices(self, step: int) -> Tensor:
+        """The items (batch_size,) of a step's global batch."""
+        return training_indices(self.seed, step, self.batch_size, self.train_size)
 
     def evaluation_batches(self, chunk: int) -> Iterator[Batch]:
         """The validation items, once, in order, this rank's share."""
@@ -178,8 +193,8 @@ class PictureFeed:
         return normalise(centre_crop(images, self.data.size)), labels
 
     def _augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Draws are made for the global batch and sliced, so that they do not depend on the number of ranks."""
-        own = distributed.slice_of_rank(self.batch_size)
+        """Draws are made for the global batch, so that they do not depend on the number of ranks."""
+        own = distributed.rows_of_rank(self.batch_size, self.parts)
         if self.data.read_size != self.data.size:
             rooms = [read - kept + 1 for read, kept in zip(self.data.read_size, self.data.size)]
             draws = [torch.randint(room, (self.batch_size,), generator=generator)[own] for room in rooms]
@@ -188,6 +203,15 @@ class PictureFeed:
             flipped = torch.rand(self.batch_size, generator=generator)[own].to(images.device) < 0.5
             images = torch.where(flipped.view(-1, *[1] * (images.ndim - 1)), images.flip(-1), images)
         return images
+
+
+def ignore_signals(worker: int) -> None:
+    """In a worker: a signal to a whole group of processes, as terminals and Slurm send it, is for its parent to answer.
+
+    The run may be about to write its last checkpoint. A worker ends when its parent says so, or is gone.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def crop(images: Tensor, corners: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -59,18 +60,36 @@ class Pictures(Data):
 def read_picture(path: Path, side: int, channels: int) -> Tensor:
     """A file, decoded, turned upright, resized and cropped to the middle square -> uint8 (channels, side, side).
 
-    Raises OSError where it cannot be decoded.
+    Of an animation the first frame; colours and greys become what `channels` asks for.
+    Raises OSError where it cannot be decoded, and for more pixels than Pillow thinks safe.
     """
     try:
-        with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened)
-            if picture.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip instead of scaling
-                picture = picture.convert("I").point(lambda value: value / 257).convert("L")
-            picture = fit(picture.convert("RGB" if channels == 3 else "L"), side)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                picture = eight_bits(ImageOps.exif_transpose(opened))
+                picture = fit(picture.convert("RGB" if channels == 3 else "L"), side)
     except Exception as error:  # Pillow's parsers raise whatever they run into: struct.error, AttributeError, ...
         raise OSError(f"{type(error).__name__}: {error}") from error
     array = np.asarray(picture).reshape(side, side, channels)
     return torch.from_numpy(array.copy()).permute(2, 0, 1)  # (C, H, W)
+
+
+def eight_bits(picture: Image.Image) -> Image.Image:
+    """Any mode -> 8 bits a channel, on white where it is transparent.
+
+    Integers of more bits (0 .. 65535) and floats (0 .. 1) are greys; Pillow's own conversion would clip them.
+    Raises ValueError for values beyond that.
+    """
+    if picture.mode.startswith(("I", "F")):
+        values, most = np.asarray(picture).astype(np.float32), 1 if picture.mode == "F" else 65535
+        if not ((values >= 0) & (values <= most)).all():  # so are NaNs found
+            raise ValueError(f"its values go from {values.min():g} to {values.max():g}, and must lie in 0 .. {most}")
+        return Image.fromarray(np.round(values * (255 / most)).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture
 
 
 def fit(picture: Image.Image, size: int) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -19,21 +20,19 @@ def epoch_order(seed: int, epoch: int, count: int) -> Tensor:
     return torch.randperm(count, generator=generator)
 
 
-def training_indices(seed: int, seen: int, batch_size: int, count: int) -> Tensor:
-    """The global batch (batch_size,) that follows after `seen` pictures; batches run on across the ends of epochs."""
-    positions = torch.arange(seen, seen + batch_size)
+def training_indices(seed: int, step: int, batch_size: int, count: int) -> Tensor:
+    """The global batch (batch_size,) of a step; batches run on across the ends of epochs."""
+    positions = torch.arange(step * batch_size, (step + 1) * batch_size)
     epochs = positions // count
     parts = [epoch_order(seed, int(e), count)[positions[epochs == e] % count] for e in epochs.unique()]
     return torch.cat(parts)
 
 
-def rank_batches(seed: int, start_step: int, batch_size: int, count: int) -> Iterator[Tensor]:
-    """This rank's slice of every batch from `start_step` on, without end."""
-    step = start_step
-    while True:
-        indices = training_indices(seed, step * batch_size, batch_size, count)
-        yield indices[distributed.slice_of_rank(batch_size)]
-        step += 1
+def rank_batches(seed: int, start_step: int, batch_size: int, count: int, parts: int) -> Iterator[Tensor]:
+    """This rank's share of every batch from `start_step` on, without end, in order of its `parts` micro-batches."""
+    own = distributed.rows_of_rank(batch_size, parts)
+    for step in itertools.count(start_step):
+        yield training_indices(seed, step, batch_size, count)[own]
 
 
 def chunks_of_rank(count: int, chunk: int) -> list[Tensor]:

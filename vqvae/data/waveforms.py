@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vqvae.data.base import Data
 from vqvae.data.wave_plot import plot_waves
+from vqvae.files import writing
 from vqvae.images import normalise, to_uint8
 
 MU = 255  # of the companding
@@ -83,14 +84,11 @@ def expand(items: Tensor) -> Tensor:
 def write_wav(path: Path, waves: Tensor, sample_rate: int) -> None:
     """Waves (C, T) in [-1, 1] -> a .wav file of 16 bits that appears under its name when it is whole."""
     samples = (waves.T.cpu() * 32767).round().clamp(-32768, 32767).to(torch.int16).contiguous()  # (T, C)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with wave.open(str(temporary), "wb") as file:
+    with writing(path) as temporary, wave.open(str(temporary), "wb") as file:
         file.setnchannels(len(waves))
         file.setsampwidth(2)
         file.setframerate(sample_rate)
         file.writeframes(samples.numpy().astype("<i2").tobytes())
-    temporary.replace(path)
 
 
 def read_wav(path: Path, channels: int, sample_rate: int) -> Tensor:

@@ -64,7 +64,9 @@ class Categorical(Likelihood):
     def to_image(self, output: Tensor) -> Tensor:
         """The mean of each dimension, which has the smallest expected squared error."""
         levels = torch.linspace(-1, 1, LEVELS, device=output.device)
-        means = torch.cat([some.float().softmax(1) @ levels for some in rows_of(output).split(CHUNK)])  # (n,)
+        rows = rows_of(output)
+        parts = [rows] if torch.compiler.is_exporting() else rows.split(CHUNK)  # their number would fix the batch size
+        means = torch.cat([some.float().softmax(1) @ levels for some in parts])  # (n,)
         means = means.view(len(output), *output.shape[2:], -1).movedim(-1, 1)  # (B, C, *S)
         return means.clamp(-1, 1)  # the probabilities sum to 1 up to rounding
 

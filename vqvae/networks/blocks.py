@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqvae import distributed
+
 CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 CONV_TRANSPOSE: dict[int, type[nn.Module]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -100,6 +102,26 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Dropout(nn.Module):
+    """Each value is dropped with probability `p` in training, the others are divided by 1 - p. Any shape (B, ...) -> same.
+
+    The mask is drawn for the batch of all ranks, so two processes drop what one would. By F.dropout: its masks depend on
+    the layout in memory, so they are drawn in that of x.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        ranks = distributed.world_size()
+        if not self.training or self.p == 0 or ranks == 1:
+            return F.dropout(x, self.p, self.training)
+        return x * distributed.draw_of_rank(
+            lambda _: F.dropout(torch.cat([torch.ones_like(x)] * ranks), self.p), len(x)
+        )
 
 
 class SpaceToDepth(nn.Module):

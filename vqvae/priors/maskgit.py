@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vqvae import distributed
+from vqvae.networks.blocks import Dropout
 from vqvae.priors.base import Prior, Scored, check_network
 from vqvae.priors.sampling import Known, Sampling, Watch, uniform_noise
 from vqvae.priors.transformer import Block, angles_of, make_blocks
@@ -35,7 +37,7 @@ class MaskedMap(nn.Module):
         super().__init__()
         self.grid, self.mask_token = grid, codebook_size
         self.embedding = nn.Embedding(codebook_size + 1, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = make_blocks(width, layers, heads, dropout)  # type: ignore[assignment]
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, codebook_size)
         self.register_buffer("angles", angles_of(grid, width // heads), persistent=False)
@@ -103,9 +105,9 @@ class MaskGIT(Prior):
         """The bound: of every map n codes are hidden, n uniform on 1 .. N, and cost N / n times their nats; others cost 0.
 
         Its expectation over the draws is the mean over all orders of the nats of the codes drawn one by one, which is no
-        less than those of the orders' mixture (Jensen). In training draws come from torch's global generator, so alike on
-        all ranks that were seeded alike, as dropout is. In evaluation they come from a fixed one, so that the bound depends
-        on the batch alone: on 2,000 pictures of 8x8 codes in batches of 250, other seeds moved 7.72 bits by 0.017 (one
+        less than those of the orders' mixture (Jensen). In training draws come from torch's global generator, for the
+        batch of all ranks, as dropout does. In evaluation they come from a fixed one, so that the bound depends on the batch
+        alone, on whatever rank: on 2,000 pictures of 8x8 codes in batches of 250, other seeds moved 7.72 bits by 0.017 (one
         standard deviation).
         """
         generator = None if self.training else torch.Generator().manual_seed(EVALUATION_SEED)
@@ -191,15 +193,20 @@ def draw_weights(codes: Tensor, generator: torch.Generator | None) -> Tensor:
 
     n is uniform on 1 .. N for each example, and spread evenly over them: a golden-ratio sequence with one random start
     (as Kingma et al. 2021, arXiv 2107.00630, spread diffusion times, at equal distances; this one is even over any part of
-    the batch too). generator: torch's global one where None.
+    the batch too). generator: where None, torch's global one draws for the batch of all ranks.
     """
-    batch, count = codes.shape
+    count = codes.shape[1]
     device = codes.device if generator is None else generator.device
-    start = torch.rand((), dtype=torch.float64, device=device, generator=generator)
-    places = (start + torch.arange(batch, device=device, dtype=torch.float64) * GOLDEN) % 1  # (B,), float64
-    hidden = 1 + (places * count).long()  # (B,), n
-    rank = torch.rand(batch, count, device=device, generator=generator).argsort(1).argsort(1)
-    return ((rank < hidden[:, None]) * (count / hidden[:, None])).float().to(codes.device)  # (B, N)
+
+    def draw(batch: int) -> Tensor:
+        start = torch.rand((), dtype=torch.float64, device=device, generator=generator)
+        places = (start + torch.arange(batch, device=device, dtype=torch.float64) * GOLDEN) % 1  # (batch,), float64
+        hidden = 1 + (places * count).long()  # (batch,), n
+        rank = torch.rand(batch, count, device=device, generator=generator).argsort(1).argsort(1)
+        return ((rank < hidden[:, None]) * (count / hidden[:, None])).float()  # (batch, N)
+
+    weights = draw(len(codes)) if generator is not None else distributed.draw_of_rank(draw, len(codes))
+    return weights.to(codes.device)  # (B, N)
 
 
 def halton_order(grid: tuple[int, ...]) -> Tensor:

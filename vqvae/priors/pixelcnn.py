@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqvae.networks.blocks import ShiftedConv2d, linear, shift
+from vqvae.networks.blocks import Dropout, ShiftedConv2d, linear, shift
 from vqvae.priors.autoregressive import AutoregressivePrior, MapNetwork
 from vqvae.priors.base import check_network, check_planes, plane_of
 
@@ -32,7 +32,7 @@ class GatedLayer(nn.Module):
         # Nothing comes after the last vertical one; neither has a bias, as the next layer's convolutions have one.
         self.vertical_out = None if last else nn.Conv2d(width, width, 1, bias=False)
         self.horizontal_out = nn.Conv2d(width, width, 1, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, v: Tensor, h: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         condition = self.project(condition)

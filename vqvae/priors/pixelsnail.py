@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqvae.networks.blocks import Dropout
 from vqvae.priors.autoregressive import AutoregressivePrior, MapNetwork
 from vqvae.priors.base import check_heads, check_network, check_planes, plane_of
 from vqvae.priors.pixelcnn import gate
@@ -45,7 +46,7 @@ class GatedResidual(nn.Module):
         self.first = CausalConv2d(width, width, KERNEL, own=True)
         self.second = CausalConv2d(width, 2 * width, KERNEL, own=True)
         self.project = nn.Conv2d(width, 2 * width, 1, bias=False)  # the second convolution has one
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, h: Tensor, condition: Tensor) -> Tensor:
         x = self.second(self.dropout(F.elu(self.first(F.elu(h)))))  # (B, 2 width, H, W)

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqvae import distributed
+from vqvae.networks.blocks import Dropout
 from vqvae.priors.autoregressive import AutoregressivePrior, MapNetwork
 from vqvae.priors.base import Positions, check_network
 
@@ -32,7 +34,7 @@ class Block(nn.Module):
         self.sharpness = nn.Parameter(torch.ones(heads, 1, 1))  # of each head's attention
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def modulation(self, style: Tensor) -> tuple[Tensor, ...]:
         """style (B, width) -> scale and shift of both norms, 4 x (B, 1, width)."""
@@ -72,7 +74,8 @@ class Block(nn.Module):
 def make_blocks(width: int, layers: int, heads: int, dropout: float) -> nn.ModuleList:
     """`layers` blocks whose branches start small: 2 x layers of them are summed, and their sum should not grow with depth.
 
-    They start without modulation. Raises ValueError for a width that heads cannot share in pairs of channels.
+    They start without modulation.
+    Raises ValueError for a width that heads cannot share in pairs of channels.
     """
     if heads < 1 or width % (2 * heads):
         raise ValueError(f"heads must be at least 1, and width {width} a multiple of twice their number, got {heads}")
@@ -134,7 +137,7 @@ class TransformerMap(MapNetwork):
 
     While training, with `random_orders`, a share `random_share` of the examples follow an order of their own, drawn at
     random, of which place and condition tell the network (RAR: Yu et al. 2024, arXiv 2411.00776, section 3.2, target-aware
-    positional embedding). Drawn from torch's global generator, so alike on all ranks that were seeded alike, as dropout is.
+    positional embedding). Drawn from torch's global generator, for the batch of all ranks, as dropout is.
     """
 
     blocks: Sequence[Block]
@@ -159,7 +162,7 @@ class TransformerMap(MapNetwork):
         self.place = Positions(grid, width)
         self.register_buffer("near", places_near(grid), persistent=False)
         self.mix_near = nn.Linear(self.near.shape[1] * width, width, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = make_blocks(width, layers, heads, dropout)  # type: ignore[assignment]
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, codebook_size)
         self.register_buffer("angles", angles_of(grid, width // heads), persistent=False)
@@ -173,8 +176,8 @@ class TransformerMap(MapNetwork):
     def draw_order(self, batch: int) -> Tensor:
         """-> (batch, N), rows of positions: a random permutation with probability `random_share`, else raster order."""
         device, count = self.random_share.device, self.codes_per_map
-        permuted = torch.rand(batch, count, device=device).argsort(1)
-        chosen = torch.rand(batch, 1, device=device) < self.random_share
+        permuted = distributed.draw_of_rank(lambda rows: torch.rand(rows, count, device=device), batch).argsort(1)
+        chosen = distributed.draw_of_rank(lambda rows: torch.rand(rows, 1, device=device), batch) < self.random_share
         return torch.where(chosen, permuted, torch.arange(count, device=device))
 
     def logits_in_order(self, codes: Tensor, condition: Tensor, order: Tensor | None) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqvae.networks.blocks import Dropout
 from vqvae.priors.autoregressive import AutoregressivePrior, MapNetwork
 from vqvae.priors.base import check_network
 
@@ -28,7 +29,7 @@ class GatedLayer(nn.Module):
         self.dilation = dilation
         self.taps = nn.Linear(2 * width, 2 * width, bias=False)  # columns of t - dilation, then of t
         self.residual = None if last else nn.Linear(width, width, bias=False)  # nothing comes after the last layer's
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         before = F.pad(x, (0, 0, self.dilation, 0))[:, : x.shape[1]]  # (B, N, width), zeros before the first

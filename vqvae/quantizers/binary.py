@@ -98,7 +98,10 @@ class LFQ(Quantizer):
             return ((logits / 2) @ corners.t()).softmax(2).sum(0)  # (M, K)
 
         total = sum_rows(probability, z, width=corners.shape[0] * (self.bits // self.bits_per_map))
-        mean = distributed.mean_over_ranks(total / max(len(z), 1))
+        own = total / max(len(z), 1)
+        mean = (
+            distributed.mean_over_ranks(own) if self.training else own
+        )  # ranks may evaluate different numbers of batches
         return torch.special.entr(mean.clamp_min(1e-20)).sum()  # clamp: entr has an infinite slope at 0
 
 

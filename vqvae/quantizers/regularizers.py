@@ -174,13 +174,17 @@ class SampleEntropy(Soft):
 
 
 class CodebookEntropy(Soft):
-    """Minus the entropy of the mean of p(k | z) over the batch of all ranks, in nats: makes use even (same equation)."""
+    """Minus the entropy of the mean of p(k | z) over the batch of all ranks, in nats: makes use even (same equation).
+
+    In evaluation over this rank's batch: ranks may have different numbers of those.
+    """
 
     def forward(self, z: Tensor, q: Tensor, codes: Tensor) -> Tensor:
         def probability(part: Tensor, everything: Tensor) -> Tensor:
             return self.log_p(part, everything).exp().sum(0)  # (K,)
 
-        p = distributed.mean_over_ranks(sum_rows(probability, z, codes, width=len(codes)) / max(len(z), 1))
+        own = sum_rows(probability, z, codes, width=len(codes)) / max(len(z), 1)
+        p = distributed.mean_over_ranks(own) if self.training else own
         return -torch.special.entr(p.clamp_min(1e-20)).sum()  # clamp: entr has an infinite slope at 0
 
 

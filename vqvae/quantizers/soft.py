@@ -174,7 +174,8 @@ class IBQ(SoftQuantizer):
             return torch.cat([-(p * log_p).sum()[None], p.sum(0)])  # (1 + K,)
 
         total = sum_rows(sums, z, self.codebook, width=self.size) / max(len(z), 1)
-        mean_p = distributed.mean_over_ranks(total[1:])
+        # in evaluation, ranks may have different numbers of batches
+        mean_p = distributed.mean_over_ranks(total[1:]) if self.training else total[1:]
         return total[0] - torch.special.entr(mean_p.clamp_min(1e-20)).sum()  # clamp: entr has an infinite slope at 0
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from vqvae.data.base import Data
+from vqvae.files import writing
 from vqvae.images import grid
 from vqvae.pipeline import Tokenizer
 from vqvae.sampling.job import decode, paint, rows_of
@@ -54,8 +55,6 @@ def write_gif(path: Path, pictures: list[Tensor]) -> None:
     """Pictures uint8 (1 or 3, H, W) -> a GIF that appears under its name when it is whole; the last is shown longer."""
     images = [Image.fromarray(torch.movedim(one, 0, -1).squeeze(-1).numpy()) for one in pictures]
     palettes = [one.quantize(256, dither=Image.Dither.NONE) for one in images]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
     times = [FRAME_MS] * (len(palettes) - 1) + [LAST_MS]
-    palettes[0].save(temporary, "GIF", save_all=True, append_images=palettes[1:], duration=times, loop=0)
-    temporary.replace(path)
+    with writing(path) as temporary:
+        palettes[0].save(temporary, "GIF", save_all=True, append_images=palettes[1:], duration=times, loop=0)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vqvae.config import ConfigError
 from vqvae.data.loader import centre_crop
+from vqvae.files import writing
 from vqvae.images import grid, normalise, to_uint8, write_png
 from vqvae.pipeline import Run, Tokenizer
 from vqvae.priors.autoregressive import AutoregressivePrior
@@ -87,9 +88,9 @@ class Job:
 
     def write_arrays(self, name: str, **arrays: Any) -> Path:
         """An .npz file of tensors or lists."""
-        self.out.mkdir(parents=True, exist_ok=True)
         plain: dict[str, Any] = {key: np.asarray(value) for key, value in arrays.items()}
-        np.savez_compressed(self.out / name, **plain)
+        with writing(self.out / name) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **plain)
         return self.out / name
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from vqvae.checkpoint import write_bytes
 from vqvae.config import ConfigError
+from vqvae.files import write_bytes
 from vqvae.images import to_uint8
 from vqvae.metrics.reconstruction import item_psnr
 from vqvae.run_folder import table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from os.path import isfile  # Path.is_file raises for names that are too long, such as lists of many numbers
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vqvae.config import ConfigError
+from vqvae.data.folder import printable
 from vqvae.data.loader import centre_crop
 from vqvae.pipeline import Run
 from vqvae.stages.base import bar_hidden
@@ -20,7 +22,7 @@ def names_in(image: Any) -> list[str]:
     """What a user calls `image` -> names: one, a list, or several with commas between them (unless that is a file)."""
     if isinstance(image, list):
         return [str(one) for one in image]
-    return [str(image)] if Path(str(image)).is_file() else str(image).split(",")
+    return [str(image)] if isfile(str(image)) else str(image).split(",")
 
 
 def read_named(run: Run, name: str) -> tuple[Tensor, int]:
@@ -34,7 +36,7 @@ def read_named(run: Run, name: str) -> tuple[Tensor, int]:
             raise ConfigError(f"image={name}: the validation pictures are numbered 0 .. {len(split) - 1}")
         return crop(run, split.read(int(name))), int(split.labels[int(name)])
     path = Path(name).expanduser()
-    if not path.is_file():
+    if not isfile(path):
         raise ConfigError(f"image={name} is neither a file nor the number of a validation picture")
     try:
         return crop(run, run.data.load(path)), -1
@@ -47,10 +49,10 @@ def read_many(run: Run, folder: str | None, count: int | None) -> Iterator[tuple
 
     Raises ConfigError where there is no such folder, or nothing in it.
     """
-    readers: dict[str, Callable[[], Tensor]]
+    readers: list[tuple[str, Callable[[], Tensor]]]
     if folder is None:
         split = run.split("val")
-        readers = {str(index): partial(split.read, index) for index in range(len(split))}
+        readers = [(str(index), partial(split.read, index)) for index in range(len(split))]
     else:
         root = Path(folder).expanduser()
         if not root.is_dir():
@@ -59,9 +61,8 @@ def read_many(run: Run, folder: str | None, count: int | None) -> Iterator[tuple
         visible = [p for p in files if not any(part.startswith(".") for part in p.parts)]
         if not visible:
             raise ConfigError(f"folder={folder} holds no files")
-        readers = {p.as_posix(): partial(run.data.load, root / p) for p in visible}
-    chosen = list(readers.items())[:count]
-    for name, read in tqdm(chosen, desc="reconstructing", unit="picture", disable=bar_hidden()):
+        readers = [(printable(p.as_posix()), partial(run.data.load, root / p)) for p in visible]
+    for name, read in tqdm(readers[:count], desc="reconstructing", unit="picture", disable=bar_hidden()):
         try:
             yield name, crop(run, read())
         except OSError as error:

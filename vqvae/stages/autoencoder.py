@@ -46,6 +46,7 @@ class AutoencoderStage(Stage):
         self.epoch_steps, self.epochs = epoch_steps, Fraction(0)
         self.networks: dict[str, nn.Module] = {"model": model}
         self.meters = CodeCounts(model.codebook_sizes, SPANS)
+        self.counted: list[list[Tensor]] = []  # of the step at hand, a micro-batch each: M x (K_m,)
 
     def begin_run(self, batches: Iterator[Batch]) -> None:
         self.model.begin_run(x for x, _ in batches)
@@ -62,10 +63,12 @@ class AutoencoderStage(Stage):
         x, _ = batch
         output: Output = self.forwards["model"](x)
         terms = self._terms(output, x)
-        self.meters.add(self._count(output.codes))
+        self.counted.append(self._count(output.codes))
         yield "model", terms["loss"], terms
 
     def after_step(self, applied: Tensor) -> dict[nn.Parameter, Tensor]:
+        self.meters.add([sum(counts) * applied for counts in zip(*self.counted)])
+        self.counted = []
         return self.model.after_step(applied)
 
     def window_metrics(self) -> dict[str, Any]:

@@ -1,0 +1,28 @@
+"""Writes a finished run as safetensors and ONNX. `python scripts/export.py --help` shows how."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from vqvae.config import check_keys_of, entry_point, resolve
+
+
+@entry_point("export")
+def main(cfg: Any) -> None:
+    """Writes the folder `out`, and says what lies in it."""
+    cfg = resolve(cfg)
+    check_keys_of("export", cfg)
+
+    from vqvae.export import export_run
+    from vqvae.pipeline import Run
+    from vqvae.run_folder import RunFolder
+
+    run = Run(RunFolder.load(cfg.run_dir, list(cfg.allow_targets)))
+    print("\n".join(export_run(run, Path(cfg.out or run.folder.path / "export"))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Laws of several processes and machines: a worker that dies, a launcher that is told to end, two network namespaces."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, SMALL_CODEBOOK, TINY, command, weights
+from test_data import picture
+
+pytestmark = pytest.mark.slow
+
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+RUN = [
+    *TINY,
+    *SMALL_CODEBOOK,
+    "stages=[autoencoder]",
+    "trainer.steps=300",
+    "trainer.log_every_steps=5",
+    "trainer.eval_every_steps=100",
+    "trainer.preview_every_steps=0",
+    "trainer.checkpoint_every_steps=40",
+]
+
+
+def launch(run_dir: Path, *options: str) -> subprocess.Popen[str]:
+    """torchrun with two ranks, on the CPU."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # see docs/clusters.md
+    arguments = [*LAUNCH, *options, "train.py", *RUN, f"run_dir={run_dir}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(arguments, cwd=ROOT, env=environment, start_new_session=True, **pipes)  # type: ignore[call-overload]
+
+
+def output(process: subprocess.Popen[str]) -> str:
+    try:
+        return process.communicate(timeout=200)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+
+
+def wait_for_lines(run_dir: Path, count: int, process: subprocess.Popen[str]) -> None:
+    file = run_dir / "autoencoder" / "metrics.jsonl"
+    while process.poll() is None and not (file.is_file() and file.read_text().count("\n") >= count):
+        time.sleep(0.01)
+    assert process.poll() is None, output(process)[-3000:]
+
+
+def workers(process: subprocess.Popen[str]) -> list[int]:
+    """Process ids of the ranks, in order."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ranks = {}
+    for child in map(int, children):
+        rank = re.search(rb"(?:^|\0)RANK=(\d+)", Path(f"/proc/{child}/environ").read_bytes())
+        if rank:
+            ranks[int(rank[1])] = child
+    return [ranks[rank] for rank in sorted(ranks)]
+
+
+def assert_same_result(a: Path, b: Path) -> None:
+    assert (a / "autoencoder/metrics.jsonl").read_bytes() == (b / "autoencoder/metrics.jsonl").read_bytes()
+    first, second = weights(a, "autoencoder"), weights(b, "autoencoder")
+    assert all((first[key] == second[key]).all() for key in first)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("two") / "run"
+    process = launch(run_dir)
+    text = output(process)
+    assert process.returncode == 0, text[-3000:]
+    return run_dir
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the ranks in /proc")
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_rank_is_started_again_by_torchrun_and_the_run_ends_bit_identical(
+    victim: int, undisturbed: Path, tmp_path: Path
+) -> None:
+    process = launch(tmp_path / "run", "--max-restarts=3")
+    for count in (12, 40):  # lines of metrics: after the first checkpoint, and again after the restart
+        wait_for_lines(tmp_path / "run", count, process)
+        os.kill(workers(process)[victim], signal.SIGKILL)
+        time.sleep(1)
+    text = output(process)
+    assert process.returncode == 0, text[-3000:]
+    assert text.count("continuing from step") == 2
+    assert_same_result(undisturbed, tmp_path / "run")
+
+
+def test_torchrun_told_to_end_leaves_a_checkpoint_of_that_step_and_the_next_goes_on_bit_identical(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    """SIGTERM, which torchrun passes on to the ranks."""
+    process = launch(tmp_path / "run")
+    wait_for_lines(tmp_path / "run", 5, process)
+    process.terminate()
+    text = output(process)
+    assert process.returncode != 0
+    (step,) = set(re.findall(r"stopped on request at step (\d+) of 300", text))
+    again = launch(tmp_path / "run")
+    text = output(again)
+    assert again.returncode == 0, text[-3000:]
+    assert f"continuing from step {step} of 300" in text
+    assert_same_result(undisturbed, tmp_path / "run")
+
+
+def test_a_signal_to_a_whole_group_leaves_the_checkpoint_that_one_to_the_program_leaves(tmp_path: Path) -> None:
+    """As Slurm and service managers send SIGTERM: to the processes that decode pictures as well."""
+    for index in range(40):
+        picture(tmp_path / "pictures" / f"{index}.png", seed=index)
+    own = [a for a in RUN if not a.startswith("data.")]
+    data = ["data=folder", f"data.root={tmp_path / 'pictures'}", "data.image_size=16", "data.resident=stream"]
+    more = ["data.workers=2", "data.val_share=0.2", "trainer.checkpoint_every_steps=100000", "trainer.steps=5000"]
+    arguments = command("train.py", *own, *data, *more, f"run_dir={tmp_path / 'run'}")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(arguments, start_new_session=True, **pipes)  # type: ignore[call-overload]
+    wait_for_lines(tmp_path / "run", 3, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    text = output(process)
+    assert process.returncode == 128 + signal.SIGTERM, text[-3000:]
+    (step,) = re.findall(r"stopped on request at step (\d+) of 5000", text)
+    assert list((tmp_path / "run/autoencoder/checkpoints").glob(f"step-{int(step):09d}-*.pt"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="network namespaces need root and ip")
+def test_two_machines_train_one_run() -> None:
+    """Network namespaces on this one, joined by a cable."""
+    environment = {**os.environ, "PYTHON": sys.executable}
+    script = ["bash", str(ROOT / "scripts" / "two_nodes.sh")]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=280)
+    if "lets nobody make network namespaces" in done.stderr:
+        pytest.skip(done.stderr)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "node 0 ended with 0\nnode 1 ended with 0\none whole run folder" in done.stdout
+    left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
+    assert "vqvae" not in left

@@ -1,0 +1,181 @@
+"""Whatever is typed, a command runs or says in one sentence why not: 500 random ones, the same in each run of this test."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+import resource
+import shutil
+import subprocess
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, command
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from vqvae.config import check_train, choices, compose, mistake, one_line, resolve
+from vqvae.config import flatten as flat_keys
+from vqvae.pipeline import Run, train_autoencoder, train_prior
+from vqvae.run_folder import RunFolder
+from vqvae.stop import StopRequest
+
+SECONDS = 10
+MEMORY = 2 * 2**30  # beyond what the process has: a network that does not fit is a sentence too, and not a dead machine
+SMALL = {
+    "model=conv": [
+        "model.encoders.0.widths=[8,8]",
+        "model.encoders.0.residual_width=4",
+        "model.encoders.0.residual_blocks=1",
+    ],
+    "model=patch": [f"model.{coders}.0.{key}=8" for coders in ("encoders", "decoders") for key in ("width", "hidden")],
+    "model=resnet": ["model.encoders.0.widths=[8,8,8]"],
+    "prior=pixelcnn": ["prior.network.width=8", "prior.network.layers=2"],
+    "prior=pixelsnail": ["prior.network.width=8", "prior.network.layers=1", "prior.network.blocks=1"],
+    "prior=wavenet": ["prior.network.width=8", "prior.network.layers=2"],
+    "prior=transformer": ["prior.network.width=8", "prior.network.layers=1"],
+    "prior=maskgit": ["prior.network.width=8", "prior.network.layers=1", "prior.network.steps=2"],
+    "data=shapes": ["data.train_count=24", "data.val_count=9", "data.image_size=16"],
+    "data=tones": ["data.train_count=24", "data.val_count=9", "data.length=256"],
+}
+DEFAULTS = ("data=shapes", "model=conv", "prior=pixelcnn")
+GROUPS = ["data", "model", "quantizer", "loss", "optimizer", "schedule", "trainer", "prior", "logger"]
+DRAWN = ["shapes", "tones"]  # data sets that need no files
+ODD = re.split(
+    r"\s+",
+    """null true false abc ü '日本' "" '' "it's" 'unclosed a,b a=b / .. ~nobody ???
+[] [1,2] [nan] [-1,0] [null] [abc] [[1]] {} {a:1} {_target_:os.system} ${seed} ${nope} ${oc.env:HOME}
+0 1 2 3 5 7 -1 0.5 1.5 -0.0 nan inf -inf 1e400 1e-400 1e-9 1e9 0x10 1_000""",
+)
+HUGE = ["999999999999", "9223372036854775807", "-9223372036854775808", "99999999999999999999"]
+# A number of layers, and not of channels: so many are built one after the other until memory or patience ends.
+COUNTS = re.compile(r"(layers|depth|\w*blocks|splits|phis|heads|cycle|steps|iterations|workers|bits)$")
+
+
+@functools.cache
+def keys_of(choice: str) -> list[str]:
+    """The keys of a group's choice, dotted."""
+    group = choice.split("=")[0]
+    return [f"{group}.{key}" for key in flat_keys(OmegaConf.to_container(compose("train", [choice])[group]))]
+
+
+@st.composite
+def commands(draw: st.DrawFn) -> list[str]:
+    """Choices of some groups, shrunk, then up to three things that nobody should type, or a few that are all right."""
+    varied = draw(st.lists(st.sampled_from(GROUPS), max_size=3, unique=True))
+    chosen = [f"{g}={draw(st.sampled_from(DRAWN if g == 'data' else choices(g)))}" for g in varied]
+    chosen += [one for one in DEFAULTS if one.split("=")[0] not in varied]
+    small = [override for one in chosen for override in SMALL.get(one, [])]
+    keys = ["seed", "run_dir", "stages", "tokenizer", "init_from", "allow_targets"]
+    for one in [
+        *chosen,
+        *(f"{g}={d}" for g, d in (("quantizer", "ema"), ("trainer", "autoencoder")) if g not in varied),
+    ]:
+        keys += keys_of(one)
+    typed = []
+    for _ in range(draw(st.integers(0, 3))):
+        key = draw(st.sampled_from(keys))
+        huge = [] if COUNTS.search(key) else HUGE
+        value = draw(st.sampled_from(ODD + huge))
+        kind = draw(st.sampled_from(["key"] * 7 + ["misspelt", "added", "deleted", "group", "free"]))
+        if kind == "misspelt":
+            key = key[:-1] + draw(st.sampled_from(["x", "", "ß", key[-1] * 2]))
+        if kind == "free":
+            value = draw(st.text(max_size=8).filter(lambda text: "\0" not in text))
+        if kind == "group":
+            typed.append(f"{key.split('.')[0]}={value}")
+        else:
+            typed.append(f"~{key}" if kind == "deleted" else f"{'+' * (kind == 'added')}{key}={value}")
+    return ["logger=off", "debug=fast", *chosen, *small, *typed]
+
+
+@contextlib.contextmanager
+def little_memory() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def two_steps(overrides: list[str], folder: Path) -> None:
+    """What train.py does, but for its logging: checks, then two steps of each stage that is asked for."""
+    cfg = compose("train", overrides)
+    check_train(resolve(cfg))
+    cfg = resolve(cfg)
+    if cfg.run_dir is None or not str(cfg.run_dir).startswith(str(folder)):
+        cfg.run_dir = str(folder / "run")  # as any other name, but none that litters
+    run = Run(RunFolder.prepare(cfg))
+    run.check()
+    run.folder.path.mkdir(parents=True)
+    for node in (cfg, cfg.prior):
+        node.trainer.steps, node.trainer.epochs = 2, None
+    if "autoencoder" in cfg.stages:
+        train_autoencoder(run, StopRequest())
+    if "prior" in cfg.stages:
+        train_prior(run, run.tokenizer(), StopRequest())
+
+
+def fault(overrides: list[str]) -> str | None:
+    """The traceback of a command that neither runs nor says what is wrong with it, or None."""
+    folder = Path(tempfile.mkdtemp())
+    started = time.perf_counter()
+    try:
+        with little_memory():
+            two_steps(overrides, folder)
+    except Exception as error:
+        said = mistake(error, "train")
+        if said is None:
+            return f"{overrides}\n{traceback.format_exc()}"
+        if not one_line(said) or len(said) > 2000 or "Traceback" in said:
+            return f"{overrides}\nsays {said!r}"
+    finally:
+        shutil.rmtree(folder)
+    seconds = time.perf_counter() - started
+    return f"{overrides}\n{seconds:.0f} seconds" if seconds > SECONDS else None
+
+
+@pytest.mark.slow
+@settings(max_examples=500, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(commands())
+def test_a_random_command_runs_or_ends_in_one_sentence(overrides: list[str]) -> None:
+    assert fault(overrides) is None
+
+
+WHOLE = {
+    "trainer.steps=${oc.env:HOME}": "is not an integer or null",
+    "quantizer.codebook.size=9223372036854775807": "quantizer.codebook: Storage size calculation overflowed",
+    "model.encoders.0.widths=[999999999,8]": "model.encoders.0: this does not fit in memory: 178.8 GiB were asked for at once",
+    "data.cache_dir='日本": "data.cache_dir='日本 cannot be read as key=value",
+    "trainer=[-1,0]": "hydra cannot put this command together",
+    "~model": "is not a config key or group; did you mean",
+    "+quantizer.codebook.sise=nan": "did you mean quantizer.codebook.size?",
+    "optimizer.lr=1e400": "the loss was not finite in",
+}
+
+
+def limit_memory() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("override", WHOLE)
+def test_a_whole_command_runs_or_ends_in_one_sentence(override: str, tmp_path: Path) -> None:
+    own = ["logger=off", "debug=fast", *DEFAULTS, *(o for one in DEFAULTS for o in SMALL[one]), "run_dir=run", override]
+    done = subprocess.run(
+        command("train.py", *own), cwd=tmp_path, capture_output=True, text=True, timeout=60, preexec_fn=limit_memory
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert WHOLE[override] in done.stderr
+    assert str(ROOT) not in done.stderr

@@ -1,0 +1,243 @@
+"""Laws of two processes: whole stages, evaluation and encoding give what one process gives."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SMALL_CODEBOOK, TINY, lines, weights
+from two_processes import in_a_group
+
+from vqvae import distributed
+from vqvae.config import check_train, choices, compose, resolve
+from vqvae.networks.blocks import Dropout
+from vqvae.pipeline import Run, train_autoencoder, train_prior
+from vqvae.priors.maskgit import draw_weights
+from vqvae.priors.transformer import TransformerMap
+from vqvae.run_folder import RunFolder
+from vqvae.stop import StopRequest
+
+STEPS = 20
+Both = tuple[Path, Path, list[list[str]]]
+# 101 validation pictures in chunks of 40: rank 0 has two of them, and rank 1 has one, with 20 pictures in it
+COMMON = [
+    *[a for a in TINY if not a.startswith(("data.val_count", "prior."))],
+    "data.val_count=101",
+    "data.flip=true",
+]
+EMA = [
+    *SMALL_CODEBOOK,
+    "quantizer/init=kmeans",
+    "quantizer/revival=random",
+    "quantizer.revival.every_steps=5",
+    "quantizer.revival.decay=0.5",
+    "quantizer.revival.threshold=0.5",
+    "trainer.weight_average_decay=0.9",
+]
+AUTOENCODERS = {
+    "k-means, revival, weight average": EMA,
+    "residual, stages dropped": ["quantizer=residual", "quantizer.inner.codebook.size=16", "quantizer.dropout=0.5"],
+    "entropies": ["quantizer=lfq"],
+    # from data, its logits would be so large that rounding decides a draw in a thousand
+    "gumbel": ["quantizer=gumbel", "quantizer.size=16", "quantizer/init=uniform"],
+    "axes of a moving PCA": ["quantizer=pca", *SMALL_CODEBOOK, "quantizer.lookup.components=4"],
+    "fewer pictures than ranks x chunk": [*SMALL_CODEBOOK, "trainer.eval_batch_size=128"],
+    "micro-batches": [*SMALL_CODEBOOK, "trainer.accumulation=2"],
+    "bf16": [*SMALL_CODEBOOK, "trainer.precision=bf16"],
+}
+BF16_METRICS = {"train/loss", "val/loss", "val/psnr_db", "train/codebook0/run_perplexity", "val/codebook0/perplexity"}
+PRIORS = {name: [f"prior={name}", *SMALL_CODEBOOK] for name in choices("prior")}
+SIZES = {"pixelcnn": "layers=2", "pixelsnail": "blocks=1", "wavenet": "layers=2"}  # others: layers=1
+
+
+def settings(steps: int) -> list[str]:
+    return [f"trainer.steps={steps}", f"trainer.eval_every_steps={steps // 2}", "trainer.eval_batch_size=40"]
+
+
+def prior_settings(name: str) -> list[str]:
+    network = ["width=8", "dropout=0.3", SIZES.get(name, "layers=1")]
+    network += {
+        "transformer": ["random_order_until=1", "heads=2"],
+        "maskgit": ["heads=2"],
+        "pixelsnail": ["layers=1"],
+    }.get(name, [])
+    return [
+        f"prior={name}",
+        *SMALL_CODEBOOK,
+        *[f"prior.{one}" for one in settings(STEPS)],
+        *[f"prior.network.{one}" for one in network],
+        "prior.class_dropout=0.3",
+        "prior.label_smoothing=0.1",
+        "optimizer@prior.optimizer=adamw",
+        "+prior.optimizer.eps=1e-3",  # Adam's division makes a step of what rounding leaves of a gradient of 0
+    ]
+
+
+def run_of(path: Path, *overrides: str) -> Run:
+    cfg = resolve(compose("train", [*COMMON, *overrides]))
+    cfg.run_dir = str(path)
+    check_train(cfg)
+    folder = RunFolder(path, cfg)
+    folder.create()
+    return Run(folder)
+
+
+def train_all(base: Path, tokenizer: Path) -> list[str]:
+    """Every case in a folder of its own below `base` -> what this process wrote there."""
+    written = writes_below(base)
+    for name, overrides in AUTOENCODERS.items():
+        own = [*settings(STEPS), "trainer.precision=fp32", "+optimizer.eps=1e-3", *overrides]
+        train_autoencoder(run_of(base / name, *own), StopRequest())
+    for name in PRIORS:
+        run = run_of(base / name, *prior_settings(name), "prior.trainer.precision=fp32")
+        if distributed.is_main():
+            shutil.copytree(tokenizer / "autoencoder", base / name / "autoencoder")
+        distributed.barrier()
+        train_prior(run, run.tokenizer(), StopRequest())
+    return written
+
+
+def writes_below(base: Path) -> list[str]:
+    """A list that grows by every path below `base` that this process, from now on, opens for writing, makes or moves."""
+    found: list[str] = []
+    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+    def listen(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir") or (event == "open" and arguments[2] & writing):
+            path = str(arguments[0])
+            if path.startswith(str(base)):
+                found.append(path.removeprefix(f"{base}/"))
+
+    sys.addaudithook(listen)
+    return found
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
+    """Folders of one and of two processes, and what each of the two wrote."""
+    folder = tmp_path_factory.mktemp("both")
+    tokenizer = folder / "tokenizer"
+    train_autoencoder(run_of(tokenizer, *settings(2), *SMALL_CODEBOOK), StopRequest())
+    written = in_a_group(folder, train_all, folder / "two", tokenizer)
+    train_all(folder / "one", tokenizer)
+    return folder / "one", folder / "two", written
+
+
+def counts(run_dir: Path) -> torch.Tensor:
+    """How often each code was chosen: in the last step, since the last log, in the epoch, in the run."""
+    checkpoint = sorted((run_dir / "autoencoder" / "checkpoints").glob("step-*.pt"))[-1]
+    return torch.load(checkpoint, weights_only=True)["meters"]["counts"]
+
+
+def assert_same_metrics(one: Path, two: Path, relative: float = 1e-3, absolute: float = 1e-4) -> None:
+    first, second = lines(one / "metrics.jsonl"), lines(two / "metrics.jsonl")
+    assert len(first) == len(second) > 2
+    for a, b in zip(first, second):
+        assert a.keys() == b.keys()
+        numbers = [key for key in a if not isinstance(a[key], dict)]
+        assert {key: b[key] for key in numbers} == pytest.approx(
+            {key: a[key] for key in numbers}, rel=relative, abs=absolute
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in AUTOENCODERS if name != "bf16"])
+def test_two_processes_train_an_autoencoder_as_one(both: Both, name: str) -> None:
+    one, two = both[0] / name, both[1] / name
+    assert torch.equal(counts(one), counts(two))
+    assert_same_metrics(one / "autoencoder", two / "autoencoder")
+    torch.testing.assert_close(weights(two, "autoencoder"), weights(one, "autoencoder"), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_in_bf16_the_losses_of_two_processes_are_within_a_hundredth(both: Both) -> None:
+    first, second = (lines(folder / "bf16" / "autoencoder" / "metrics.jsonl") for folder in both[:2])
+    for a, b in zip(first, second, strict=True):
+        keys = BF16_METRICS & a.keys()
+        assert keys
+        assert {key: b[key] for key in keys} == pytest.approx({key: a[key] for key in keys}, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PRIORS)
+def test_two_processes_train_a_prior_as_one(both: Both, name: str) -> None:
+    """With dropout, hidden classes, random orders and masked codes: every draw is that of the whole batch."""
+    one, two = both[0] / name, both[1] / name
+    for split in ("train", "val", "train_flipped"):
+        for file in ("codes_0.npy", "labels.npy", "header.json"):
+            assert (one / "codes" / split / file).read_bytes() == (two / "codes" / split / file).read_bytes()
+    assert_same_metrics(one / "prior", two / "prior")
+    torch.testing.assert_close(weights(two, "prior"), weights(one, "prior"), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_rank_0_alone_writes_but_for_the_codes_that_each_rank_has_made(
+    both: Both,
+) -> None:
+    main, other = both[2]
+    assert any(path.endswith("prior/metrics.jsonl") for path in main)
+    assert any("weights-" in path for path in main)
+    assert other
+    assert all("/codes/" in path and path.endswith(".npy") for path in other)
+
+
+# ---- draws, in this process: what each rank would draw
+
+
+def on_each_rank(monkeypatch: pytest.MonkeyPatch, work: Callable[[slice], torch.Tensor], rows: int) -> torch.Tensor:
+    """What two ranks make of their parts of `rows` rows, put together."""
+    parts = []
+    for rank in range(2):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(distributed, "world_size", lambda: 2)
+        torch.manual_seed(0)
+        parts.append(work(distributed.slice_of_rank(rows)))
+    monkeypatch.undo()
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_two_ranks_drop_what_one_process_drops(
+    monkeypatch: pytest.MonkeyPatch, layout: torch.memory_format, dtype: torch.dtype
+) -> None:
+    x = torch.randn(8, 6, 5, 4).to(dtype).to(memory_format=layout)
+    dropout = Dropout(0.3)
+    two = on_each_rank(monkeypatch, lambda own: dropout(x[own]), len(x))
+    torch.manual_seed(0)
+    one = torch.nn.functional.dropout(x, 0.3)
+    assert torch.equal(one, two)
+    assert 0.2 < (two == 0).float().mean() < 0.4
+    assert not torch.equal(two[:4] == 0, two[4:] == 0)
+    assert torch.equal(on_each_rank(monkeypatch, lambda own: dropout.eval()(x[own]), len(x)), x)
+
+
+def test_two_ranks_hide_the_codes_and_follow_the_orders_that_one_process_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = torch.zeros(8, 12, dtype=torch.int64)
+    network = TransformerMap(5, (3, 4), width=8, layers=1, heads=2, dropout=0.0, random_orders=True)
+    network.random_share.fill_(0.5)
+    draws: dict[str, Callable[[slice], torch.Tensor]] = {
+        "hidden": lambda own: draw_weights(codes[own], None),
+        "orders": lambda own: network.draw_order(len(codes[own])),
+    }
+    for work in draws.values():
+        two = on_each_rank(monkeypatch, work, len(codes))
+        torch.manual_seed(0)
+        assert torch.equal(work(slice(0, 8)), two)
+        assert not torch.equal(two[:4], two[4:])
+
+
+def test_a_masked_bound_is_that_of_its_batch_on_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = torch.zeros(4, 12, dtype=torch.int64)
+
+    def weights_of_batch(own: slice) -> torch.Tensor:
+        return draw_weights(codes, torch.Generator().manual_seed(0))
+
+    first, second = on_each_rank(monkeypatch, weights_of_batch, 8).chunk(2)
+    assert torch.equal(first, second)

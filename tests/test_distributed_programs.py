@@ -1,0 +1,104 @@
+"""Laws of the programs under torchrun: what they give, who speaks, and how they end where one process is in trouble."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, SMALL_CODEBOOK, TINY, call_inside
+from two_processes import free_ports, under_torchrun
+
+
+def programs(base: Path, ports: list[int]) -> dict[str, str]:
+    """Each program once, by what torchrun leaves in the environment -> what this process printed."""
+    printed = {}
+    for name, port in zip(PROGRAMS, ports):
+        os.environ["MASTER_PORT"] = str(port)
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+            call(name, base)
+        printed[name] = out.getvalue() + err.getvalue()
+    return printed
+
+
+PROGRAMS = {
+    "scripts.evaluate": ["split=train", "batch_size=40"],  # 96 pictures: three batches, the last of 16
+    "scripts.encode": ["splits=[test]"],  # 20 pictures: rank 1 has none
+    "sample": ["n=3"],
+}
+
+
+def call(name: str, base: Path) -> None:
+    out = {"scripts.evaluate": [f"out={base / 'figures.json'}"], "sample": [f"out={base / 'samples'}"]}.get(name, [])
+    call_inside(name, f"run_dir={base / 'run'}", *PROGRAMS[name], *out)
+
+
+@pytest.mark.slow
+def test_programs_give_under_torchrun_what_they_give_without_it_and_rank_0_alone_speaks(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(finished_run, tmp_path / name / "run")
+    printed = under_torchrun(tmp_path, programs, tmp_path / "two", free_ports(len(PROGRAMS)))
+    for name in PROGRAMS:
+        capsys.readouterr()
+        call(name, tmp_path / "one")
+        assert printed[0][name] == capsys.readouterr().out.replace("/one/", "/two/")
+        assert printed[1][name] == ""
+    one, two = (json.loads((tmp_path / name / "figures.json").read_text()) for name in ("one", "two"))
+    assert one["figures"].keys() == two["figures"].keys()
+    for name, figure in one["figures"].items():
+        assert two["figures"][name]["value"] == pytest.approx(figure["value"], rel=1e-12), name
+    for file in ("codes_0.npy", "labels.npy", "header.json"):
+        assert len({(tmp_path / name / "run/codes/test" / file).read_bytes() for name in ("one", "two")}) == 1
+    first, second = (np.load(tmp_path / name / "samples/samples.npz") for name in ("one", "two"))
+    assert all(np.array_equal(first[key], second[key]) for key in ("pictures", "codes_0", "labels"))
+
+
+# ---- one rank alone in trouble
+
+FAULTY = """
+import errno, os, sys
+sys.path.insert(0, {root!r})
+import train
+from vqvae import checkpoint
+from vqvae.stages.autoencoder import AutoencoderStage
+from vqvae.trainer import Trainer
+
+def fails(*arguments, **settings):
+    raise OSError({number}, "trouble")
+
+if os.environ["RANK"] == "{rank}":
+    {place} = fails
+train.main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rank", "place", "number"),
+    [
+        (1, "Trainer.train_step", errno.EIO),  # the other waits for its gradients
+        (1, "AutoencoderStage.evaluate", errno.EIO),  # the other waits for its sums
+        (0, "checkpoint.save_step", errno.ENOSPC),  # the other is a step ahead
+        (0, "checkpoint.save", errno.ENOSPC),  # the other waits at the end of the stage
+    ],
+)
+def test_a_rank_that_fails_alone_ends_all_and_says_why_once(rank: int, place: str, number: int, tmp_path: Path) -> None:
+    (tmp_path / "faulty.py").write_text(FAULTY.format(root=str(ROOT), rank=rank, place=place, number=number))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    arguments = [*TINY, *SMALL_CODEBOOK, "stages=[autoencoder]", f"run_dir={tmp_path / 'run'}"]
+    done = subprocess.run(
+        [*launcher, str(tmp_path / "faulty.py"), *arguments], capture_output=True, text=True, timeout=90, check=False
+    )
+    assert done.returncode != 0
+    assert done.stderr.count(f"error: [Errno {number}] trouble") == 1
+    assert not list((tmp_path / "run" / "autoencoder").glob("weights-*.pt"))

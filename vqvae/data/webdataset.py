@@ -1,0 +1,209 @@
+"""WebDataset shards on this machine's file systems, read at random places: for data that is larger than memory."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import io
+import itertools
+import random
+import re
+from array import array
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from braceexpand import braceexpand
+from torch import Tensor
+from tqdm import tqdm
+
+from vqvae import distributed
+from vqvae.data.base import Split, fingerprint, no_labels
+from vqvae.data.folder import CONTENT_PROBES, DECODING, printable
+from vqvae.data.pictures import Pictures, read_picture
+from vqvae.data.shards import index_file, read_bytes, read_index
+
+MOST_SHARDS = 100_000
+REMOTE = re.compile(r"^([a-z][a-z0-9+.-]+):", re.IGNORECASE)
+
+
+PLACE = [("shard", "i4"), ("row", "i4"), ("offset", "i8"), ("size", "i8")]  # row: of the shard's index
+
+
+@dataclass
+class ShardSplit(Split):
+    """Pictures by their places in shards: (n,) of PLACE. Their names lie in `indices`, one file a shard, until asked for."""
+
+    shards: list[Path]
+    indices: list[Path]
+    places: np.ndarray
+    read_size: int
+    channels: int
+
+    def content(self, index: int) -> bytes:
+        """The picture's file. Raises OSError where it cannot be read."""
+        place = self.places[index]
+        return read_bytes(self.shards[place["shard"]], int(place["offset"]), int(place["size"]))
+
+    def read(self, index: int) -> Tensor:
+        return read_picture(io.BytesIO(self.content(index)), self.read_size, self.channels)  # type: ignore[arg-type]
+
+    def title(self, index: int) -> str:
+        place = self.places[index]
+        name = read_index(self.indices[place["shard"]])["name"][place["row"]]
+        return printable(f"{self.shards[place['shard']]}: {name.decode('utf-8', 'surrogateescape')}")
+
+    def subset(self, indices: Tensor) -> Split:
+        return replace(self, labels=self.labels[indices], places=self.places[indices.numpy()])
+
+
+@dataclass(kw_only=True)
+class WebDataset(Pictures):
+    """Shards `urls`, and `val_urls` or else a share of the first split off by `split_seed`.
+
+    Both are names with braces (train-{000000..000009}.tar) or wildcards (train-*.tar), or a list of such;
+    scripts/make_shards.py writes shards. A sample is a picture <key>.jpg, .png, ... with its class in <key>.cls (a number, or
+    a name of classes.txt beside the first shard), or as `cls` or `label` of <key>.json; without those there are no labels.
+    Pictures are resized and cropped as those of a folder are.
+
+    Shards are read at random places, not in a stream: which pictures a step sees is a function of the seed and the step, as
+    for every data set, so a resumed run goes on with the same batches, and shards give the same batches as a folder with the
+    same pictures in the same order. In memory lie 32 bytes a picture, its place and its label; each shard is indexed once, in
+    `cache_dir`. Raises ValueError for shards that are missing, remote, cut off, or without pictures.
+    """
+
+    urls: str | list[str]
+    val_urls: str | list[str] | None
+    resize: int
+    val_share: float
+    split_seed: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.resize < self.image_size:
+            raise ValueError(f"resize must be at least image_size={self.image_size}, got {self.resize}")
+        if not 0 < self.val_share < 1:
+            raise ValueError(f"val_share must lie in (0, 1), got {self.val_share}")
+        self.train_shards = find_shards("urls", self.urls)
+        self.val_shards = [] if self.val_urls is None else find_shards("val_urls", self.val_urls)
+        self.cache = Path(self.cache_dir).expanduser()
+        shards = [*self.train_shards, *self.val_shards]
+        if distributed.is_main():  # the other ranks find the indices in the cache
+            for shard in tqdm(shards, desc="indexing", unit="shard", disable=None, delay=1):
+                index_file(shard, self.cache)
+        distributed.barrier()
+        names_file = self.train_shards[0].with_name("classes.txt")
+        self._class_names = names_file.read_text("utf-8").splitlines() if names_file.is_file() else []
+        self.train = self._whole("train", self.train_shards)
+        if not self._class_names or int(self.train.labels[0]) < 0:
+            self._class_names = [str(label) for label in range(int(self.train.labels.max()) + 1)]
+        self.val = self._whole("val", self.val_shards) if self.val_shards else None
+
+    @property
+    def read_size(self) -> tuple[int, ...]:
+        return (self.resize,) * self.ndim
+
+    @property
+    def class_names(self) -> list[str]:
+        return self._class_names
+
+    def split(self, name: str) -> Split:
+        train = name == "train"
+        split = self.train if train else self.val
+        if self.val is None:
+            count = len(self.train)
+            order = array("q", range(count))
+            random.Random(self.split_seed).shuffle(order)  # as a folder does it: the same pictures are held out
+            held_out = max(1, round(count * self.val_share))
+            if held_out == count:
+                raise ValueError(f"{count} pictures are too few to split some off for validation; give val_urls")
+            chosen = np.sort(np.array(order[held_out:] if train else order[:held_out]))
+            split = self.train.subset(torch.from_numpy(chosen))  # type: ignore[assignment]
+        assert split is not None
+        return replace(split, name="train" if train else "val", fingerprint=self._identity(split, train))
+
+    def _whole(self, name: str, shards: list[Path]) -> ShardSplit:
+        """All pictures of some shards. Raises ValueError where there are none, or labels that cannot be."""
+        labels, places, indices = [], [], [index_file(shard, self.cache) for shard in shards]
+        for number, shard in enumerate(shards):
+            table = read_index(indices[number])
+            place = np.empty(len(table), PLACE)
+            place["shard"], place["row"] = number, np.arange(len(table))
+            place["offset"], place["size"] = table["offset"], table["size"]
+            places.append(place)
+            kinds, inverse = np.unique(table["label"], return_inverse=True)
+            numbers = [self._number(shard, kind) for kind in kinds.tolist()]
+            labels.append(torch.tensor(numbers, dtype=torch.int64)[torch.from_numpy(inverse)])
+        found = torch.cat(labels)
+        if not len(found):
+            raise ValueError(f"no picture lies in {shards[0]}{' and the other shards' if shards[1:] else ''}")
+        without = int((found < 0).sum())
+        if 0 < without < len(found):
+            raise ValueError(
+                f"{without} of the {len(found)} pictures in {shards[0].parent} have no class (.cls): all need one, or none"
+            )
+        if name == "val" and not self._class_names:
+            found = no_labels(len(found))
+        elif name == "val" and without:
+            raise ValueError("the pictures of val_urls have no classes (.cls), and those of urls have")
+        return ShardSplit(name, found, "", shards, indices, np.concatenate(places), self.resize, self.channels)
+
+    def _number(self, shard: Path, text: bytes) -> int:
+        """A written label -> its class, -1 for none."""
+        if not text:
+            return -1
+        name, count = text.decode("utf-8", "replace"), len(self._class_names)
+        if text.isdigit() and len(text) < 7 and (not count or int(text) < count):
+            return int(text)  # before names: a class may be called 7 and not be the seventh
+        if name not in self._class_names:
+            classes = f"one of the {count} classes" if count else "a class number, and there is no classes.txt"
+            raise ValueError(f"{shard}: the class {printable(name)[:80]} is not {classes}")
+        return self._class_names.index(name)
+
+    def _identity(self, split: ShardSplit, train: bool) -> str:
+        """The fingerprint: names, sizes and labels of all pictures, the content of some, and how they are read."""
+        digest = hashlib.sha256(split.labels.numpy().tobytes())
+        for number, file in enumerate(split.indices):
+            table = read_index(file)[split.places["row"][split.places["shard"] == number]]
+            digest.update(table["name"].tobytes())
+            digest.update(table["size"].tobytes())
+        probes = range(0, len(split), max(1, len(split) // CONTENT_PROBES))
+        contents = [hashlib.sha256(content_of(split, index)).hexdigest() for index in probes]
+        return fingerprint(["webdataset", DECODING, train, self.resize, self.channels, digest.hexdigest(), contents])
+
+
+def content_of(split: ShardSplit, index: int) -> bytes:
+    """Of one that cannot be read, which no picture comes from, nothing."""
+    try:
+        return split.content(index)
+    except OSError:
+        return b""
+
+
+def find_shards(key: str, urls: str | list[str]) -> list[Path]:
+    """The files that `urls` names, in its order; those of a wildcard sorted. Raises ValueError where one is not there."""
+    found: list[Path] = []
+    for url in [urls] if isinstance(urls, str) else urls:
+        if match := REMOTE.match(url):
+            raise ValueError(
+                f"{key}={url} is not on this machine, and shards are read at random places, which {match[1]}: cannot do: "
+                "copy them here, or mount the place where they lie, and name the files"
+            )
+        try:
+            names = list(itertools.islice(braceexpand(url), MOST_SHARDS + 1))
+        except ValueError as error:
+            raise ValueError(f"{key}={url}: {error}") from error
+        if len(names) > MOST_SHARDS:
+            raise ValueError(f"{key}={url} names more than {MOST_SHARDS} shards")
+        for name in names:
+            path = str(Path(name).expanduser())
+            files = sorted(glob.glob(path)) if glob.has_magic(path) and not Path(path).is_file() else [path]
+            found += [Path(file) for file in files]
+            if not files or not all(Path(file).is_file() for file in files):
+                raise ValueError(f"{key}={url}: there is no shard {name}; python scripts/make_shards.py makes some")
+    if not found:
+        raise ValueError(f"{key} names no shards, got {urls}")
+    if len(set(found)) != len(found):
+        raise ValueError(f"{key}={urls} names a shard twice")
+    return found

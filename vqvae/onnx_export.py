@@ -1,0 +1,101 @@
+"""The decoder as ONNX: code maps -> data in [-1, 1], for any batch size."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vqvae.tokenizer import Tokenizer
+
+TRACED, CHECKED = 2, 3  # batch sizes: the second shows that the first was not built in
+TOLERANCE = 1e-3  # of x_hat in [-1, 1]: an eighth of the step between two levels of 8 bits
+ONE_FILE_BYTES = 1_500_000_000  # a protobuf ends at 2 GB; larger weights go to decoder.onnx.data beside it
+
+
+class CannotExport(Exception):
+    """What keeps a decoder from becoming ONNX, in one sentence."""
+
+
+class CodesToData(nn.Module):
+    """M code maps (B, *s_m) int64 -> (B, C, *S) in [-1, 1]."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.model, self.reconstruction = tokenizer.model, tokenizer.reconstruction
+
+    def forward(self, *codes: Tensor) -> Tensor:
+        return self.reconstruction.to_image(self.model.decode(list(codes)))
+
+
+def write_decoder(tokenizer: Tokenizer, size: tuple[int, ...], file: Path) -> float:
+    """Writes decoder.onnx, inputs codes_0, codes_1, ... and output x_hat -> largest difference from the decoder's x_hat.
+
+    Raises CannotExport where torch cannot convert it, or onnxruntime does not agree with it; then no file is left.
+    """
+    network = copy.deepcopy(CodesToData(tokenizer)).cpu().eval()
+    convert(network, random_codes(tokenizer, size, TRACED), file)
+    try:
+        codes = random_codes(tokenizer, size, CHECKED)
+        with torch.no_grad():
+            error = float((run_onnx(file, codes) - network(*codes)).abs().max())
+        if not error < TOLERANCE:
+            raise CannotExport(f"its x_hat would be up to {error:.3g} from the decoder's own")
+    except CannotExport:
+        for one in file.parent.glob(f"{file.name}*"):
+            one.unlink()
+        raise
+    return error
+
+
+def convert(network: nn.Module, codes: list[Tensor], file: Path) -> None:
+    """Traces the network on `codes`, their first dim free, and writes it. Raises CannotExport."""
+    names = [f"codes_{m}" for m in range(len(codes))]
+    batch = torch.export.Dim("batch")
+    size = sum(one.numel() * one.element_size() for one in network.state_dict().values())
+    muted = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # torch and onnxscript tell their whole story; what fails is said in one sentence
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # ONNX knows no fused transformer layer
+    try:
+        with warnings.catch_warnings(), torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            shapes = (tuple({0: batch} for _ in codes),)
+            # strict: otherwise len(tensor) would become a number, and the batch size fixed
+            program = torch.export.export(network, tuple(codes), dynamic_shapes=shapes, strict=True)
+            large = size > ONE_FILE_BYTES
+            torch.onnx.export(
+                program, (), file, input_names=names, output_names=["x_hat"], dynamo=True, external_data=large
+            )
+    except Exception as error:  # of any kind: torch's tracer and onnxscript have dozens
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise CannotExport(
+            f"torch.onnx.export cannot convert this decoder ({type(error).__name__}: {reason})"
+        ) from error
+    finally:
+        logging.disable(muted)
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def random_codes(tokenizer: Tokenizer, size: tuple[int, ...], batch: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(batch)
+    model = tokenizer.model
+    return [
+        torch.randint(count, (batch, *shape), generator=generator)
+        for count, shape in zip(model.codebook_sizes, model.code_shapes(size))
+    ]
+
+
+def run_onnx(file: Path, codes: list[Tensor]) -> Tensor:
+    """The file in onnxruntime on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    (x_hat,) = session.run(None, {f"codes_{m}": one.numpy() for m, one in enumerate(codes)})
+    return torch.from_numpy(x_hat)

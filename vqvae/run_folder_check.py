@@ -1,0 +1,53 @@
+"""Checks of a run folder that may be a stranger's: what lies in it is its own, and weights are weights."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqvae import checkpoint
+from vqvae.config import ConfigError
+
+
+def check_contained(folder: Path) -> None:
+    """Raises ConfigError for links that lead out of the folder, and for what is neither file nor folder (such as a pipe)."""
+    root = os.path.realpath(folder)
+    for place, folders, files in os.walk(folder):
+        for path in (os.path.join(place, name) for name in (*folders, *files)):
+            if os.path.islink(path):
+                if os.path.commonpath([root, os.path.realpath(path)]) != root:
+                    raise ConfigError(f"{path} leads out of the run folder: replace the link by what it points to")
+            elif not os.path.isfile(path) and not os.path.isdir(path):
+                raise ConfigError(f"{path} is neither a file nor a folder: remove it")
+
+
+def load_weights(file: Path, network: str, device: torch.device) -> dict[str, Any]:
+    """{step, networks: {name: {parameter: tensor}}} of a finished stage, with the network that it leaves.
+
+    Raises ConfigError for anything else; nothing that a file brings is run.
+    """
+    networks = (state := checkpoint.load(file, device)).get("networks")
+    if not isinstance(networks, dict) or network not in networks:
+        raise ConfigError(f"{file} does not hold the network {network}")
+    for name, parameters in networks.items():
+        if not isinstance(parameters, dict):
+            raise ConfigError(f"{file}: {name} is not a set of weights")
+        for key, value in parameters.items():
+            if not isinstance(key, str) or not isinstance(value, Tensor) or not is_whole(value):
+                raise ConfigError(f"{file}: {name}/{key} is not a tensor")
+            if value.is_floating_point() and bool(value.isnan().any()):
+                raise ConfigError(f"{file}: {name}/{key} has values that are not numbers")
+    return state
+
+
+def is_whole(value: Tensor) -> bool:
+    """Whether all values of a tensor lie in its storage: not sparse, and not one value repeated a million times a million."""
+    return (
+        value.layout == torch.strided
+        and not value.is_quantized
+        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+    )

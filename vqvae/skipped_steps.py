@@ -1,0 +1,36 @@
+"""Steps whose loss or gradient was not finite: counted on the device, and written down so that they can be repeated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+REMEMBERED = 64  # steps between two logs; of more, the last ones
+
+
+class SkippedSteps:
+    """How many steps were skipped, and which, without making the host wait for the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.count = torch.zeros((), dtype=torch.int64, device=device)
+        self.steps = torch.full((REMEMBERED,), -1, device=device)  # a ring: skipped step n lies at n % REMEMBERED
+
+    def add(self, step: int, applied: Tensor) -> None:
+        """After step `step`; `applied` (0-d bool) is False where it was skipped."""
+        place = (self.count % REMEMBERED)[None]  # (1,)
+        self.steps.scatter_(0, place, torch.where(applied, self.steps.gather(0, place), step))
+        self.count += ~applied
+
+    def take(self) -> tuple[int, list[int]]:
+        """-> how many so far, and which since the last call, ascending. The host waits for the device."""
+        count, *steps = torch.cat([self.count[None], self.steps]).tolist()
+        self.steps.fill_(-1)
+        return count, sorted(step for step in steps if step >= 0)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"count": self.count, "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count, self.steps = state["count"], state["steps"]
