@@ -93,6 +93,26 @@ class VQVAE(nn.Module):
             shapes.append(quantizer.code_shapes(size))
         return [shape for level in reversed(shapes) for shape in level]
 
+    @torch.no_grad()
+    def code_vectors(self, size: tuple[int, ...], chunk: int = 256) -> list[Tensor]:
+        """What each code stands for, M x (K_m, D), coarse to fine: the latents that a grid full of it decodes to, averaged.
+
+        size: data dims *S. Where a quantizer has several maps, the codes of the others are 0.
+        """
+        levels: list[list[Tensor]] = []
+        for encoder, quantizer in zip(self.encoders, self.quantizers):
+            size = tuple(length // encoder.stride for length in size)
+            shapes, device = quantizer.code_shapes(size), next(self.parameters()).device
+            levels.append([])
+            for m, codebook_size in enumerate(quantizer.codebook_sizes):
+                found = []
+                for codes in torch.arange(codebook_size, device=device).split(chunk):
+                    maps = [codes.new_zeros(len(codes), *shape) for shape in shapes]
+                    maps[m] += codes.view(-1, *[1] * len(shapes[m]))
+                    found.append(quantizer.decode(maps).flatten(2).mean(2))  # (chunk, D)
+                levels[-1].append(torch.cat(found))
+        return [vectors for level in reversed(levels) for vectors in level]
+
     def forward(self, x: Tensor) -> Output:
         """x (B, C, *S) -> Output."""
         return self.from_features(self.features(x))

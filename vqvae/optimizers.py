@@ -1,4 +1,4 @@
-"""What an optimizer is told about weights, and what it must forget."""
+"""What an optimizer is told about weights, and what it must forget; an optimizer for matrices."""
 
 from __future__ import annotations
 
@@ -26,3 +26,53 @@ def reset_rows(optimizers: Iterable[torch.optim.Optimizer], replaced: dict[nn.Pa
             for value in optimizer.state.get(parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     value.masked_fill_(rows.view(-1, *[1] * (value.ndim - 1)), 0)
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (K. Jordan et al. 2024, kellerjordan.github.io/posts/muon) on the matrices inside a network, AdamW on the rest.
+
+    A network says which those are: parameters with `hidden_matrix = True`; without any, this is AdamW. A matrix moves along
+    its momentum, orthogonalised, as far as AdamW would move it (RMS: Liu et al. 2025, arXiv 2502.16982, section 2.2), so that
+    one learning rate serves both. Not fused: the host waits for the device once a step.
+    """
+
+    def __init__(
+        self, params: list[dict[str, Any]], lr: float, betas: list[float], momentum: float, weight_decay: float
+    ) -> None:
+        hidden: list[nn.Parameter] = []
+        rest: list[dict[str, Any]] = []
+        for group in params:
+            hidden += [p for p in group["params"] if getattr(p, "hidden_matrix", False)]
+            others = [p for p in group["params"] if not getattr(p, "hidden_matrix", False)]
+            rest += [{**group, "params": others}] if others else []
+        self.parts: dict[str, torch.optim.Optimizer] = {}
+        if hidden:
+            self.parts["muon"] = torch.optim.Muon(hidden, lr, weight_decay, momentum, adjust_lr_fn="match_rms_adamw")
+        if rest:
+            self.parts["adamw"] = torch.optim.AdamW(
+                rest, lr, (betas[0], betas[1]), weight_decay=weight_decay, fused=True
+            )
+        self.defaults: dict[str, Any] = {}
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        return [group for part in self.parts.values() for group in part.param_groups]
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        return {parameter: moments for part in self.parts.values() for parameter, moments in part.state.items()}
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for part in self.parts.values():
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for part in self.parts.values():
+            part.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name, part in self.parts.items():
+            part.load_state_dict(state_dict[name])

@@ -249,7 +249,9 @@ def train_prior(run: Run, tokenizer: Tokenizer, stop: StopRequest) -> None:
     if node.flip:
         train.append(run.code_store(tokenizer, "train", flipped=True))
     seed_everything(run.cfg.seed, 1)
-    stage = run.prior_stage(run.new_prior(tokenizer.model), tokenizer)
+    prior = run.new_prior(tokenizer.model)
+    prior.start_embeddings(tokenizer.model.code_vectors(run.data.size))
+    stage = run.prior_stage(prior, tokenizer)
     if run.cfg.init_from is not None:
         other = RunFolder.load(run.cfg.init_from, list(run.cfg.allow_targets), "init_from")
         try:

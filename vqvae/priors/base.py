@@ -112,7 +112,7 @@ class Prior(nn.Module):
 
     bits_name = "bits_per_code"
     methods: tuple[str, ...]
-    networks: Sequence[nn.Module]  # one a map, coarse to fine
+    networks: Sequence[nn.Module]  # one a map, coarse to fine, each with the `embedding` of its codes
 
     def __init__(
         self,
@@ -156,6 +156,22 @@ class Prior(nn.Module):
         vector = self.classes(labels.masked_fill(labels < 0, self.num_classes))  # (B, width)
         here = vector.view(*vector.shape, *[1] * len(self.code_shapes[m])) + self.positions[m]()  # (B, width, *s_m)
         return here + self.contexts[m - 1](coarser[:m], self.code_shapes[m]) if m else here
+
+    @torch.no_grad()
+    def start_embeddings(self, code_vectors: list[Tensor]) -> None:
+        """Lets all embeddings of codes start as random projections of what the codes stand for, M x (K_m, D).
+
+        So codes that look alike are alike from the first step on. Every coordinate has variance 1, as nn.Embedding gives it.
+        """
+        for m, network in enumerate(self.networks):
+            coarser = list(self.contexts[m - 1].get_submodule("embeddings").children()) if m else []
+            for embedding, vectors in zip([*coarser, network.get_submodule("embedding")], code_vectors):
+                assert isinstance(embedding, nn.Embedding)
+                centred = vectors.float().cpu() - vectors.float().cpu().mean(0)
+                spread = centred.square().mean().sqrt()
+                if spread > 0:  # else all codes stand for the same
+                    projection = torch.randn(centred.shape[1], embedding.embedding_dim) / centred.shape[1] ** 0.5
+                    embedding.weight[: len(centred)] = centred / spread @ projection  # (K, width)
 
     def sampling_condition(self, m: int, codes: list[Tensor], labels: Tensor, sampling: Sampling) -> Tensor:
         """`condition` of a chunk that is drawn; where it is guided (2 B, width, *s_m), with the class and then without."""

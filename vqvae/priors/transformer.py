@@ -74,7 +74,7 @@ class Block(nn.Module):
 def make_blocks(width: int, layers: int, heads: int, dropout: float) -> nn.ModuleList:
     """`layers` blocks whose branches start small: 2 x layers of them are summed, and their sum should not grow with depth.
 
-    They start without modulation.
+    They start without modulation. Their matrices are what optimizers.Muon is for.
     Raises ValueError for a width that heads cannot share in pairs of channels.
     """
     if heads < 1 or width % (2 * heads):
@@ -86,6 +86,8 @@ def make_blocks(width: int, layers: int, heads: int, dropout: float) -> nn.Modul
             nn.init.zeros_(block.modulate[1].bias)  # type: ignore[arg-type]
             for last in (block.out, block.down):
                 last.weight /= math.sqrt(2 * layers)
+            for matrix in (weight for weight in block.parameters() if weight.ndim == 2):
+                matrix.hidden_matrix = True  # type: ignore[attr-defined]
     return nn.ModuleList(blocks)
 
 
