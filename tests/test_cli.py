@@ -16,6 +16,7 @@ from conftest import ROOT, SMALL_CODEBOOK, TINY, call_inside, lines, run, train_
 from PIL import Image
 
 from vqvae.images import write_png
+from vqvae.run_folder import RunFolder
 
 FIGURES = {"psnr_db", "psnr_mean_db", "ssim", "mse", "mse_over_variance", "bits_per_code", "codebook0/perplexity"}
 
@@ -177,6 +178,9 @@ def test_an_offline_wandb_run_is_read_back_by_leet(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         names |= set(re.findall(r'"((?:train|val|timing|pictures)/[^"]+)"', done.stdout))
     assert {"train/loss", "val/psnr_db", "val/codebook0/perplexity", "val/bits_per_code", "timing/seconds"} <= names
+    assert RunFolder.load(tmp_path / "run", []).weights_file("prior"), (
+        "wandb's links do not make it a stranger's folder"
+    )
     ids = [(tmp_path / "run" / stage / "wandb_id").read_text() for stage in ("autoencoder", "prior")]
     assert len(set(ids)) == 2
 

@@ -491,6 +491,15 @@ def test_nothing_is_written_through_a_link_out_of_the_folder(
     assert not list((tmp_path / "victim").iterdir())
 
 
+def test_links_of_wandb_to_its_own_log_are_left_alone(stranger: Path, tmp_path: Path) -> None:
+    logs = stranger / "wandb" / "offline-run-1" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "debug-core.log").symlink_to(tmp_path / "elsewhere")
+    RunFolder.load(stranger, [])
+    (stranger / "wandb" / "latest-run").symlink_to(tmp_path)
+    assert "leads out of the run folder" in refused(stranger)
+
+
 def test_links_inside_of_the_folder_stay_in_use_and_a_pipe_is_refused(stranger: Path) -> None:
     (stranger / "autoencoder").rename(stranger / "stage1")
     (stranger / "autoencoder").symlink_to("stage1")

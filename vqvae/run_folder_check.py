@@ -14,7 +14,10 @@ from vqvae.config import ConfigError
 
 
 def check_contained(folder: Path) -> None:
-    """Raises ConfigError for links that lead out of the folder, and for what is neither file nor folder (such as a pipe)."""
+    """Raises ConfigError for links that lead out of the folder, and for what is neither file nor folder (such as a pipe).
+
+    Not below wandb/<run>: wandb links from there to its own log, and nothing is read or written there again.
+    """
     root = os.path.realpath(folder)
     for place, folders, files in os.walk(folder):
         for path in (os.path.join(place, name) for name in (*folders, *files)):
@@ -23,6 +26,8 @@ def check_contained(folder: Path) -> None:
                     raise ConfigError(f"{path} leads out of the run folder: replace the link by what it points to")
             elif not os.path.isfile(path) and not os.path.isdir(path):
                 raise ConfigError(f"{path} is neither a file nor a folder: remove it")
+        if place == os.path.join(folder, "wandb"):
+            folders.clear()
 
 
 def load_weights(file: Path, network: str, device: torch.device) -> dict[str, Any]:
