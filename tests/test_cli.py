@@ -135,6 +135,14 @@ def test_other_quantizers_and_networks_run_both_stages(quantizer: str, model: st
     assert (tmp_path / "run" / "samples.png").is_file()
 
 
+@pytest.mark.parametrize("prior", ["transformer", "maskgit", "pixelsnail", "wavenet"])
+def test_other_priors_train_on_a_finished_tokenizer(prior: str, finished_run: Path, tmp_path: Path) -> None:
+    small = [a for a in TINY if a.startswith(("logger", "debug"))] + ["prior.network.width=8", "prior.network.layers=1"]
+    heads = [] if prior == "wavenet" else ["prior.network.heads=1"]
+    train_inside(*small, *heads, f"prior={prior}", f"tokenizer={finished_run}", f"run_dir={tmp_path / 'run'}")
+    assert (tmp_path / "run" / "samples.png").is_file()
+
+
 def test_identity_is_a_plain_autoencoder(tmp_path: Path) -> None:
     train_inside(*TINY, "quantizer=identity", "stages=[autoencoder]", f"run_dir={tmp_path / 'run'}")
     figures = json.loads((tmp_path / "run" / "summary.json").read_text())["figures"]

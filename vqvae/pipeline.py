@@ -196,7 +196,7 @@ def check_settings(node: Any, prefix: str, train_size: int) -> None:
     settings: TrainerConfig = build(node.trainer, prefix + "trainer")
     build(node.schedule, prefix + "schedule")
     try:
-        build(node.optimizer, prefix + "optimizer")([torch.nn.Parameter(torch.zeros(1))])
+        build(node.optimizer, prefix + "optimizer")([{"params": [torch.nn.Parameter(torch.zeros(1))]}])
     except (ValueError, TypeError, IndexError) as error:
         raise ConfigError(f"{prefix}optimizer: {error}") from error
     if settings.batch_size > train_size:
