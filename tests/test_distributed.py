@@ -49,6 +49,7 @@ AUTOENCODERS = {
     "axes of a moving PCA": ["quantizer=pca", *SMALL_CODEBOOK, "quantizer.lookup.components=4"],
     "fewer pictures than ranks x chunk": [*SMALL_CODEBOOK, "trainer.eval_batch_size=128"],
     "micro-batches": [*SMALL_CODEBOOK, "trainer.accumulation=2"],
+    "micro-batches, revival, start from four batches": [*EMA, "quantizer.init.vectors_per_code=128", "trainer.accumulation=2"],
     "bf16": [*SMALL_CODEBOOK, "trainer.precision=bf16"],
 }
 BF16_METRICS = {"train/loss", "val/loss", "val/psnr_db", "train/codebook0/run_perplexity", "val/codebook0/perplexity"}
@@ -73,6 +74,7 @@ def prior_settings(name: str) -> list[str]:
         *[f"prior.{one}" for one in settings(STEPS)],
         *[f"prior.network.{one}" for one in network],
         "prior.class_dropout=0.3",
+        f"prior.trainer.accumulation={2 if name == 'pixelcnn' else 1}",
         "prior.label_smoothing=0.1",
         "optimizer@prior.optimizer=adamw",
         "+prior.optimizer.eps=1e-3",  # Adam's division makes a step of what rounding leaves of a gradient of 0

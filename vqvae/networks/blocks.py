@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vqvae import distributed
 
 CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+SHORT_ATTENTION = 256
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 CONV_TRANSPOSE: dict[int, type[nn.Module]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
@@ -78,6 +79,20 @@ class NormResidual(nn.Module):
         return self.skip(x) + self.layers(x)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    """Scaled dot-product attention, (B, heads, n, head_dim) each, k and v of as many places as they have -> as q.
+
+    Short ones in float32 on a CPU, whatever autocast says: their backward takes 4 times as long in bfloat16 there at 64 places,
+    1.3 times at 256, and 0.7 times at 1,024 (forward and backward, torch 2.15, 2 cores with AVX512-BF16).
+    """
+    if q.device.type != "cpu" or k.shape[2] > SHORT_ATTENTION:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    exact = torch.promote_types(q.dtype, torch.float32)
+    with torch.autocast("cpu", enabled=False):
+        mixed = F.scaled_dot_product_attention(q.to(exact), k.to(exact), v.to(exact), is_causal=causal)
+    return mixed.type_as(v)
+
+
 class SelfAttention(nn.Module):
     """x + single-head attention over all positions (VQGAN, arXiv 2012.09841). (B, width, *s) -> same."""
 
@@ -89,7 +104,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=-1)  # 3 x (B, prod(s), width)
-        mixed = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]  # (B, prod(s), width)
+        mixed = attend(q[:, None], k[:, None], v[:, None], causal=False)[:, 0]  # (B, prod(s), width)
         return x + self.out(mixed.transpose(1, 2).reshape(x.shape))  # (B, width, *s)
 
 

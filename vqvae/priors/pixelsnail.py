@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqvae.networks.blocks import Dropout
+from vqvae.networks.blocks import Dropout, attend
 from vqvae.priors.autoregressive import AutoregressivePrior, MapNetwork
 from vqvae.priors.base import check_heads, check_network, check_planes, plane_of
 from vqvae.priors.pixelcnn import gate
@@ -83,7 +83,7 @@ class CausalAttention(nn.Module):
         query, key, value = (
             one.unflatten(2, (self.heads, -1)).transpose(1, 2) for one in (query, *past.chunk(2, dim=2))
         )  # (B, heads, n, width / heads)
-        return F.scaled_dot_product_attention(query, key, value, is_causal=causal).transpose(1, 2).flatten(2)
+        return attend(query, key, value, causal).transpose(1, 2).flatten(2)
 
 
 class Block(nn.Module):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae import distributed
-from vqvae.networks.blocks import Dropout
+from vqvae.networks.blocks import Dropout, attend
 from vqvae.priors.autoregressive import AutoregressivePrior, MapNetwork
 from vqvae.priors.base import Positions, check_network
 
@@ -44,7 +44,7 @@ class Block(nn.Module):
         """style (B, width), angles (N, head_dim / 2) or (B, 1, N, head_dim / 2)."""
         modulation = self.modulation(style)
         q, k, v = self.attended(x, modulation, angles)
-        return self.add(x, F.scaled_dot_product_attention(q, k, v, is_causal=causal), modulation)
+        return self.add(x, attend(q, k, v, causal), modulation)
 
     def step(
         self, x: Tensor, modulation: tuple[Tensor, ...], angles: Tensor, keys: Tensor, values: Tensor, position: int
@@ -52,7 +52,7 @@ class Block(nn.Module):
         """x (B, 1, width) at `position` -> same, its key and value written into keys, values (B, heads, N, head_dim)."""
         here, past = slice(position, position + 1), slice(0, position + 1)
         q, keys[:, :, here], values[:, :, here] = self.attended(x, modulation, angles[here])
-        return self.add(x, F.scaled_dot_product_attention(q, keys[:, :, past], values[:, :, past]), modulation)
+        return self.add(x, attend(q, keys[:, :, past], values[:, :, past], causal=False), modulation)
 
     def attended(self, x: Tensor, modulation: tuple[Tensor, ...], angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """-> queries, keys and values, each (B, heads, N, head_dim)."""
