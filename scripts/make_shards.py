@@ -127,7 +127,7 @@ def make(options: argparse.Namespace) -> None:
     temporary.mkdir(parents=True)
     try:
         said = [pack(path, temporary, name, classes, options) for name, path in splits.items()]
-    except ValueError:
+    except BaseException:
         shutil.rmtree(temporary)
         raise
     if classes:

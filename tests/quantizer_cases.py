@@ -70,6 +70,12 @@ def small_quantizer(name: str, cfg: DictConfig | None = None) -> Quantizer:
 STATEFUL = [name for name in PRESETS if name != "identity"]  # all others have parameters or buffers
 
 
+def own_rows(rows: int) -> slice:
+    """The part of a global batch that belongs to this rank."""
+    size = rows // distributed.world_size()
+    return slice(distributed.rank() * size, (distributed.rank() + 1) * size)
+
+
 def latents(step: int, batch: int = BATCH) -> Tensor:
     """(batch, D, *s): around a few centres, which move, so that codes come and go."""
     generator = torch.Generator().manual_seed(step)

@@ -16,7 +16,7 @@ ALLOWED = {
     "images": {"files"},
     "schedules": set(),
     "hardware": set(),
-    "optimizers": set(),
+    "optimizers": {"distributed"},
     "distributed": set(),
     "files": set(),
     "checkpoint": {"distributed", "files"},
@@ -35,7 +35,7 @@ ALLOWED = {
     "data": {"distributed", "files", "images", "seeding"},
     "tokenizer": {"model", "losses"},
     "exported": {"checkpoint", "config_check", "losses", "model", "priors", "tokenizer"},
-    "export": {"checkpoint", "config", "exported", "onnx_export", "pipeline", "tokenizer"},
+    "export": {"checkpoint", "config", "exported", "files", "onnx_export", "pipeline", "tokenizer"},
     "onnx_export": {"tokenizer"},
     "stages": {"distributed", "images", "model", "priors", "losses", "metrics"},
     "trainer": {

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL_CODEBOOK, TINY, train_inside
+from conftest import SMALL_CODEBOOK, TINY, run, train_inside
 from torch import Tensor
 
 from vqvae import checkpoint
@@ -72,6 +72,10 @@ def test_the_summary_and_the_evaluation_of_a_run_agree_on_its_bits(tmp_path: Pat
     for name in ("bits_per_dim_reconstruction", "bits_per_dim_codes", "bits_per_dim"):
         assert summary[name]["value"] == pytest.approx(measured[name]["value"], rel=1e-5)
         assert summary[name]["protocol"] == measured[name]["protocol"]
+    printed = run("scripts/evaluate.py", f"run_dir={tmp_path / 'run'}").stdout
+    rows = dict(line.split()[:2] for line in printed.splitlines() if line.startswith("bits_per_dim"))
+    terms = [float(rows[f"bits_per_dim{part}"]) for part in ("_reconstruction", "_codes", "")]
+    assert terms[0] + terms[1] == pytest.approx(terms[2], abs=2e-3)
 
 
 def test_bits_per_dim_are_left_out_where_a_part_is_missing(finished_run: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL_CODEBOOK, TINY, command, weights
+from conftest import ROOT, SMALL_CODEBOOK, TINY, command, lines, run, weights
 from test_data import picture
 
 pytestmark = pytest.mark.slow
@@ -129,6 +130,36 @@ def test_a_signal_to_a_whole_group_leaves_the_checkpoint_that_one_to_the_program
     assert process.returncode == 128 + signal.SIGTERM, text[-3000:]
     (step,) = re.findall(r"stopped on request at step (\d+) of 5000", text)
     assert list((tmp_path / "run/autoencoder/checkpoints").glob(f"step-{int(step):09d}-*.pt"))
+
+
+def test_torchrun_trains_both_stages_evaluates_and_draws_as_one_process_does(tmp_path: Path) -> None:
+    """Metrics up to rounding; figures and samples of the same run are those of one process."""
+    own = [*TINY, *SMALL_CODEBOOK, "trainer.precision=fp32", "prior.trainer.precision=fp32"]
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    run("train.py", *own, f"run_dir={alone}")
+    torchrun("train.py", *own, f"run_dir={shared}")
+    for stage in ("autoencoder", "prior"):
+        first, second = (lines(folder / stage / "metrics.jsonl") for folder in (alone, shared))
+        for a, b in zip(first, second, strict=True):
+            numbers = [key for key in a if isinstance(a[key], (int, float))]
+            assert {key: b[key] for key in numbers} == pytest.approx(
+                {key: a[key] for key in numbers}, rel=1e-2, abs=1e-3
+            )
+    files = []
+    for launch_it, name in ((run, "one"), (torchrun, "two")):
+        launch_it("scripts/evaluate.py", f"run_dir={shared}", f"out={tmp_path / name}.json")
+        launch_it("sample.py", f"run_dir={shared}", "n=5", f"out={tmp_path / name}")
+        figures = json.loads((tmp_path / f"{name}.json").read_text())["figures"]
+        files.append({key: one["value"] for key, one in figures.items() if not key.endswith(("_seconds", "_second"))})
+    assert files[0] == pytest.approx(files[1], rel=1e-6)
+    for png in (tmp_path / "one").glob("*.png"):
+        assert png.read_bytes() == (tmp_path / "two" / png.name).read_bytes()
+
+
+def torchrun(program: str, *arguments: str) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*LAUNCH, program, *arguments], cwd=ROOT, env=environment, capture_output=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="network namespaces need root and ip")

@@ -30,7 +30,7 @@ def model_with(name: str) -> VQVAE:
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "identity"])
 def test_codes_stand_for_what_a_grid_full_of_them_decodes_to(name: str) -> None:
     model = model_with(name)
-    vectors, shapes = model.code_vectors((8, 8), chunk=3), model.code_shapes((8, 8))
+    vectors, shapes = model.code_vectors((8, 8), positions=12), model.code_shapes((8, 8))
     assert [tuple(v.shape) for v in vectors] == [(size, DIM) for size in model.codebook_sizes]
     maps = [torch.zeros(1, *shape, dtype=torch.int64) for shape in shapes]
     maps[-1] += model.codebook_sizes[-1] - 1

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import SMALL_CODEBOOK, TINY, lines, weights
+from quantizer_cases import own_rows
 from two_processes import in_a_group
 
 from vqvae import distributed
@@ -49,11 +50,16 @@ AUTOENCODERS = {
     "axes of a moving PCA": ["quantizer=pca", *SMALL_CODEBOOK, "quantizer.lookup.components=4"],
     "fewer pictures than ranks x chunk": [*SMALL_CODEBOOK, "trainer.eval_batch_size=128"],
     "micro-batches": [*SMALL_CODEBOOK, "trainer.accumulation=2"],
-    "micro-batches, revival, start from four batches": [*EMA, "quantizer.init.vectors_per_code=128", "trainer.accumulation=2"],
+    "micro-batches, revival, start from four batches": [
+        *EMA,
+        "quantizer.init.vectors_per_code=128",
+        "trainer.accumulation=2",
+    ],
     "bf16": [*SMALL_CODEBOOK, "trainer.precision=bf16"],
 }
 BF16_METRICS = {"train/loss", "val/loss", "val/psnr_db", "train/codebook0/run_perplexity", "val/codebook0/perplexity"}
-PRIORS = {name: [f"prior={name}", *SMALL_CODEBOOK] for name in choices("prior")}
+MUON = "maskgit, Muon"
+PRIORS = {**{name: name for name in choices("prior")}, MUON: "maskgit"}
 SIZES = {"pixelcnn": "layers=2", "pixelsnail": "blocks=1", "wavenet": "layers=2"}  # others: layers=1
 
 
@@ -61,7 +67,8 @@ def settings(steps: int) -> list[str]:
     return [f"trainer.steps={steps}", f"trainer.eval_every_steps={steps // 2}", "trainer.eval_batch_size=40"]
 
 
-def prior_settings(name: str) -> list[str]:
+def prior_settings(case: str) -> list[str]:
+    name = PRIORS[case]
     network = ["width=8", "dropout=0.3", SIZES.get(name, "layers=1")]
     network += {
         "transformer": ["random_order_until=1", "heads=2"],
@@ -76,9 +83,8 @@ def prior_settings(name: str) -> list[str]:
         "prior.class_dropout=0.3",
         f"prior.trainer.accumulation={2 if name == 'pixelcnn' else 1}",
         "prior.label_smoothing=0.1",
-        "optimizer@prior.optimizer=adamw",
-        "+prior.optimizer.eps=1e-3",  # Adam's division makes a step of what rounding leaves of a gradient of 0
-    ]
+        *([] if case == MUON else ["optimizer@prior.optimizer=adamw", "+prior.optimizer.eps=1e-3"]),
+    ]  # Adam's division makes a step of what rounding leaves of a gradient of 0, and so does Muon's orthogonal matrix
 
 
 def run_of(path: Path, *overrides: str) -> Run:
@@ -167,7 +173,7 @@ def test_in_bf16_the_losses_of_two_processes_are_within_a_hundredth(both: Both) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PRIORS)
+@pytest.mark.parametrize("name", [name for name in PRIORS if name != MUON])
 def test_two_processes_train_a_prior_as_one(both: Both, name: str) -> None:
     """With dropout, hidden classes, random orders and masked codes: every draw is that of the whole batch."""
     one, two = both[0] / name, both[1] / name
@@ -176,6 +182,12 @@ def test_two_processes_train_a_prior_as_one(both: Both, name: str) -> None:
             assert (one / "codes" / split / file).read_bytes() == (two / "codes" / split / file).read_bytes()
     assert_same_metrics(one / "prior", two / "prior")
     torch.testing.assert_close(weights(two, "prior"), weights(one, "prior"), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_with_muon_the_losses_of_two_processes_are_within_a_hundredth(both: Both) -> None:
+    """It makes matrices orthogonal in bfloat16, so that rounding shows."""
+    assert_same_metrics(both[0] / MUON / "prior", both[1] / MUON / "prior", relative=0.01)
 
 
 @pytest.mark.slow
@@ -199,7 +211,7 @@ def on_each_rank(monkeypatch: pytest.MonkeyPatch, work: Callable[[slice], torch.
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         monkeypatch.setattr(distributed, "world_size", lambda: 2)
         torch.manual_seed(0)
-        parts.append(work(distributed.slice_of_rank(rows)))
+        parts.append(work(own_rows(rows)))
     monkeypatch.undo()
     return torch.cat(parts)
 

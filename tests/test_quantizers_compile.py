@@ -9,9 +9,17 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from omegaconf import DictConfig
-from quantizer_cases import BATCH, PRESETS, Run, begin_run, latents, needs_compiler, small_config, small_quantizer
-
-from vqvae import distributed
+from quantizer_cases import (
+    BATCH,
+    PRESETS,
+    Run,
+    begin_run,
+    latents,
+    needs_compiler,
+    own_rows,
+    small_config,
+    small_quantizer,
+)
 
 # Made of pieces that the other presets have too, or slow to compile: their turn comes among the slow tests.
 REPEATS = ["cosine", "ema_l2", "frozen", "fvq", "kmeans_ema", "l1", "lfq", "linf"]
@@ -24,13 +32,13 @@ def eager_and_compiled(name: str, backend: str, cfg: DictConfig | None = None) -
     torch._dynamo.reset()
     quantizers = [small_quantizer(name, cfg) for _ in range(2)]
     for quantizer in quantizers:
-        begin_run(quantizer, distributed.slice_of_rank(3 * BATCH))
+        begin_run(quantizer, own_rows(3 * BATCH))
     forward = torch.compile(quantizers[1], fullgraph=True, backend=backend)
     return Run(quantizers[0]), Run(quantizers[1], forward)
 
 
 def assert_same_training(eager: Run, compiled: Run, steps: int) -> None:
-    rows = distributed.slice_of_rank(BATCH)
+    rows = own_rows(BATCH)
     for step in range(steps):
         (counts, gradient), (compiled_counts, compiled_gradient) = eager.step(step, rows), compiled.step(step, rows)
         assert all(torch.equal(a, b) for a, b in zip(counts, compiled_counts)), step

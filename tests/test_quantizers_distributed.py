@@ -17,6 +17,7 @@ from quantizer_cases import (
     Run,
     begin_run,
     latents,
+    own_rows,
     small_config,
     small_quantizer,
 )
@@ -32,7 +33,7 @@ Result = dict[str, Any]
 def train(name: str, rows: slice, cfg: DictConfig | None = None, count: int = STEPS) -> Result:
     """`count` steps on this rank's rows of each batch."""
     quantizer = small_quantizer(name, cfg)
-    begin_run(quantizer, distributed.slice_of_rank(3 * BATCH))
+    begin_run(quantizer, own_rows(3 * BATCH))
     run = Run(quantizer)
     steps = [run.step(step, rows) for step in range(count)]
     return {
@@ -46,7 +47,7 @@ def train(name: str, rows: slice, cfg: DictConfig | None = None, count: int = ST
 def both_ways(name: str, cfg: DictConfig) -> Result:
     """On half of the batch each, and with all of it on rank 0."""
     whole = WHOLE if distributed.is_main() else slice(0, 0)
-    halves, empty = train(name, distributed.slice_of_rank(BATCH), cfg), train(name, whole, cfg, 6)
+    halves, empty = train(name, own_rows(BATCH), cfg), train(name, whole, cfg, 6)
     return {"halves": halves, "one_empty": empty, "evaluated": evaluate(name, 50 + distributed.rank(), cfg)}
 
 

@@ -68,6 +68,7 @@ def seconds_of_prior(folder: Path) -> float:
     return json.loads((folder / "summary.json").read_text())["figures"]["prior_seconds"]["value"]
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_samples_of_the_quickstart_and_of_a_transformer_show_the_class_that_was_asked_for(tmp_path: Path) -> None:
     """At least 0.90 and 0.97 times as often as reconstructions of real pictures do, drawn as sample.py draws, after the same

@@ -68,7 +68,7 @@ def config_with(run_dir: Path, key: str, value: Any) -> None:
     (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
 
 
-# ---- targets
+# ---- targets: the ways around a check by prefix of CVE-2026-68508 and CVE-2026-106439, and more
 
 TARGETS = [
     "os.system",
@@ -247,7 +247,7 @@ def test_a_spoilt_config_is_one_sentence_within_seconds(
     (stranger / "config.yaml").write_bytes(spoilt if isinstance(spoilt, bytes) else spoilt.encode())
     started = time.perf_counter()
     if expected == "is_fine":
-        assert RunFolder.load(stranger, []).config.data.cache_dir == str(stranger / "data_cache")
+        assert RunFolder.load(stranger, []).config.data.cache_dir == "data_cache"
     else:
         assert expected in refused(stranger)
     assert time.perf_counter() - started < 5
@@ -508,13 +508,13 @@ def test_links_inside_of_the_folder_stay_in_use_and_a_pipe_is_refused(stranger: 
     assert "is neither a file nor a folder" in refused(stranger)
 
 
-def test_pictures_are_kept_in_the_run_folder_unless_this_user_keeps_them_elsewhere(
+def test_pictures_are_kept_where_every_command_keeps_them_unless_this_user_keeps_them_elsewhere(
     stranger: Path, tmp_path: Path
 ) -> None:
     config_with(stranger, "data.cache_dir", str(tmp_path / ".ssh"))
     (tmp_path / ".ssh").mkdir()
     (tmp_path / ".ssh" / "known_hosts").touch()
-    assert RunFolder.load(stranger, []).config.data.cache_dir == str(stranger / "data_cache")
+    assert RunFolder.load(stranger, []).config.data.cache_dir == "data_cache"
     (tmp_path / ".ssh" / "0123456789abcdef-images.npy").touch()
     assert RunFolder.load(stranger, []).config.data.cache_dir == str(tmp_path / ".ssh")
 
@@ -534,6 +534,57 @@ def test_a_strangers_tokenizer_and_weights_are_checked_as_well(
         train_inside(*(own or [*TINY, *SMALL_CODEBOOK]), f"{key}={stranger}", f"run_dir={tmp_path / 'mine'}")
     assert "loss._target_=os.system is not a class" in capsys.readouterr().err
     assert not (tmp_path / "pwned").exists()
+
+
+PROGRAMS = {
+    "train.py": [],
+    "sample.py": ["n=1"],
+    "scripts/evaluate.py": [],
+    "scripts/encode.py": ["splits=[val]"],
+    "scripts/export.py": ["out=exported"],
+}
+TRICKS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a target": (lambda run_dir: config_with(run_dir, "model._target_", "os.system"), "is not a class of"),
+    "a tag": (
+        lambda run_dir: (run_dir / "config.yaml").write_text("a: !!python/object/apply:os.system [touch pwned]\n"),
+        "which no saved config has",
+    ),
+    "a pickle": (
+        lambda run_dir: replace_weights(run_dir, "autoencoder", pickle.dumps(Payload(run_dir / "pwned"))),
+        "does not hold tensors and plain values",
+    ),
+    "a link": (lambda run_dir: (run_dir / "samples").symlink_to(run_dir.parent), "leads out of the run folder"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trick", TRICKS)
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_program_refuses_every_kind_of_trick_in_one_line(
+    program: str, trick: str, stranger: Path, tmp_path: Path
+) -> None:
+    spoil, expected = TRICKS[trick]
+    spoil(stranger)
+    more = PROGRAMS[program]
+    done = subprocess.run(
+        command(program, f"run_dir={stranger}", *more), cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2, done.stderr
+    assert expected in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.rglob("pwned"))
+
+
+def test_a_pickle_as_the_checkpoint_of_an_unfinished_run_is_stepped_over_and_not_run(stranger: Path) -> None:
+    """train.py on a stranger's folder: what it would go on from is not a checkpoint."""
+    for file in (*(stranger / "prior").glob("weights-*.pt"), *(stranger / "prior" / "checkpoints").glob("step-*")):
+        file.unlink()
+    bomb = pickle.dumps(Payload(stranger / "pwned"))
+    name = f"step-000000004-{hashlib.sha256(bomb).hexdigest()[:12]}.pt"
+    (stranger / "prior" / "checkpoints" / name).write_bytes(bomb)
+    train_inside(f"run_dir={stranger}", "logger=off")
+    assert "does not hold tensors and plain values" in (stranger / "train.log").read_text()
+    assert not (stranger / "pwned").exists()
 
 
 # ---- what is installed

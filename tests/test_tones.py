@@ -131,7 +131,7 @@ def test_a_flip_mirrors_some_of_the_waves_in_time(tmp_path: Path) -> None:
     def first_batch(flip: bool) -> Tensor:
         data: Data = tones(tmp_path, flip=flip)
         loaders = [PictureLoader(data, data.split(name), CPU) for name in ("train", "val")]
-        return next(PictureFeed(data, loaders[0], loaders[1], 16, seed=3).training_batches(0))[0]
+        return next(PictureFeed(data, loaders[0], loaders[1], 16, seed=3).training_batches(0, 1))[0]
 
     plain, flipped = first_batch(False), first_batch(True)
     mirrored = [torch.equal(a, b.flip(-1)) for a, b in zip(plain, flipped)]
@@ -171,6 +171,14 @@ def test_every_network_trains_both_stages_on_waves(model: str, tmp_path: Path) -
     assert all(len(shape) == 1 for shape in header["code_shapes"])
     assert (run / "samples.png").is_file()
     assert {path.name for path in (run / "samples").iterdir()} == {f"{name}.wav" for name in TONES}
+
+
+def test_a_wavenet_trains_on_the_codes_of_waves_and_writes_sounds(tmp_path: Path) -> None:
+    own = [o for o in TINY if not o.startswith(("model", "prior"))]
+    prior = ["prior=wavenet", "prior.network.width=8", "prior.network.layers=2"]
+    data = ["data=tones", "data.length=256", "model=conv", *SMALL["conv"]]
+    train_inside(*own, *SMALL_CODEBOOK, *data, *prior, f"run_dir={tmp_path / 'run'}")
+    assert {path.name for path in (tmp_path / "run" / "samples").iterdir()} == {f"{name}.wav" for name in TONES}
 
 
 def test_a_length_that_does_not_fit_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

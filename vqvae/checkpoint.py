@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vqvae import distributed
-from vqvae.files import write_bytes
+from vqvae.files import remove_leftovers, write_bytes
 
 log = logging.getLogger(__name__)
 DIGEST = 12  # hex digits of the SHA-256 in a file name
@@ -59,11 +59,17 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     return state
 
 
-def load_newest(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
-    """The newest good checkpoint step-*.pt of a folder, or None; damaged ones are stepped over, and the log says so."""
+def load_newest(folder: Path, needed: set[str], device: torch.device | str = "cpu") -> dict[str, Any] | None:
+    """The newest good checkpoint step-*.pt of a folder, or None; damaged ones are stepped over, and the log says so.
+
+    So are those without what is `needed`: of another version of this program.
+    """
     for path in reversed(find(folder, "step-*")):
         try:
-            return load(path, device)
+            state = load(path, device)
+            if missing := sorted(needed - state.keys()):
+                raise ValueError(f"{path} holds no {missing[0]}")
+            return state
         except ValueError as error:
             log.warning("%s; trying the checkpoint before it", error)
     return None
@@ -75,6 +81,7 @@ def save_step(folder: Path, step: int, state: dict[str, Any], keep: int) -> None
     if distributed.is_main():
         for path in find(folder, "step-*")[:-keep]:
             path.unlink()
+        remove_leftovers(folder, "*", hours=0)
 
 
 def fingerprint(state: dict[str, Tensor]) -> str:

@@ -13,6 +13,9 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
+MOST_BUILT = 10_000
+# Numbers of things, and not of channels: so many would be built one after the other until memory or patience ends.
+BUILT = re.compile(r"(layers|depth|blocks|splits|phis|heads|cycle|iterations|workers|bits|network\.steps)$")
 ALLOWED_PREFIXES = ("vqvae.", "torch.optim.", "torch.nn.")
 SPECIAL_KEYS = {"_target_", "_partial_"}
 DOTTED = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\._?[A-Za-z][A-Za-z0-9_]*)+")  # no look-alike letters, no __names__
@@ -125,6 +128,8 @@ def check_node(path: str, node: Any, allowed: tuple[str, ...], wanted: Any = Any
         for key, annotation in parameters.items():
             if key in node and not fits(node[key], annotation):
                 raise ConfigError(f"{path}.{key}={shorten(node[key])} is not {describe(annotation)}")
+            if isinstance(node.get(key), int) and node[key] > MOST_BUILT and BUILT.search(f"{path}.{key}"):
+                raise ConfigError(f"{path}.{key}={node[key]} is more than {MOST_BUILT}: they are built one by one")
     elif special := [k for k in node if str(k).startswith("_")]:
         raise ConfigError(f"{path}.{special[0]} is not allowed")
     for key, value in node.items():

@@ -25,7 +25,9 @@ def init() -> None:
     if "RANK" in os.environ and not dist.is_initialized():
         cuda = torch.cuda.is_available()
         if cuda:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(
+                int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
+            )  # a task may see its own alone
         dist.init_process_group("nccl" if cuda else "gloo")
 
 
@@ -97,14 +99,8 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 def rows_of_rank(global_size: int, parts: int = 1) -> Tensor:
     """The rows of a global batch that belong to this rank, of each of its `parts` micro-batches: what makes one of them of
-    all ranks is what one process would put into it."""
+    all ranks is what one process would put into it. The sizes divide (checked where batches are made)."""
     return torch.arange(global_size).view(parts, world_size(), -1)[:, rank()].flatten()  # (global_size / ranks,)
-
-
-def slice_of_rank(global_size: int) -> slice:
-    """The part of a global batch that belongs to this rank; the sizes divide (checked where batches are made)."""
-    size = global_size // world_size()
-    return slice(rank() * size, (rank() + 1) * size)
 
 
 def wrap(network: nn.Module) -> nn.Module:

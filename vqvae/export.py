@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vqvae import checkpoint
 from vqvae.config import ConfigError, plain
 from vqvae.exported import FORMAT
+from vqvae.files import write_bytes
 from vqvae.onnx_export import CannotExport, write_decoder
 from vqvae.pipeline import Run
 from vqvae.tokenizer import Tokenizer
@@ -103,5 +104,5 @@ def write(folder: Path, name: str, network: nn.Module, config: dict[str, Any]) -
     # Copies: safetensors refuses tensors that share memory, and parts of a quantizer may.
     state: dict[str, Tensor] = {key: value.cpu().contiguous().clone() for key, value in network.state_dict().items()}
     config = {**config, "fingerprint": checkpoint.fingerprint(state)}
-    checkpoint.write_bytes(folder / f"{name}.safetensors", save(state, {"format": "pt", "of": f"vqvae {name}"}))
-    checkpoint.write_bytes(folder / f"{name}.json", (json.dumps(config, indent=2) + "\n").encode())
+    write_bytes(folder / f"{name}.safetensors", save(state, {"format": "pt", "of": f"vqvae {name}"}))
+    write_bytes(folder / f"{name}.json", (json.dumps(config, indent=2) + "\n").encode())

@@ -207,8 +207,8 @@ def construct(path: str, node: Any, base: type, allowed: tuple[str, ...], **runt
         built = assemble(node, runtime)
     except ConfigError:
         raise
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{path} cannot be built: {error}") from error
+    except Exception as error:  # of any kind: torch's networks check their sizes, or do not
+        raise ConfigError(f"{path} cannot be built: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(built, base):
         raise ConfigError(f"{path}._target_ is not a {base.__name__}")
     return built

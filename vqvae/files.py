@@ -5,48 +5,57 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import shutil
-from collections.abc import Iterator
+import time
 from pathlib import Path
 
 
 class WriteError(OSError):
     """What could not be written, why, and how much room there is. Has the errno of what the system said."""
 
-    def __init__(self, path: Path, error: OSError, size: int | None = None) -> None:
+    def __init__(self, path: Path, error: OSError, size: int) -> None:
         super().__init__(error.errno, os.strerror(error.errno or 0))
         self.path, self.size = path, size
 
     def __str__(self) -> str:
         there = next(folder for folder in self.path.absolute().parents if folder.is_dir())
-        room = f"{shutil.disk_usage(there).free / 2**20:.1f} MiB are free"
-        needed = "" if self.size is None else f"it needs {self.size / 2**20:.1f} MiB, "
-        return f"cannot write {self.path}: {self.strerror} ({needed}{room})"
-
-
-@contextlib.contextmanager
-def writing(path: Path, size: int | None = None) -> Iterator[Path]:
-    """Yields a name to write to; the file appears as `path` when the block is left, complete and on the disk.
-
-    size: bytes it will have, if known. Raises WriteError; what was there before is still there then.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise WriteError(path, error, size) from error
+        free, needed = (f"{size / 2**20:.1f} MiB" for size in (shutil.disk_usage(there).free, self.size))
+        return f"cannot write {self.path}: {self.strerror} (it needs {needed}, {free} are free)"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a whole file: see `writing`."""
-    with writing(path, len(data)) as temporary:
-        temporary.write_bytes(data)
+    """Writes a file that appears under its name when it is complete and on the disk.
+
+    Raises WriteError; what was there before is still there then.
+    """
+    temporary = temporary_name(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise WriteError(path, error, len(data)) from error
+        raise
+
+
+def temporary_name(path: Path) -> Path:
+    """Where to write what shall appear as `path`: a name beside it that no other process has."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def remove_leftovers(folder: Path, pattern: str, hours: float) -> None:
+    """Removes temporary files and folders, `pattern`.tmp, that were not touched for so long: of processes that were killed."""
+    for path in folder.glob(f"{pattern}.tmp"):
+        with contextlib.suppress(OSError):  # another process may be faster
+            if time.time() - path.stat().st_mtime > hours * 3600:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def append_line(path: Path, line: str) -> None:

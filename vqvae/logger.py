@@ -53,13 +53,14 @@ class Logger:
         self.pictures = folder / "pictures"
         self._run: Any = None
 
-    def start(self, step: int) -> None:
-        """Opens the log at `step`: lines after it, written by a run that was killed, are cut."""
+    def start(self, step: int, evaluated: bool) -> None:
+        """Opens the log at `step`: lines after it, written by a run that was killed, are cut; and the evaluation at `step`,
+        unless it counts as `evaluated`."""
         if not distributed.is_main():
             return
         self.pictures.mkdir(parents=True, exist_ok=True)
         for name in ("metrics.jsonl", "timing.jsonl", "skipped_steps.jsonl"):
-            cut_after(self.folder / name, step)
+            cut_after(self.folder / name, step, evaluated)
         if self.settings.mode != "off":
             self._run = start_wandb(self.folder, self.stage, self.settings, self.config)
 
@@ -71,9 +72,10 @@ class Logger:
         """Writes one line of what differs from run to run."""
         self._log("timing.jsonl", step, values)
 
-    def log_skipped(self, step: int, indices: list[int]) -> None:
-        """Writes one line for a step that was skipped: the examples of its global batch, by their place in the training set."""
-        self._write("skipped_steps.jsonl", step, {"indices": indices})
+    def log_skipped(self, step: int, skipped: int, indices: list[int]) -> None:
+        """Writes one line, at `step`, for a step that was skipped before: the batch that came after so many steps, as places
+        in the training set."""
+        self._write("skipped_steps.jsonl", step, {"after_steps": skipped, "indices": indices})
 
     def log_picture(self, step: int, name: str, picture: Tensor) -> Path:
         """picture uint8 (C, H, W) -> pictures/<name>_<step>.png."""
@@ -142,17 +144,33 @@ class Logger:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file; a last line that a crash cut short is left out."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+    """The whole lines of a metrics file; a last line that a crash cut short is left out.
+
+    Raises ValueError for a line that is not what `Logger` writes.
+    """
+    lines = []
+    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1] if path.is_file() else [], 1):
+        try:
+            lines.append(json.loads(text))
+            lines[-1]["step"] + 0
+        except (ValueError, TypeError, LookupError, RecursionError) as error:
+            raise ValueError(
+                f"line {number} of {path} is damaged ({error}); take it out to go on without it"
+            ) from error
+    return lines
 
 
-def cut_after(path: Path, step: int) -> None:
-    """Removes lines after `step`, and a last line that is not whole."""
+def cut_after(path: Path, step: int, evaluated: bool) -> None:
+    """Removes lines after `step`, a last line that is not whole, and what is not `evaluated` yet: see Logger.start."""
     if path.is_file():
-        kept = [json.dumps(line) for line in read_lines(path) if line["step"] <= step]
+        last = step if evaluated else step - 1  # of lines of evaluations
+        lines = read_lines(path)
+        kept = [json.dumps(one) for one in lines if one["step"] <= (last if is_evaluation(one) else step)]
         write_bytes(path, "".join(line + "\n" for line in kept).encode())
+
+
+def is_evaluation(line: dict[str, Any]) -> bool:
+    return any(name.startswith("val/") for name in line)
 
 
 def run_name(config: dict[str, Any]) -> str:

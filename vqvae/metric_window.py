@@ -43,16 +43,16 @@ class MetricWindow:
             self.sums = dict(zip(names, (sums / distributed.world_size()).unbind()))
 
     def close(self) -> dict[str, float]:
-        """Means over steps and ranks, by name in order (NaN where all were skipped); the window is empty then.
+        """Means over steps and ranks, by name in order (none where all steps were skipped); the window is empty then.
 
         The host waits for the device.
         """
         self.share()
         names = sorted(self.sums)
-        means = (torch.stack([self.sums[name] for name in names]) / self.counted).tolist()
+        counted, *sums = torch.stack([self.counted, *(self.sums[name] for name in names)]).tolist()
         self.sums, self.steps = {}, 0
         self.counted.zero_()
-        return dict(zip(names, means))
+        return {name: total / counted for name, total in zip(names, sums)} if counted else {}
 
     def state_dict(self) -> dict[str, Any]:
         self.share()

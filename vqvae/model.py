@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -94,15 +95,19 @@ class VQVAE(nn.Module):
         return [shape for level in reversed(shapes) for shape in level]
 
     @torch.no_grad()
-    def code_vectors(self, size: tuple[int, ...], chunk: int = 256) -> list[Tensor]:
+    def code_vectors(self, size: tuple[int, ...], positions: int = 2**16) -> list[Tensor]:
         """What each code stands for, M x (K_m, D), coarse to fine: the latents that a grid full of it decodes to, averaged.
 
-        size: data dims *S. Where a quantizer has several maps, the codes of the others are 0.
+        size: data dims *S. Where a quantizer has several maps, the codes of the others are 0. So many positions are decoded
+        at a time; where all maps have the dims of the latents, one is as good as a grid.
         """
         levels: list[list[Tensor]] = []
         for encoder, quantizer in zip(self.encoders, self.quantizers):
             size = tuple(length // encoder.stride for length in size)
             shapes, device = quantizer.code_shapes(size), next(self.parameters()).device
+            if all(shape == size for shape in shapes):
+                shapes = [(1,) * len(size)] * len(shapes)
+            chunk = max(1, positions // max(map(math.prod, shapes)))
             levels.append([])
             for m, codebook_size in enumerate(quantizer.codebook_sizes):
                 found = []

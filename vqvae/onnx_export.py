@@ -40,8 +40,8 @@ def write_decoder(tokenizer: Tokenizer, size: tuple[int, ...], file: Path) -> fl
     Raises CannotExport where torch cannot convert it, or onnxruntime does not agree with it; then no file is left.
     """
     network = copy.deepcopy(CodesToData(tokenizer)).cpu().eval()
-    convert(network, random_codes(tokenizer, size, TRACED), file)
     try:
+        convert(network, random_codes(tokenizer, size, TRACED), file)
         codes = random_codes(tokenizer, size, CHECKED)
         with torch.no_grad():
             error = float((run_onnx(file, codes) - network(*codes)).abs().max())
@@ -93,9 +93,12 @@ def random_codes(tokenizer: Tokenizer, size: tuple[int, ...], batch: int) -> lis
 
 
 def run_onnx(file: Path, codes: list[Tensor]) -> Tensor:
-    """The file in onnxruntime on the CPU."""
+    """The file in onnxruntime on the CPU. Raises CannotExport where it does not run."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    (x_hat,) = session.run(None, {f"codes_{m}": one.numpy() for m, one in enumerate(codes)})
+    try:
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        (x_hat,) = session.run(None, {f"codes_{m}": one.numpy() for m, one in enumerate(codes)})
+    except Exception as error:  # onnxruntime's own kinds have no common base
+        raise CannotExport(f"onnxruntime cannot run it ({' '.join(str(error).split())[:200]})") from error
     return torch.from_numpy(x_hat)

@@ -1,4 +1,4 @@
-"""What an optimizer is told about weights, and what it must forget; an optimizer for matrices."""
+"""What optimizers are told about weights, when they step, what they must forget; and one for matrices."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from vqvae import distributed
 
 
 def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
@@ -26,6 +28,31 @@ def reset_rows(optimizers: Iterable[torch.optim.Optimizer], replaced: dict[nn.Pa
             for value in optimizer.state.get(parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     value.masked_fill_(rows.view(-1, *[1] * (value.ndim - 1)), 0)
+
+
+def guarded_step(
+    optimizer: torch.optim.Optimizer, network: nn.Module, lr: float, clip_norm: float | None, applied: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One step of a network, a no-op on the device unless `applied` (0-d bool), and the gradient is finite, on all ranks.
+
+    Returns whether it was applied, and the norm of the gradient before it was clipped to `clip_norm`. Gradients are gone then.
+    """
+    parameters = [p for p in network.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if clip_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    applied = applied & torch.isfinite(norm)
+    applied = distributed.all_reduce_sum([(~applied).float()])[0] == 0
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    if optimizer.defaults.get("fused"):
+        optimizer.grad_scale = None  # type: ignore[attr-defined]  # what torch's GradScaler sets
+        optimizer.found_inf = (~applied).float()  # type: ignore[attr-defined]
+        optimizer.step()
+    elif bool(applied):  # an optimizer that is not fused cannot skip on the device: this waits for it
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return applied, norm
 
 
 class Muon(torch.optim.Optimizer):

@@ -70,8 +70,10 @@ class Run:
             if distributed.is_main():
                 checkpoint.save(path, "variance", {"variance": loader.variance()})
         distributed.barrier()
-        file = checkpoint.find(path, "variance")[-1]
-        variance = checkpoint.load(file).get("variance")
+        file = checkpoint.find(path, "variance")[-1:]  # on another machine's disk it may not be seen yet
+        variance = distributed.broadcast_object(
+            checkpoint.load(file[0]).get("variance") if distributed.is_main() else 0.0
+        )
         if not isinstance(variance, float) or not 0 <= variance < math.inf:
             raise ValueError(f"{file} does not hold a variance; delete it to have it computed again")
         return variance
@@ -195,8 +197,10 @@ def check_settings(node: Any, prefix: str, train_size: int) -> None:
     """Builds the trainer's parts of a stage. Raises ConfigError that names the key for values out of range."""
     settings: TrainerConfig = build(node.trainer, prefix + "trainer")
     build(node.schedule, prefix + "schedule")
+    hidden = torch.nn.Parameter(torch.zeros(1, 1))
+    hidden.hidden_matrix = True  # type: ignore[attr-defined]  # so that what Muon takes is seen, too
     try:
-        build(node.optimizer, prefix + "optimizer")([{"params": [torch.nn.Parameter(torch.zeros(1))]}])
+        build(node.optimizer, prefix + "optimizer")([{"params": [torch.nn.Parameter(torch.zeros(1)), hidden]}])
     except (ValueError, TypeError, IndexError) as error:
         raise ConfigError(f"{prefix}optimizer: {error}") from error
     if settings.batch_size > train_size:
@@ -229,7 +233,7 @@ def train_autoencoder(run: Run, stop: StopRequest) -> None:
     stage = run.autoencoder_stage(run.variance(), Fraction(len(train), cfg.trainer.batch_size))
     if cfg.init_from is not None:
         RunFolder.load(cfg.init_from, list(cfg.allow_targets), "init_from").start("autoencoder", stage)
-    feed = PictureFeed(run.data, train, val, cfg.trainer.batch_size, cfg.seed, cfg.trainer.accumulation)
+    feed = PictureFeed(run.data, train, val, cfg.trainer.batch_size, cfg.seed)
     trainer = run.trainer("autoencoder", cfg, stop, stage, feed)
     try:
         trainer.fit()
@@ -258,7 +262,7 @@ def train_prior(run: Run, tokenizer: Tokenizer, stop: StopRequest) -> None:
             other.start("prior", stage)
         except ConfigError as error:  # it has none, or one for other codes, classes or networks
             log.warning("the prior starts anew: %s", error)
-    feed = CodeFeed(train, val, node.trainer.batch_size, run.cfg.seed, run.device, node.trainer.accumulation)
+    feed = CodeFeed(train, val, node.trainer.batch_size, run.cfg.seed, run.device)
     trainer = run.trainer("prior", node, stop, stage, feed)
     try:
         trainer.fit()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from vqvae.files import writing
+from vqvae.files import write_bytes
 
 PANELS = {  # title -> metrics; a panel without any of its metrics is left out
     "loss": ["train/loss", "val/loss"],
@@ -104,6 +105,7 @@ def pyplot() -> Any:
 
 def save(figure: Any, path: Path) -> None:
     figure.tight_layout()
-    with writing(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
+    png = io.BytesIO()
+    figure.savefig(png, dpi=110, format="png")
+    write_bytes(path, png.getvalue())
     pyplot().close(figure)

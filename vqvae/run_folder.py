@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vqvae import checkpoint, config, distributed
 from vqvae.config import ConfigError
-from vqvae.files import write_bytes
+from vqvae.files import remove_leftovers, write_bytes
 from vqvae.run_folder_check import check_contained, load_weights
 
 STAGES = ("autoencoder", "prior")
@@ -80,8 +80,13 @@ class RunFolder:
     def create(self) -> None:
         """Makes the folder, writes the config into it and starts train.log."""
         if distributed.is_main():
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_bytes(self.path / "config.yaml", OmegaConf.to_yaml(self.config).encode())
+            text = OmegaConf.to_yaml(self.config).encode()
+            if len(text) > config.SAVED_BYTES:
+                limit = f"{config.SAVED_BYTES} bytes, and could not be read back"
+                raise ConfigError(f"this config has more than {limit}: name many files by braces or wildcards")
+            write_bytes(self.path / "config.yaml", text)
+            for part in ("", "codes", *STAGES):
+                remove_leftovers(self.path / part, "*", hours=0)
         distributed.barrier()
         set_up_logging(self.path)
         log.info("run folder: %s", self.path)
@@ -131,8 +136,8 @@ class RunFolder:
             self.stage("autoencoder").mkdir(exist_ok=True)
             for name in ("autoencoder/metrics.jsonl", "autoencoder/timing.jsonl"):
                 write_bytes(self.path / name, (other.path / name).read_bytes())
-            variance = checkpoint.find(other.path, "variance")[-1]
-            write_bytes(self.path / variance.name, variance.read_bytes())
+            for variance in checkpoint.find(other.path, "variance"):  # else it is computed again
+                write_bytes(self.path / variance.name, variance.read_bytes())
             for store in (other.path / "codes").glob("*/header.json"):
                 target = self.codes(store.parent.name)
                 if target.suffix == ".tmp" or target.is_dir():  # not whole there, or whole here already
@@ -157,7 +162,7 @@ def saved_config(folder: Path, allow_targets: list[str]) -> DictConfig:
     config.check_train(cfg)
     kept = Path(os.path.expanduser(cfg.data.cache_dir))
     if not any(one for kind in ("images", "shard") for one in kept.glob(f"*-{kind}.npy")):
-        cfg.data.cache_dir = str(folder / "data_cache")
+        cfg.data.cache_dir = str(OmegaConf.load(config.CONFIGS / "data" / "folder.yaml")["cache_dir"])  # type: ignore[index]
     return cfg
 
 

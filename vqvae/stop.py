@@ -24,14 +24,13 @@ class StopRequest:
 
     number: int | None = None
     waits = False
+    launcher: dict[int, Any] = {}  # noqa: RUF012  # handlers that were there before
 
     def __enter__(self) -> StopRequest:
         """From here on signals are received; afterwards as before, for the next job of a sweep may run in this process."""
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
         self.before = {number: signal.getsignal(number) for number in numbers}
-        self.launcher: dict[int, Any] = {
-            n: handler for n, handler in self.before.items() if callable(handler) and n != signal.SIGINT
-        }
+        self.launcher = {n: handler for n, handler in self.before.items() if callable(handler) and n != signal.SIGINT}
         for number in {signal.SIGTERM, signal.SIGINT, *self.launcher}:
             signal.signal(number, self._receive)
         return self
@@ -48,9 +47,11 @@ class StopRequest:
         raise SystemExit(128 + self.number)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
+        first = self.number is None
+        if first or number in (signal.SIGUSR1, signal.SIGUSR2):  # a request to come back is not undone by one to end
+            self.number = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        if not self.waits:
+        if first and not self.waits:
             raise Stopped("stopped on request")
 
     @contextmanager
@@ -61,7 +62,7 @@ class StopRequest:
             yield
         finally:
             self.waits = False
-        if self.number is not None:
+        if self.agreed(may_talk=True):
             raise Stopped("stopped on request")
 
     @contextmanager

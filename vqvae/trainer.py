@@ -16,7 +16,7 @@ from vqvae import checkpoint, distributed
 from vqvae.hardware import Clock, choose_precision, keep_freed_memory, memory_mb, to_channels_last
 from vqvae.logger import Logger
 from vqvae.metric_window import MetricWindow
-from vqvae.optimizers import parameter_groups, reset_rows
+from vqvae.optimizers import guarded_step, parameter_groups, reset_rows
 from vqvae.schedules import Schedule
 from vqvae.seeding import seed_everything
 from vqvae.skipped_steps import SkippedSteps
@@ -87,19 +87,20 @@ class Trainer:
         done, todo = self.restore()
         if done == self.steps and not todo:
             return self.finish(done)
-        self.logger.start(done)
+        self.logger.start(done, evaluated="evaluate" not in todo)
         for network in self.stage.networks.values():
             network.train()
         self.stage.forwards = {name: self.wrap(network) for name, network in self.stage.networks.items()}
         if done == 0 and not self.stage.initialised:
             seed_everything(self.seed, 0)
             with Evaluating(self.stage.networks, average=None), self.stop.at_once():  # the average starts from them
-                self.stage.begin_run(self.feed.training_batches(0))
+                self.stage.begin_run(self.feed.training_batches(0, parts=1))
             if self.average is not None:
                 self.average.load(self.average.live)
         if todo:
             self.look(done, todo)
-        batches = self.feed.training_batches(done)
+            self.save(done, [])
+        batches = self.feed.training_batches(done, self.config.accumulation)
         bar = tqdm(total=self.steps, initial=done, desc=self.logger.stage, unit="step", disable=bar_hidden())
         clock = Clock()
         while done < self.steps:
@@ -113,6 +114,8 @@ class Trainer:
             if self.stop.agreed(may_talk=logging_step or self.device.type == "cpu"):
                 self.leave(done)
             self.look(done)
+            if logging_step and self.stop.agreed(may_talk=True):  # it may have taken long
+                self.leave(done, [])
             clock.resume()
         bar.close()
         self.finish(done)
@@ -135,7 +138,10 @@ class Trainer:
         raise Stopped(f"{self.logger.stage}: stopped on request at step {step} of {self.steps}")
 
     def train_step(self, step: int, batch: Batch) -> None:
-        """Forward, backward and update of every network, then of what the stage moves itself. The host never waits."""
+        """Forward, backward and update of every network, then of what the stage moves itself.
+
+        The host does not wait for the device, but with an optimizer that is not fused.
+        """
         seed_everything(self.seed, step)
         self.stage.begin_step(step, self.steps)
         parts = self.config.accumulation
@@ -165,22 +171,9 @@ class Trainer:
 
     def update(self, name: str, step: int, applied: Tensor) -> Tensor:
         """One optimizer step of one network, a no-op on the device unless loss and gradient are finite on all ranks."""
-        optimizer = self.optimizers[name]
-        parameters = [p for p in self.stage.networks[name].parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if self.config.clip_grad_norm is not None:
-            nn.utils.clip_grads_with_norm_(parameters, self.config.clip_grad_norm, norm)
-        applied = applied & torch.isfinite(norm)
-        applied = distributed.all_reduce_sum([(~applied).float()])[0] == 0
-        for group in optimizer.param_groups:
-            group["lr"] = self.base_lr[name] * self.schedule(step, self.steps)
-        if optimizer.defaults.get("fused"):
-            optimizer.grad_scale = None  # type: ignore[attr-defined]  # what torch's GradScaler sets
-            optimizer.found_inf = (~applied).float()  # type: ignore[attr-defined]
-            optimizer.step()
-        elif bool(applied):  # an optimizer that is not fused cannot skip on the device: this waits for it
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        lr = self.base_lr[name] * self.schedule(step, self.steps)
+        network, clip = self.stage.networks[name], self.config.clip_grad_norm
+        applied, norm = guarded_step(self.optimizers[name], network, lr, clip, applied)
         self.window.add({f"{name}/grad_norm": norm})
         return applied
 
@@ -200,7 +193,7 @@ class Trainer:
         self.logger.log_timing(step, timing)
         bar.set_postfix({"loss": f"{metrics.get('train/loss', math.nan):.4f}", "pictures/s": f"{rate:.0f}"})
         for one in latest:
-            self.logger.log_skipped(one, self.feed.training_indices(one).tolist())
+            self.logger.log_skipped(step, one, self.feed.training_indices(one).tolist())
         self.config.check_skipped(self.logger.stage, skipped, step)
         if step < self.steps and self.seconds >= (self.config.max_time_minutes or math.inf) * 60:
             log.info("%s: max_time_minutes is over, ending at step %d", self.logger.stage, step)
@@ -240,7 +233,10 @@ class Trainer:
 
     def save(self, step: int, todo: Sequence[str]) -> None:
         """Writes the checkpoint from which a later start goes on as if nothing had happened, with `todo` first."""
-        state = {
+        checkpoint.save_step(self.checkpoints, step, self.state(step, todo), KEEP_CHECKPOINTS)
+
+    def state(self, step: int, todo: Sequence[str]) -> dict[str, Any]:
+        return {
             "step": step,
             "todo": list(todo),
             "steps": self.steps,  # they may have become fewer: an early end
@@ -254,11 +250,10 @@ class Trainer:
             "alerted": self.alerted,
             "seconds": self.seconds,
         }
-        checkpoint.save_step(self.checkpoints, step, state, KEEP_CHECKPOINTS)
 
     def restore(self) -> tuple[int, list[str]]:
         """Takes up the newest good checkpoint. Returns its step, 0 where there is none, and what is left to do after it."""
-        state = checkpoint.load_newest(self.checkpoints, self.device)
+        state = checkpoint.load_newest(self.checkpoints, set(self.state(0, [])), self.device)
         if state is None:
             return 0, []
         for name, network in self.stage.networks.items():
@@ -278,8 +273,9 @@ class Trainer:
         """Writes the stage's result: its last weights, or those of its best validation step (always, with an early stop)."""
         if distributed.is_main():
             best = checkpoint.find(self.checkpoints, "best")
-            keep = best and (self.stage.keeps_best or self.config.early_stop_evals)
-            checkpoint.save(self.logger.folder, "weights", checkpoint.load(best[-1]) if keep else self.result(step))
+            kept = checkpoint.load(best[-1]) if best and (self.stage.keeps_best or self.config.early_stop_evals) else {}
+            own = kept.get("step") == self.best.get("step")  # and not that of evaluations that were lost
+            checkpoint.save(self.logger.folder, "weights", kept if kept and own else self.result(step))
         distributed.barrier()
 
     def evaluating(self) -> Evaluating:

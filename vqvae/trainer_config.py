@@ -81,9 +81,9 @@ class TrainerConfig:
         """Raises FloatingPointError where more steps were skipped, up to `step`, than are allowed."""
         allowed = self.max_skipped_steps if self.on_nonfinite == "skip" else 0
         if skipped > allowed:
-            limit = (
-                f"trainer.max_skipped_steps={allowed} is the limit" if allowed else "trainer.on_nonfinite=skip goes on"
-            )
+            limit = "trainer.on_nonfinite=skip goes on"
+            if self.on_nonfinite == "skip":
+                limit = f"trainer.max_skipped_steps={allowed} is the limit"
             raise FloatingPointError(
                 f"{stage}: the loss was not finite in {skipped} steps up to step {step}; they changed nothing, and their "
                 f"batches are in {stage}/skipped_steps.jsonl. Lower the learning rate or set trainer.clip_grad_norm; {limit}"

@@ -142,10 +142,10 @@ def count_steps(run: Run, traffic: Traffic) -> list[Any]:
     forward = distributed.wrap(model)
     forward.register_comm_hook(None, lambda _, bucket: traffic.gradients(bucket))
     feed = PictureFeed(run.data, run.loader("train"), run.loader("val"), BATCH, 0)
-    batches = feed.training_batches(0)
+    batches = feed.training_batches(0, 1)
     traffic.reset()
     stage.model.eval()
-    stage.begin_run(feed.training_batches(0))
+    stage.begin_run(feed.training_batches(0, 1))
     start = traffic.bytes["state"]
     stage.forwards = {"model": forward.train()}
     counted = {}

@@ -103,7 +103,9 @@ def bare_step(run: Run, steps: int) -> float:
     optimizer = build(run.cfg.optimizer, "optimizer")(parameter_groups(model))
     bf16 = choose_precision(run.cfg.trainer.precision, device) == "bf16"
     x, _ = next(
-        PictureFeed(run.data, run.loader("train"), run.loader("val"), run.cfg.trainer.batch_size, 0).training_batches(0)
+        PictureFeed(run.data, run.loader("train"), run.loader("val"), run.cfg.trainer.batch_size, 0).training_batches(
+            0, 1
+        )
     )
     applied = torch.tensor(True, device=device)
 

@@ -26,6 +26,19 @@ def create(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     return array
 
 
+def write_rows(path: Path, start: int, rows: np.ndarray) -> None:
+    """Writes rows from `start` on into a file that `create` has made, and flushes them to the disk.
+
+    Not through a map: whole pages would go back, with the rows of other machines as they were.
+    """
+    offset = np.lib.format.open_memmap(path, "r").offset
+    with path.open("rb+") as file:
+        file.seek(offset + start * rows[:1].nbytes)
+        file.write(rows.tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def read(path: Path, dtype: np.dtype, shape: tuple[int, ...] | None = None) -> np.ndarray:
     """The array of a file, not in memory yet; of any shape where None. Never unpickles.
 

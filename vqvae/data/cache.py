@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from vqvae.files import digest, write_bytes
+from vqvae.files import digest, remove_leftovers, temporary_name, write_bytes
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +40,8 @@ class Cache:
     def writing(self) -> Iterator[tuple[Path, Path]]:
         """Yields names to write both files to; they count when the block is left. Two runs may write the same at once."""
         self.images.parent.mkdir(parents=True, exist_ok=True)
-        temporary = [file.with_suffix(f".{os.getpid()}-tmp") for file in (self.images, self.used)]
+        remove_leftovers(self.images.parent, "*", hours=24)
+        temporary = [temporary_name(file) for file in (self.images, self.used)]
         try:
             yield temporary[0], temporary[1]
             sums = {file.name: digest(one) for file, one in zip((self.images, self.used), temporary)}

@@ -17,7 +17,7 @@ from vqvae import distributed
 from vqvae.data import arrays
 from vqvae.data.loader import Batch
 from vqvae.data.sampler import chunks_of_rank, rank_batches, training_indices
-from vqvae.files import digest, write_bytes
+from vqvae.files import digest, temporary_name, write_bytes
 from vqvae.seeding import mix
 
 HEADER = "header.json"
@@ -81,28 +81,24 @@ class CodeStore:
     def write(
         path: Path, header: dict[str, object], count: int, batches: Iterator[tuple[Tensor, list[Tensor], Tensor]]
     ) -> None:
-        """Writes a store of `count` pictures from (indices, code maps, labels) of each rank.
+        """Writes a store of `count` pictures from (indices, code maps, labels) of each rank, indices following each other.
 
         The folder appears under its name when it is whole.
         """
-        temporary = path.with_name(path.name + ".tmp")
+        temporary = path.with_name(distributed.broadcast_object(temporary_name(path).name))
         shapes, sizes = header["code_shapes"], header["codebook_sizes"]
         assert isinstance(shapes, list)
         assert isinstance(sizes, list)
         names = [*(f"codes_{m}.npy" for m in range(len(shapes))), "labels.npy"]
+        kinds = [*map(smallest_dtype, sizes), np.dtype(np.int64)]
         if distributed.is_main():
-            shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            kinds = [*map(smallest_dtype, sizes), np.dtype(np.int64)]
             for name, kind, shape in zip(names, kinds, [*shapes, ()]):
                 arrays.create(temporary / name, kind, (count, *shape))
         distributed.barrier()
-        files = [np.lib.format.open_memmap(temporary / name, "r+") for name in names]
         for indices, maps, labels in batches:
-            for file, codes in zip(files, [*maps, labels]):
-                file[indices.numpy()] = codes.cpu().numpy()
-        for file in files:
-            file.flush()
+            for name, kind, codes in zip(names, kinds, [*maps, labels]):
+                arrays.write_rows(temporary / name, int(indices[0]), codes.cpu().numpy().astype(kind))
         distributed.barrier()
         if distributed.is_main():
             whole = {"count": count, **header, "sha256": {name: digest(temporary / name) for name in names}}
@@ -150,16 +146,17 @@ class CodeFeed:
     """
 
     def __init__(
-        self, train: list[CodeStore], val: CodeStore, batch_size: int, seed: int, device: torch.device, parts: int = 1
+        self, train: list[CodeStore], val: CodeStore, batch_size: int, seed: int, device: torch.device
     ) -> None:
         self.train, self.val, self.device = train, val, device
-        self.batch_size, self.seed, self.parts = batch_size, seed, parts
+        self.batch_size, self.seed = batch_size, seed
         self.train_size = len(train[0]) if train else 0
 
-    def training_batches(self, start_step: int) -> Iterator[Batch]:
-        """Endless batches of this rank from `start_step` on; the step's seed draws the store of each example."""
-        own = distributed.rows_of_rank(self.batch_size, self.parts)
-        batches = rank_batches(self.seed, start_step, self.batch_size, self.train_size, self.parts)
+    def training_batches(self, start_step: int, parts: int) -> Iterator[Batch]:
+        """Endless batches of this rank from `start_step` on, in order of `parts` micro-batches; the step's seed draws the
+        store of each example."""
+        own = distributed.rows_of_rank(self.batch_size, parts)
+        batches = rank_batches(self.seed, start_step, self.batch_size, self.train_size, parts)
         for step, indices in enumerate(batches, start_step):
             generator = torch.Generator().manual_seed(mix(self.seed + 1, step))
             chosen = torch.randint(len(self.train), (self.batch_size,), generator=generator)[own]

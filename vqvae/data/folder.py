@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from vqvae.data.base import Split, fingerprint, no_labels
 from vqvae.data.pictures import Pictures, read_picture
+from vqvae.files import digest
 
 CONTENT_PROBES = 64  # files whose content goes into the fingerprint, beside the name and size of all
 DECODING = 2  # part of the fingerprint: raised when the same files come to be read as other pixels
@@ -108,15 +108,15 @@ class Folder(Pictures):
                 labels[i] = index[class_name]
         sizes = [(file, (root / file).stat().st_size) for file in files]
         probed = files[:: max(1, len(files) // CONTENT_PROBES)]
-        contents = [digest(root / file) for file in probed]
+        contents = [content_digest(root / file) for file in probed]
         identity = fingerprint(["folder", DECODING, name, self.resize, self.channels, sizes, contents])
         return FolderSplit(name, labels, identity, root, files, self.resize, self.channels)
 
 
-def digest(file: Path) -> str:
-    """Of a file's content; of one that may not be read, which no picture comes from, an empty one."""
+def content_digest(file: Path) -> str:
+    """Empty for a file that may not be read, which no picture comes from."""
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        return digest(file)
     except OSError:
         return ""
 

@@ -160,22 +160,20 @@ class PictureFeed:
         data, train, val: what is read.
         batch_size: of all ranks together.
         seed: of the order, crops and flips.
-        parts: micro-batches that the trainer makes of a batch.
     """
 
-    def __init__(
-        self, data: Data, train: PictureLoader, val: PictureLoader, batch_size: int, seed: int, parts: int = 1
-    ) -> None:
+    def __init__(self, data: Data, train: PictureLoader, val: PictureLoader, batch_size: int, seed: int) -> None:
         self.data, self.train, self.val = data, train, val
-        self.batch_size, self.seed, self.parts = batch_size, seed, parts
+        self.batch_size, self.seed = batch_size, seed
         self.train_size = len(train)
 
-    def training_batches(self, start_step: int) -> Iterator[Batch]:
-        """Endless batches of this rank from `start_step` on, cropped and flipped by the step's seed."""
-        indices = rank_batches(self.seed, start_step, self.batch_size, self.train_size, self.parts)
+    def training_batches(self, start_step: int, parts: int) -> Iterator[Batch]:
+        """Endless batches of this rank from `start_step` on, cropped and flipped by the step's seed, in order of `parts`
+        micro-batches."""
+        indices = rank_batches(self.seed, start_step, self.batch_size, self.train_size, parts)
         for step, (images, labels) in enumerate(self.train.batches(indices), start_step):
             generator = torch.Generator().manual_seed(mix(self.seed + 1, step))
-            yield normalise(self._augment(images, generator)), labels
+            yield normalise(self._augment(images, generator, parts)), labels
 
     def training_indices(self, step: int) -> Tensor:
         """The items (batch_size,) of a step's global batch."""
@@ -192,9 +190,9 @@ class PictureFeed:
         images, labels = next(iter(self.val.batches([torch.arange(count) * len(self.val) // count])))
         return normalise(centre_crop(images, self.data.size)), labels
 
-    def _augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def _augment(self, images: Tensor, generator: torch.Generator, parts: int) -> Tensor:
         """Draws are made for the global batch, so that they do not depend on the number of ranks."""
-        own = distributed.rows_of_rank(self.batch_size, self.parts)
+        own = distributed.rows_of_rank(self.batch_size, parts)
         if self.data.read_size != self.data.size:
             rooms = [read - kept + 1 for read, kept in zip(self.data.read_size, self.data.size)]
             draws = [torch.randint(room, (self.batch_size,), generator=generator)[own] for room in rooms]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
 import numpy as np
 import torch
@@ -57,7 +57,7 @@ class Pictures(Data):
         return read_picture(path, self.read_size[0], self.channels)
 
 
-def read_picture(path: Path, side: int, channels: int) -> Tensor:
+def read_picture(path: Path | BinaryIO, side: int, channels: int) -> Tensor:
     """A file, decoded, turned upright, resized and cropped to the middle square -> uint8 (channels, side, side).
 
     Of an animation the first frame; colours and greys become what `channels` asks for.

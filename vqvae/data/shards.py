@@ -6,6 +6,7 @@ lead out of the archive, are left out.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ import numpy as np
 
 from vqvae.data.base import fingerprint
 from vqvae.data.folder import SUFFIXES, printable
+from vqvae.files import write_bytes
 
 INDEX_FORMAT = 1
 SAMPLE = re.compile(r"^((?:.*/|)[^./]+)[.]([^/]*)$")  # key, extension, as WebDataset splits names
@@ -54,11 +56,9 @@ def index_file(shard: Path, cache_dir: Path) -> Path:
     file = cache_dir / f"{key}-shard.npy"
     if not file.is_file():
         table = scan(shard)
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}-tmp")  # two runs may index the same shard at once
-        with temporary.open("wb") as stream:
-            np.save(stream, table, allow_pickle=False)
-        temporary.replace(file)
+        data = io.BytesIO()
+        np.save(data, table, allow_pickle=False)
+        write_bytes(file, data.getvalue())
     return file
 
 

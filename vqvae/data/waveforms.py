@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import wave
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from vqvae.data.base import Data
 from vqvae.data.wave_plot import plot_waves
-from vqvae.files import writing
+from vqvae.files import write_bytes
 from vqvae.images import normalise, to_uint8
 
 MU = 255  # of the companding
@@ -84,11 +85,13 @@ def expand(items: Tensor) -> Tensor:
 def write_wav(path: Path, waves: Tensor, sample_rate: int) -> None:
     """Waves (C, T) in [-1, 1] -> a .wav file of 16 bits that appears under its name when it is whole."""
     samples = (waves.T.cpu() * 32767).round().clamp(-32768, 32767).to(torch.int16).contiguous()  # (T, C)
-    with writing(path) as temporary, wave.open(str(temporary), "wb") as file:
+    data = io.BytesIO()
+    with wave.open(data, "wb") as file:
         file.setnchannels(len(waves))
         file.setsampwidth(2)
         file.setframerate(sample_rate)
         file.writeframes(samples.numpy().astype("<i2").tobytes())
+    write_bytes(path, data.getvalue())
 
 
 def read_wav(path: Path, channels: int, sample_rate: int) -> Tensor:

@@ -25,7 +25,7 @@ from vqvae.data.pictures import Pictures, read_picture
 from vqvae.data.shards import index_file, read_bytes, read_index
 
 MOST_SHARDS = 100_000
-REMOTE = re.compile(r"^([a-z][a-z0-9+.-]+):", re.IGNORECASE)
+REMOTE = re.compile(r"^(pipe(?=:)|[a-z][a-z0-9+.-]+(?=://))", re.IGNORECASE)
 
 
 PLACE = [("shard", "i4"), ("row", "i4"), ("offset", "i8"), ("size", "i8")]  # row: of the shard's index
@@ -47,7 +47,7 @@ class ShardSplit(Split):
         return read_bytes(self.shards[place["shard"]], int(place["offset"]), int(place["size"]))
 
     def read(self, index: int) -> Tensor:
-        return read_picture(io.BytesIO(self.content(index)), self.read_size, self.channels)  # type: ignore[arg-type]
+        return read_picture(io.BytesIO(self.content(index)), self.read_size, self.channels)
 
     def title(self, index: int) -> str:
         place = self.places[index]

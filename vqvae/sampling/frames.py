@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from vqvae.data.base import Data
-from vqvae.files import writing
+from vqvae.files import write_bytes
 from vqvae.images import grid
 from vqvae.pipeline import Tokenizer
 from vqvae.sampling.job import decode, paint, rows_of
@@ -56,5 +57,6 @@ def write_gif(path: Path, pictures: list[Tensor]) -> None:
     images = [Image.fromarray(torch.movedim(one, 0, -1).squeeze(-1).numpy()) for one in pictures]
     palettes = [one.quantize(256, dither=Image.Dither.NONE) for one in images]
     times = [FRAME_MS] * (len(palettes) - 1) + [LAST_MS]
-    with writing(path) as temporary:
-        palettes[0].save(temporary, "GIF", save_all=True, append_images=palettes[1:], duration=times, loop=0)
+    gif = io.BytesIO()
+    palettes[0].save(gif, "GIF", save_all=True, append_images=palettes[1:], duration=times, loop=0)
+    write_bytes(path, gif.getvalue())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from vqvae.config import ConfigError
 from vqvae.data.loader import centre_crop
-from vqvae.files import writing
+from vqvae.files import write_bytes
 from vqvae.images import grid, normalise, to_uint8, write_png
 from vqvae.pipeline import Run, Tokenizer
 from vqvae.priors.autoregressive import AutoregressivePrior
@@ -89,8 +90,9 @@ class Job:
     def write_arrays(self, name: str, **arrays: Any) -> Path:
         """An .npz file of tensors or lists."""
         plain: dict[str, Any] = {key: np.asarray(value) for key, value in arrays.items()}
-        with writing(self.out / name) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **plain)
+        data = io.BytesIO()
+        np.savez_compressed(data, **plain)
+        write_bytes(self.out / name, data.getvalue())
         return self.out / name
 
 

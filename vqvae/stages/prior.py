@@ -109,6 +109,5 @@ class PriorStage(Stage):
         """Sets labels (B,) to -1 with a share of `class_dropout`; drawn for the global batch, sliced by rank."""
         if not self.class_dropout:
             return labels
-        draws = torch.rand(len(labels) * distributed.world_size(), device=labels.device)
-        own = draws[distributed.slice_of_rank(len(draws))]
+        own = distributed.draw_of_rank(lambda rows: torch.rand(rows, device=labels.device), len(labels))
         return labels.masked_fill(own < self.class_dropout, -1)

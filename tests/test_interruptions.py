@@ -1,0 +1,230 @@
+"""Laws of runs that are stopped or killed, anywhere: they go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import (
+    SMALL_CODEBOOK,
+    TINY,
+    assert_same_result,
+    command,
+    run,
+    train_inside,
+    weights,
+)
+
+from vqvae import checkpoint
+from vqvae.stages.autoencoder import AutoencoderStage
+from vqvae.stages.prior import PriorStage
+
+RUN = [
+    *TINY,
+    *SMALL_CODEBOOK,
+    "trainer.weight_average_decay=0.9",
+    "quantizer.revival.every_steps=2",
+    "quantizer/init=data",
+    "trainer.batch_size=24",
+]
+
+INTERVALS = {"log": 1, "eval": 5, "preview": 5, "checkpoint": 2}
+
+# ---- requests to stop
+
+
+@pytest.mark.parametrize(
+    ("place", "what"),
+    [
+        (AutoencoderStage, "begin_run"),
+        (AutoencoderStage, "evaluate"),
+        (AutoencoderStage, "preview"),
+        (PriorStage, "evaluate"),
+        (PriorStage, "preview"),
+    ],
+)
+def test_sigterm_in_the_middle_of_long_work_ends_it_at_once_and_nothing_is_lost(
+    place: type, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not after it: an evaluation may take minutes, and machines give ten seconds."""
+    train_inside(*RUN, f"run_dir={tmp_path / 'whole'}")
+    original, calls, finished = getattr(place, what), 0, 0
+
+    def interrupted(self: object, *args: object) -> object:
+        nonlocal calls, finished
+        calls += 1
+        if calls == (2 if what == "evaluate" else 1):  # the first evaluates one picture, for the shapes
+            signal.raise_signal(signal.SIGTERM)
+            finished += 1
+        return original(self, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place, what, interrupted)
+        with pytest.raises(SystemExit) as stopped:
+            train_inside(*RUN, f"run_dir={tmp_path / 'stopped'}")
+    assert (stopped.value.code, finished) == (143, 0)
+    assert "stopped on request" in capsys.readouterr().err
+    train_inside(*RUN, f"run_dir={tmp_path / 'stopped'}")
+    assert_same_result(tmp_path / "whole", tmp_path / "stopped")
+
+
+LONG_WORK = {  # made to last for a minute, in a process of its own
+    "decoding": "vqvae.data.shapes:draw_shapes",
+    "start from data": "vqvae.stages.autoencoder:AutoencoderStage.begin_run",
+    "evaluation": "vqvae.stages.autoencoder:AutoencoderStage.evaluate",
+    "preview": "vqvae.stages.autoencoder:AutoencoderStage.preview",
+    "encoding": "vqvae.pipeline:encode",
+    "evaluation of the prior": "vqvae.stages.prior:PriorStage.evaluate",
+    "preview of the prior": "vqvae.stages.prior:PriorStage.preview",
+    "summary": "vqvae.report:summarise",
+}
+SLOWED = """
+import functools, importlib, sys, time
+module, names = sys.argv.pop(1).split(":")
+*owners, name = names.split(".")
+place = functools.reduce(getattr, owners, importlib.import_module(module))
+original = getattr(place, name)
+
+def slow(*args, **kwargs):
+    print("now", flush=True)
+    time.sleep({seconds})
+    return original(*args, **kwargs)
+
+setattr(place, name, slow)
+import train
+train.main()
+"""
+
+
+def start_slowed(place: str, seconds: float, *arguments: str) -> subprocess.Popen[str]:
+    """train.py with a function that first says "now" and sleeps; returns when it does."""
+    code = [command("train.py")[0], "-c", SLOWED.format(seconds=seconds), place, *arguments]
+    process = subprocess.Popen(
+        code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(command("train.py")[1]).parent
+    )
+    assert process.stdout is not None
+    assert any(line == "now\n" for line in process.stdout)
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", LONG_WORK)
+def test_sigterm_in_the_middle_of_long_work_is_obeyed_within_ten_seconds(moment: str, tmp_path: Path) -> None:
+    """Exit code 143, with a checkpoint where there was something to keep; started again, the run ends."""
+    arguments = [*RUN, f"run_dir={tmp_path / 'run'}", f"data.cache_dir={tmp_path / 'cache'}"]
+    process = start_slowed(LONG_WORK[moment], 60, *arguments)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert time.monotonic() - began < 10
+    assert "stopped on request" in errors
+    assert "Traceback" not in errors
+    if moment.split()[0] in ("evaluation", "preview"):
+        stage = "prior" if "prior" in moment else "autoencoder"
+        assert checkpoint.find(tmp_path / "run" / stage / "checkpoints", "step-*")
+    run("train.py", *arguments)
+
+
+@pytest.mark.slow
+def test_sigterm_in_a_long_step_leaves_its_checkpoint_when_it_is_done(tmp_path: Path) -> None:
+    process = start_slowed("vqvae.trainer:Trainer.train_step", 3, *RUN, f"run_dir={tmp_path / 'run'}")
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert 2 < time.monotonic() - began < 10
+    assert "stopped on request at step 1 of" in errors
+    (file,) = checkpoint.find(tmp_path / "run" / "autoencoder" / "checkpoints", "step-*")
+    assert checkpoint.load(file)["step"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("second", ["in the step", "in the checkpoint"])
+def test_ctrl_c_twice_leaves_at_once_with_nothing_damaged(second: str, tmp_path: Path) -> None:
+    """The first one waits for the step and its checkpoint, both made long here."""
+    train_inside(*RUN, f"run_dir={tmp_path / 'whole'}")
+    place = {"in the step": "vqvae.trainer:Trainer.train_step", "in the checkpoint": "vqvae.checkpoint:save_step"}[
+        second
+    ]
+    arguments = [*RUN, f"run_dir={tmp_path / 'run'}", "trainer.checkpoint_every_steps=1"]
+    process = start_slowed(place, 60, *arguments)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None, "the first one waits"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    train_inside(*arguments)
+    for stage in ("autoencoder", "prior"):
+        first, second_run = weights(tmp_path / "whole", stage), weights(tmp_path / "run", stage)
+        assert all(torch.equal(first[key], second_run[key]) for key in first)
+
+
+# ---- kills
+
+KILLED_INSIDE = """
+import os, signal, sys
+import train
+target, times, events = sys.argv.pop(1).split(",")
+times, events = int(times), int(events)
+
+def watch(frame, event, argument):
+    global times, events
+    if "vqvae" in frame.f_code.co_filename:
+        if times and event == "call" and frame.f_code.co_name == target:
+            times -= 1
+        if not times:
+            events -= 1
+            if events < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+sys.setprofile(watch)
+train.main()
+"""
+KILLS = [
+    *[
+        "begin_run",
+        "train_step",
+        "save",
+        "evaluate",
+        "write_bytes",
+        "log",
+        "preview",
+        "append_line",
+    ],  # of stage 1, mostly
+    *["encode", "write", "digest", "require"],  # of the code stores
+    *["train_step", "save", "evaluate", "write_bytes", "log", "start_embeddings"],  # of stage 2, mostly
+    *["summarise", "write_png"],
+]
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_moments_of_its_work_a_run_ends_bit_identical_to_one_never_killed(tmp_path: Path) -> None:
+    """SIGKILL some calls, returns and system calls after a named function was entered for the n-th time, both drawn."""
+    every = [f"{stage}trainer.{key}_every_steps={n}" for stage in ("", "prior.") for key, n in INTERVALS.items()]
+    arguments = [*RUN, *every, "trainer.steps=30", "prior.trainer.steps=30"]
+    train_inside(*arguments, f"run_dir={tmp_path / 'whole'}")
+    choose = random.Random(0)
+    killed_in_stage = []
+    for target in KILLS:
+        times = 1 if target in ("begin_run", "start_embeddings", "summarise", "write_png") else choose.randint(1, 3)
+        plan = f"{target},{times},{choose.randint(0, 60)}"
+        done = subprocess.run(
+            [command("train.py")[0], "-c", KILLED_INSIDE, plan, *arguments, f"run_dir={tmp_path / 'killed'}"],
+            cwd=Path(command("train.py")[1]).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == -signal.SIGKILL, (plan, done.stderr[-2000:])
+        killed_in_stage.append((tmp_path / "killed" / "codes").is_dir())
+    assert 6 <= sum(killed_in_stage) <= 14, "both stages were killed often"
+    train_inside(*arguments, f"run_dir={tmp_path / 'killed'}")
+    assert_same_result(tmp_path / "whole", tmp_path / "killed")
