@@ -43,7 +43,7 @@ def test_every_network_and_every_quantizer_with_codes_becomes_onnx(name: str, tm
         small = {"patch": [], "conv": ["model.encoders.0.widths=[8,8]"], "resnet": ["model.encoders.0.widths=[8,8,8]"]}
         overrides = [*NO_MODEL, *SMALL_CODEBOOK, f"model={name}", *small[name]]
     else:
-        overrides = [*NO_CODEBOOK, name, *(["quantizer.inner.dim=16"] if name == "quantizer=product" else [])]
+        overrides = [*NO_CODEBOOK, name]
     run = finished(tmp_path / "run", overrides, prior=False)
     said = export_run(run, tmp_path / "out")[-1]
     if name == "quantizer=identity":

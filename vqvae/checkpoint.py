@@ -7,6 +7,7 @@ import io
 import logging
 import pickle
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,9 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     if match is None or hashlib.sha256(data).hexdigest()[:DIGEST] != match["digest"]:
         raise ValueError(f"{path} is damaged: its content does not match the checksum in its name")
     try:
-        state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that are refused
+            state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} does not hold tensors and plain values ({type(error).__name__})") from error
     if not isinstance(state, dict):
