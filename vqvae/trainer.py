@@ -84,6 +84,7 @@ class Trainer:
             self.train()
 
     def train(self) -> None:
+        """What `fit` does, while a signal is only noted."""
         done, todo = self.restore()
         if done == self.steps and not todo:
             return self.finish(done)
