@@ -104,6 +104,28 @@ def test_muon_moves_a_hidden_matrix_by_an_orthogonal_one_as_far_as_adamw_would()
     assert 0.5 < values[:4].min() < values.max() < 1.3, "all directions of the gradient alike"
 
 
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_step_of_muon_that_is_not_to_be_changes_neither_weights_nor_moments(steps: int) -> None:
+    """Not even with gradients that are not finite, and none of it is looked at by the host."""
+    network = small_network(True)
+    optimizer = Muon(parameter_groups(network), **SETTINGS)
+    for seed in range(steps):
+        step(network, optimizer, seed)
+    weights = copy.deepcopy(network.state_dict())
+    moments = {p: copy.deepcopy(of) for p, of in optimizer.state.items()}
+    (network(torch.randint(5, (64,))).square().sum() * float("nan")).backward()
+    optimizer.found_inf = torch.ones(())
+    optimizer.step()
+    assert all(torch.equal(value, weights[key]) for key, value in network.state_dict().items())
+    for parameter, of in optimizer.state.items():
+        for name, value in of.items():
+            assert torch.equal(value, moments.get(parameter, {}).get(name, torch.zeros_like(value))), name
+    optimizer.found_inf = torch.zeros(())
+    optimizer.zero_grad()
+    step(network, optimizer, 5)
+    assert not torch.equal(network[1].weight, weights["1.weight"])
+
+
 def test_muon_taken_up_from_its_state_goes_on_as_if_it_had_not_stopped() -> None:
     first, second = small_network(True), small_network(True)
     one, other = Muon(parameter_groups(first), **SETTINGS), Muon(parameter_groups(second), **SETTINGS)

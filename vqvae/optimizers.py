@@ -60,8 +60,11 @@ class Muon(torch.optim.Optimizer):
 
     A network says which those are: parameters with `hidden_matrix = True`; without any, this is AdamW. A matrix moves along
     its momentum, orthogonalised, as far as AdamW would move it (RMS: Liu et al. 2025, arXiv 2502.16982, section 2.2), so that
-    one learning rate serves both. Not fused: the host waits for the device once a step.
+    one learning rate serves both. Where `found_inf` (0-d) is 1, `step` changes nothing, and the host does not wait to know.
     """
+
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
 
     def __init__(
         self, params: list[dict[str, Any]], lr: float, betas: list[float], momentum: float, weight_decay: float
@@ -79,7 +82,7 @@ class Muon(torch.optim.Optimizer):
             self.parts["adamw"] = torch.optim.AdamW(
                 rest, lr, (betas[0], betas[1]), weight_decay=weight_decay, fused=True
             )
-        self.defaults: dict[str, Any] = {}
+        self.defaults: dict[str, Any] = {"fused": True}  # as torch's optimizers say that they look at `found_inf`
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
@@ -90,8 +93,23 @@ class Muon(torch.optim.Optimizer):
         return {parameter: moments for part in self.parts.values() for parameter, moments in part.state.items()}
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for part in self.parts.values():
-            part.step()
+        if "adamw" in self.parts:
+            self.parts["adamw"].grad_scale, self.parts["adamw"].found_inf = None, self.found_inf  # type: ignore[attr-defined]
+            self.parts["adamw"].step()
+        if "muon" in self.parts:
+            self._step_muon(self.parts["muon"])
+
+    def _step_muon(self, muon: torch.optim.Optimizer) -> None:
+        """torch's knows no `found_inf`: what it has moved is taken back."""
+        weights = [p for group in muon.param_groups for p in group["params"] if p.grad is not None]
+        for weight in weights:  # as torch starts them: then they can be taken back, too
+            muon.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
+        moved = [tensor for p in weights for tensor in (p.data, muon.state[p]["momentum_buffer"])]
+        skipped = torch.zeros(()) if self.found_inf is None else self.found_inf
+        before = [tensor.clone() for tensor in moved]
+        muon.step()
+        for tensor, old in zip(moved, before):
+            tensor.copy_(torch.where(skipped.to(tensor.device) > 0, old, tensor))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         for part in self.parts.values():

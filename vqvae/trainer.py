@@ -139,10 +139,7 @@ class Trainer:
         raise Stopped(f"{self.logger.stage}: stopped on request at step {step} of {self.steps}")
 
     def train_step(self, step: int, batch: Batch) -> None:
-        """Forward, backward and update of every network, then of what the stage moves itself.
-
-        The host does not wait for the device, but with an optimizer that is not fused.
-        """
+        """Forward, backward and update of every network, then of what the stage moves itself. The host never waits."""
         seed_everything(self.seed, step)
         self.stage.begin_step(step, self.steps)
         parts = self.config.accumulation
