@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-REMEMBERED = 64  # steps between two logs; of more, the last ones
+REMEMBERED = 1024  # of the last steps: which of them were skipped
 
 
 class SkippedSteps:
@@ -15,12 +15,13 @@ class SkippedSteps:
 
     def __init__(self, device: torch.device) -> None:
         self.count = torch.zeros((), dtype=torch.int64, device=device)
-        self.steps = torch.full((REMEMBERED,), -1, device=device)  # a ring: skipped step n lies at n % REMEMBERED
+        self.steps = torch.full(
+            (REMEMBERED,), -1, device=device
+        )  # a ring: step n lies at n % REMEMBERED if it was skipped
 
     def add(self, step: int, applied: Tensor) -> None:
         """After step `step`; `applied` (0-d bool) is False where it was skipped."""
-        place = (self.count % REMEMBERED)[None]  # (1,)
-        self.steps.scatter_(0, place, torch.where(applied, self.steps.gather(0, place), step))
+        self.steps[step % REMEMBERED] = torch.where(applied, -1, step)
         self.count += ~applied
 
     def take(self) -> tuple[int, list[int]]:
