@@ -88,9 +88,9 @@ class LayerCache:
     def begin_row(self, r: int, v_in: Tensor) -> None:
         """v_in (B, 1, W or 1, 2 width): the vertical convolution of the row above (zeros above the first)."""
         self.present = self.row_condition(r)
-        self.ahead = (linear(v_in, self.weight_link, self.bias_ahead) + self.present)[:, 0].unbind(
-            1
-        )  # W x (B, 2 width)
+        ahead = linear(v_in, self.weight_link, self.bias_ahead)
+        ahead = ahead.add_(self.present) if v_in.shape == self.present.shape else ahead + self.present
+        self.ahead = ahead[:, 0].unbind(1)  # W x (B, 2 width)
 
     def end_row(self, r: int, v: Tensor) -> Tensor:
         """v (B, 1, W, width), row r of the vertical stack -> the same row of its output; begins the next row."""
@@ -103,7 +103,7 @@ class LayerCache:
         self.begin_row(r + 1, v_in)
         if self.layer.vertical_out is None:
             return v
-        x = v_in + condition
+        x = v_in.add_(condition)
         x[..., : v.shape[-1]].tanh_()
         gated, weight = F.glu(x).flatten(0, 2), self.layer.vertical_out.weight.flatten(1).t()
         out = gated @ weight if self.layer.first else torch.addmm(v.flatten(0, 2), gated, weight)  # (B W, width)
