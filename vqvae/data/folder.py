@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from vqvae.data.base import Split, fingerprint, no_labels
-from vqvae.data.pictures import Pictures, read_picture
+from vqvae.data.pictures import ResizedPictures, read_picture
 from vqvae.files import digest
 
 CONTENT_PROBES = 64  # files whose content goes into the fingerprint, beside the name and size of all
@@ -37,30 +37,20 @@ class FolderSplit(Split):
 
 
 @dataclass(kw_only=True)
-class Folder(Pictures):
+class Folder(ResizedPictures):
     """Pictures below `root`: in train/ and val/ or test/, or else all in one folder and split by `split_seed`.
 
-    In a split, sub-folders are classes; without sub-folders there are no labels. Pictures are resized (shorter side to
-    `resize`) and cut to the middle square; where `resize` is larger than `image_size`, training sees random crops and
-    everything else the middle crop.
-
-    Raises ValueError for a missing root, a folder without pictures and a `resize` below `image_size`.
+    In a split, sub-folders are classes; without sub-folders there are no labels.
+    Raises ValueError for a missing root and a folder without pictures.
     """
 
     root: str
-    resize: int
-    val_share: float
-    split_seed: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.path = Path(self.root).expanduser()
         if not self.path.is_dir():
             raise ValueError(f"data.root={self.root} is not a folder; name the folder that holds the pictures")
-        if self.resize < self.image_size:
-            raise ValueError(f"resize must be at least image_size={self.image_size}, got {self.resize}")
-        if not 0 < self.val_share < 1:
-            raise ValueError(f"val_share must lie in (0, 1), got {self.val_share}")
         self.has_splits = (self.path / "train").is_dir()
         train = self.path / "train" if self.has_splits else self.path
         self._class_names = sorted(p.name for p in train.iterdir() if p.is_dir() and not p.name.startswith("."))
@@ -68,14 +58,6 @@ class Folder(Pictures):
         if not self.files:
             kinds = " ".join(sorted(SUFFIXES))
             raise ValueError(f"no picture lies in {train} or its sub-folders (looked for {kinds})")
-
-    @property
-    def read_size(self) -> tuple[int, ...]:
-        return (self.resize,) * self.ndim
-
-    @property
-    def class_names(self) -> list[str]:
-        return self._class_names
 
     def split(self, name: str) -> Split:
         if not self.has_splits:

@@ -57,6 +57,36 @@ class Pictures(Data):
         return read_picture(path, self.read_size[0], self.channels)
 
 
+@dataclass(kw_only=True)
+class ResizedPictures(Pictures):
+    """Base of picture data sets whose files have any size.
+
+    Pictures are resized (shorter side to `resize`) and cut to the middle square; where `resize` is larger than `image_size`,
+    training sees random crops and everything else the middle crop. Where nothing else is there to validate on, `split_seed`
+    chooses a share `val_share`. Raises ValueError for values out of range.
+    """
+
+    resize: int
+    val_share: float
+    split_seed: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._class_names: list[str] = []
+        if self.resize < self.image_size:
+            raise ValueError(f"resize must be at least image_size={self.image_size}, got {self.resize}")
+        if not 0 < self.val_share < 1:
+            raise ValueError(f"val_share must lie in (0, 1), got {self.val_share}")
+
+    @property
+    def read_size(self) -> tuple[int, ...]:
+        return (self.resize,) * self.ndim
+
+    @property
+    def class_names(self) -> list[str]:
+        return self._class_names
+
+
 def read_picture(path: Path | BinaryIO, side: int, channels: int) -> Tensor:
     """A file, decoded, turned upright, resized and cropped to the middle square -> uint8 (channels, side, side).
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from vqvae import distributed
 from vqvae.data.base import Split, fingerprint, no_labels
 from vqvae.data.folder import CONTENT_PROBES, DECODING, printable
-from vqvae.data.pictures import Pictures, read_picture
+from vqvae.data.pictures import ResizedPictures, read_picture
 from vqvae.data.shards import index_file, read_bytes, read_index
 
 MOST_SHARDS = 100_000
@@ -59,7 +59,7 @@ class ShardSplit(Split):
 
 
 @dataclass(kw_only=True)
-class WebDataset(Pictures):
+class WebDataset(ResizedPictures):
     """Shards `urls`, and `val_urls` or else a share of the first split off by `split_seed`.
 
     Both are names with braces (train-{000000..000009}.tar) or wildcards (train-*.tar), or a list of such;
@@ -75,16 +75,9 @@ class WebDataset(Pictures):
 
     urls: str | list[str]
     val_urls: str | list[str] | None
-    resize: int
-    val_share: float
-    split_seed: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.resize < self.image_size:
-            raise ValueError(f"resize must be at least image_size={self.image_size}, got {self.resize}")
-        if not 0 < self.val_share < 1:
-            raise ValueError(f"val_share must lie in (0, 1), got {self.val_share}")
         self.train_shards = find_shards("urls", self.urls)
         self.val_shards = [] if self.val_urls is None else find_shards("val_urls", self.val_urls)
         self.cache = Path(self.cache_dir).expanduser()
@@ -99,14 +92,6 @@ class WebDataset(Pictures):
         if not self._class_names or int(self.train.labels[0]) < 0:
             self._class_names = [str(label) for label in range(int(self.train.labels.max()) + 1)]
         self.val = self._whole("val", self.val_shards) if self.val_shards else None
-
-    @property
-    def read_size(self) -> tuple[int, ...]:
-        return (self.resize,) * self.ndim
-
-    @property
-    def class_names(self) -> list[str]:
-        return self._class_names
 
     def split(self, name: str) -> Split:
         train = name == "train"
