@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import error_of
 from PIL import Image
 
 from vqvae.data.cache import Cache
@@ -249,3 +250,8 @@ def test_code_stores_use_the_smallest_type_and_refuse_what_does_not_fit(tmp_path
     np.save(tmp_path / "s" / "codes_0.npy", np.zeros((8, 2, 2), np.uint16))
     with pytest.raises(ValueError, match=r"holds uint16 \(8, 2, 2\), not uint16 \(9, 2, 2\) as its header says"):
         CodeStore(tmp_path / "s")
+
+
+def test_a_folder_of_a_user_who_is_not_there_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    message = error_of(capsys, "data=folder", "data.root='~nobody_here/x'", "data.image_size=32", "logger=off")
+    assert "data.root=~nobody_here/x is not a folder" in message

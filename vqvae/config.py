@@ -88,6 +88,8 @@ def one_line(message: str) -> str:
 
 def mistake(error: Exception, config_name: str) -> str | None:
     """What to tell a user whose command ended in an error; None where the program itself is at fault."""
+    if isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
+        return mistake(error.__cause__, config_name)
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return explain(error, config_name)
     if isinstance(error, RuntimeError) and OTHER_RANK.search(str(error)):

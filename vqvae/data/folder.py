@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from os.path import expanduser
 from pathlib import Path
 
 from torch import Tensor
@@ -48,7 +49,7 @@ class Folder(ResizedPictures):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.path = Path(self.root).expanduser()
+        self.path = Path(expanduser(self.root))  # Path.expanduser raises RuntimeError for users that are not there
         if not self.path.is_dir():
             raise ValueError(f"data.root={self.root} is not a folder; name the folder that holds the pictures")
         self.has_splits = (self.path / "train").is_dir()

@@ -10,6 +10,7 @@ import random
 import re
 from array import array
 from dataclasses import dataclass, replace
+from os.path import expanduser
 from pathlib import Path
 
 import numpy as np
@@ -182,7 +183,7 @@ def find_shards(key: str, urls: str | list[str]) -> list[Path]:
         if len(names) > MOST_SHARDS:
             raise ValueError(f"{key}={url} names more than {MOST_SHARDS} shards")
         for name in names:
-            path = str(Path(name).expanduser())
+            path = expanduser(name)
             files = sorted(glob.glob(path)) if glob.has_magic(path) and not Path(path).is_file() else [path]
             found += [Path(file) for file in files]
             if not files or not all(Path(file).is_file() for file in files):

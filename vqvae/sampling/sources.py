@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from os.path import isfile  # Path.is_file raises for names that are too long, such as lists of many numbers
+from os.path import expanduser, isfile  # Path.is_file raises for names that are too long, such as lists of many numbers
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def read_named(run: Run, name: str) -> tuple[Tensor, int]:
         if int(name) >= len(split):
             raise ConfigError(f"image={name}: the validation pictures are numbered 0 .. {len(split) - 1}")
         return crop(run, split.read(int(name))), int(split.labels[int(name)])
-    path = Path(name).expanduser()
+    path = Path(expanduser(name))
     if not isfile(path):
         raise ConfigError(f"image={name} is neither a file nor the number of a validation picture")
     try:
@@ -54,7 +54,7 @@ def read_many(run: Run, folder: str | None, count: int | None) -> Iterator[tuple
         split = run.split("val")
         readers = [(str(index), partial(split.read, index)) for index in range(len(split))]
     else:
-        root = Path(folder).expanduser()
+        root = Path(expanduser(folder))
         if not root.is_dir():
             raise ConfigError(f"folder={folder} is not a folder")
         files = sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file())
