@@ -142,8 +142,7 @@ def test_logits_from_the_cache_are_those_of_the_whole_network(name: str, maps: s
     prior, labels = autoregressive(name, shapes, sizes), torch.tensor(LABELS)
     codes = random_codes(shapes, sizes, len(labels))
     for m, (network, whole) in enumerate(zip(prior.networks, prior.logits(codes, labels))):
-        condition = prior.condition(m, codes, labels)
-        cache, flat = network.begin(condition), codes[m].flatten(1)
+        cache, flat = network.begin(*prior.condition_parts(m, codes, labels)), codes[m].flatten(1)
         cached = torch.stack([network.next_logits(cache, flat, p).clone() for p in range(flat.shape[1])], dim=2)
         assert (cached - whole.flatten(2)).abs().max() <= 1e-4 * max(1, whole.abs().max())
 
@@ -157,6 +156,7 @@ def test_sample_i_depends_on_seed_i_alone(name: str) -> None:
     for index in (0, 7, count - 2):
         alone = prior.sample([seeds[index]], torch.ones(1, dtype=torch.int64), Sampling(temperature=4))[0]
         assert torch.equal(alone[0], many[index])
+    assert not many.is_inference()  # so a network may be trained on samples
     assert len({tuple(m.flatten().tolist()) for m in many}) > 0.9 * count
 
 

@@ -29,8 +29,11 @@ class MapNetwork(nn.Module):
         """codes (B, *s), condition (B, width, *s) -> logits (B, K, *s), each of the codes before it."""
 
     @abstractmethod
-    def begin(self, condition: Tensor) -> Any:
-        """-> the cache for a batch of samples, before their first code."""
+    def begin(self, vector: Tensor, field: Tensor) -> Any:
+        """-> the cache for a batch of samples, before their first code.
+
+        vector (B, width, 1, ..., 1) and field (1 or B, width, *s): the two parts that the condition is the sum of.
+        """
 
     @abstractmethod
     def next_logits(self, cache: Any, codes: Tensor, position: int) -> Tensor:
@@ -107,29 +110,31 @@ class Draw:
         return torch.where(self.kept[:, span], self.codes[:, span], drawn) if self.keeps else drawn
 
 
-# Each writes the codes of one map into flat (B, N), and yields how many are final.
+# Each writes the codes of one map into flat (B, N), and yields how many are final. Parts: of the condition.
+Parts = tuple[Tensor, Tensor]
 
 
-def draw_cached(network: MapNetwork, condition: Tensor, flat: Tensor, draw: Draw) -> Iterator[int]:
+def draw_cached(network: MapNetwork, parts: Parts, flat: Tensor, draw: Draw) -> Iterator[int]:
     """One position's work for every code."""
-    cache = network.begin(condition)
+    cache = network.begin(*parts)
     for position in range(flat.shape[1]):
         logits = network.next_logits(cache, flat.repeat(draw.copies, 1) if draw.copies > 1 else flat, position)
         flat[:, position : position + 1] = draw(logits[:, :, None], slice(position, position + 1))
         yield position + 1
 
 
-def draw_uncached(network: MapNetwork, condition: Tensor, flat: Tensor, draw: Draw) -> Iterator[int]:
+def draw_uncached(network: MapNetwork, parts: Parts, flat: Tensor, draw: Draw) -> Iterator[int]:
     """The whole network for every code: slow, and needs no cache to be right."""
+    condition = torch.add(*parts)  # (B, width, *s)
     for position in range(flat.shape[1]):
         logits = all_logits(network, condition, flat, draw.copies)
         flat[:, position : position + 1] = draw(logits[:, :, position : position + 1], slice(position, position + 1))
         yield position + 1
 
 
-def draw_by_guesses(network: MapNetwork, condition: Tensor, flat: Tensor, draw: Draw) -> Iterator[int]:
+def draw_by_guesses(network: MapNetwork, parts: Parts, flat: Tensor, draw: Draw) -> Iterator[int]:
     """All codes again and again, each from the guesses of those before it; those up to the first change are final."""
-    final, count = 0, flat.shape[1]
+    condition, final, count = torch.add(*parts), 0, flat.shape[1]
     while final < count:
         guesses = draw(all_logits(network, condition, flat, draw.copies), slice(None))  # (B, N)
         changed = (guesses != flat).any(0)  # (N,)

@@ -153,9 +153,17 @@ class Prior(nn.Module):
 
     def condition(self, m: int, coarser: list[Tensor], labels: Tensor) -> Tensor:
         """Maps before m, labels (B,), -1 for no class -> (B, width, *s_m)."""
+        return torch.add(*self.condition_parts(m, coarser, labels))
+
+    def condition_parts(self, m: int, coarser: list[Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What `condition` is the sum of: (B, width, 1, ..., 1) of the class, and (1 or B, width, *s_m) of all else.
+
+        The second is one for all samples in the first map. What is linear in them is cheaper done by parts.
+        """
         vector = self.classes(labels.masked_fill(labels < 0, self.num_classes))  # (B, width)
-        here = vector.view(*vector.shape, *[1] * len(self.code_shapes[m])) + self.positions[m]()  # (B, width, *s_m)
-        return here + self.contexts[m - 1](coarser[:m], self.code_shapes[m]) if m else here
+        places = self.positions[m]()[None]  # (1, width, *s_m)
+        vector = vector.view(*vector.shape, *[1] * len(self.code_shapes[m]))
+        return vector, places + self.contexts[m - 1](coarser[:m], self.code_shapes[m]) if m else places
 
     @torch.no_grad()
     def start_embeddings(self, code_vectors: list[Tensor]) -> None:
@@ -173,18 +181,19 @@ class Prior(nn.Module):
                     projection = torch.randn(centred.shape[1], embedding.embedding_dim) / centred.shape[1] ** 0.5
                     embedding.weight[: len(centred)] = centred / spread @ projection  # (K, width)
 
-    def sampling_condition(self, m: int, codes: list[Tensor], labels: Tensor, sampling: Sampling) -> Tensor:
-        """`condition` of a chunk that is drawn; where it is guided (2 B, width, *s_m), with the class and then without."""
+    def sampling_condition(
+        self, m: int, codes: list[Tensor], labels: Tensor, sampling: Sampling
+    ) -> tuple[Tensor, Tensor]:
+        """`condition_parts` of a chunk that is drawn; where it is guided 2 B, with the class and then without."""
         if not sampling.guided:
-            return self.condition(m, codes[:m], labels)
+            return self.condition_parts(m, codes[:m], labels)
         asked = torch.cat([labels, torch.full_like(labels, -1)])
-        return self.condition(m, [torch.cat([one, one]) for one in codes[:m]], asked)
+        return self.condition_parts(m, [torch.cat([one, one]) for one in codes[:m]], asked)
 
     @abstractmethod
     def forward(self, codes: list[Tensor], labels: Tensor, label_smoothing: float = 0.0) -> Scored:
         """M maps (B, *s_m), labels (B,) -> their score; `label_smoothing` changes the loss alone."""
 
-    @torch.no_grad()
     def sample(
         self,
         seeds: list[int],
@@ -208,7 +217,7 @@ class Prior(nn.Module):
             rows = torch.arange(start, start + self.samples_at_a_time).clamp_max(len(seeds) - 1)  # padded by the last
             part = rows.to(labels.device)
             chunk_known = Known([m[part] for m in known.codes], [m[part] for m in known.kept]) if known else None
-            with torch.autocast(labels.device.type, enabled=False):
+            with torch.inference_mode(), torch.autocast(labels.device.type, enabled=False):
                 maps = self.sample_chunk([seeds[i] for i in rows], labels[part], sampling, chunk_known, watch)
             chunks.append([m[: len(seeds) - start] for m in maps])
         return [torch.cat(maps) for maps in zip(*chunks)]
