@@ -14,5 +14,9 @@ def mix(seed: int, number: int) -> int:
 
 
 def seed_everything(seed: int, number: int) -> None:
-    """Seeds torch on all devices; nothing here draws from Python's or NumPy's global state."""
-    torch.manual_seed(mix(seed, number))
+    """Seeds torch on all devices; nothing here draws from Python's or NumPy's global state.
+
+    Where the CPU is the only device, `torch.manual_seed` would note a stack trace for each kind of the others, every step.
+    """
+    only_cpu = not torch.accelerator.is_available()
+    (torch.default_generator.manual_seed if only_cpu else torch.manual_seed)(mix(seed, number))
