@@ -10,19 +10,21 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import to_pil_image, to_tensor
 
-from vqvae import checkpoint
-from vqvae.config import build, check_train, compose, resolve
+from vqvae import checkpoint, distributed
+from vqvae.config import build, check_train, compose, plain, resolve
 from vqvae.data.loader import PictureFeed
 from vqvae.hardware import choose_precision, to_channels_last
 from vqvae.logger import read_lines
 from vqvae.optimizers import parameter_groups
-from vqvae.pipeline import Run, train_autoencoder
+from vqvae.pipeline import Run, build_model, train_autoencoder
 from vqvae.run_folder import RunFolder, table
 from vqvae.stop import StopRequest
 
@@ -124,24 +126,21 @@ def bare_step(run: Run, steps: int) -> float:
     return seconds_per(step, steps, device)
 
 
-def straightforward_loop(overrides: list[str], steps: int, workers: int) -> float:
+def straightforward_loop(run: Run, steps: int, workers: int) -> float:
     """Seconds per step of the loop that most repositories have, on the same network.
 
-    In a process of its own, which has none of the trainer's settings (memory allocator).
+    In a process of its own that makes no `Run`, and so has none of its settings (memory allocator).
     """
+    images = run.loader("train").images[:4096].cpu().numpy()
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(straightforward_loop_here, overrides, steps, workers).result()
+        return pool.submit(straightforward_loop_here, plain(run.cfg), images, steps, workers).result()
 
 
-def straightforward_loop_here(overrides: list[str], steps: int, workers: int) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        run = new_run([*overrides, "data.limit=4096"], folder + "/run")
-    images = run.loader("train").images.cpu()
-    pictures = TutorialPictures(images)
-
-    device = run.device
-    stage = run.autoencoder_stage(0.25)
-    encoder, decoder = stage.model.encoders[0].to(device), stage.model.decoders[0].to(device)
+def straightforward_loop_here(config: dict[str, Any], images: np.ndarray, steps: int, workers: int) -> float:
+    cfg, device = OmegaConf.create(config), distributed.device()
+    model, _ = build_model(cfg, build(cfg.data, "data"), variance=0.25)
+    pictures = TutorialPictures(torch.from_numpy(images))
+    encoder, decoder = model.encoders[0].to(device), model.decoders[0].to(device)
     quantizer = OneHotEMA(512, 64).to(device)
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=3e-4)
     losses: list[float] = []
@@ -151,7 +150,7 @@ def straightforward_loop_here(overrides: list[str], steps: int, workers: int) ->
     def batches() -> Any:
         while True:
             yield from DataLoader(
-                pictures, run.cfg.trainer.batch_size, shuffle=True, drop_last=True, num_workers=workers, **context
+                pictures, cfg.trainer.batch_size, shuffle=True, drop_last=True, num_workers=workers, **context
             )
 
     source = batches()
@@ -191,8 +190,8 @@ def training(overrides: list[str], folder: str) -> None:
     contestants = {
         "the trainer, everything on": lambda: through_the_trainer(run, folder, steps=STEPS, log_every_steps=50)[1],
         "bare step": lambda: bare_step(run, STEPS),
-        "straightforward float32 loop, 0 workers": lambda: straightforward_loop(overrides, STEPS // 2, 0),
-        "straightforward float32 loop, 2 workers": lambda: straightforward_loop(overrides, STEPS // 2, 2),
+        "straightforward float32 loop, 0 workers": lambda: straightforward_loop(run, STEPS // 2, 0),
+        "straightforward float32 loop, 2 workers": lambda: straightforward_loop(run, STEPS // 2, 2),
     }
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(ROUNDS):
