@@ -6,15 +6,19 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vqvae import distributed
 from vqvae.config import plain
 from vqvae.data.base import Data
 from vqvae.data.code_store import CodeFeed, bits_of_uniform
-from vqvae.data.loader import PictureFeed
+from vqvae.data.loader import PictureFeed, centre_crop
+from vqvae.images import normalise
+from vqvae.metrics.reconstruction import reconstruction_metrics, reconstruction_sums
 from vqvae.pipeline import Run
 from vqvae.stages.autoencoder import AutoencoderStage
 from vqvae.stages.base import evaluate
+from vqvae.tokenizer import Tokenizer
 
 
 @torch.no_grad()
@@ -24,6 +28,8 @@ def evaluate_run(run: Run, split: str, batch_size: int) -> tuple[dict[str, Any],
     loader = run.loader(split)
     stage = AutoencoderStage(tokenizer.model, tokenizer.reconstruction, variance, run.data.show)
     metrics = evaluate(stage, PictureFeed(run.data, loader, loader, batch_size, seed=0), batch_size)
+    if tokenizer.model.search_sweeps:
+        metrics |= searched_figures(run, tokenizer, split)
     metrics["model_parameters"] = sum(p.numel() for p in tokenizer.model.parameters())
     if run.folder.weights_file("prior"):
         store = run.code_store(tokenizer, split)
@@ -43,6 +49,20 @@ def evaluate_run(run: Run, split: str, batch_size: int) -> tuple[dict[str, Any],
         "precision": "float32",
     }
     return metrics, about
+
+
+@torch.no_grad()
+def searched_figures(run: Run, tokenizer: Tokenizer, split: str) -> dict[str, float]:
+    """The reconstruction metrics of a split's code store, where its codes are not the encoder's own, as `searched_<name>`."""
+    store, loader = run.code_store(tokenizer, split), run.loader(split)
+    chunks = list(torch.arange(len(store)).split(256))
+    sums: dict[str, Tensor] = {}
+    for indices, (images, _) in zip(chunks, loader.batches(chunks)):
+        x = normalise(centre_crop(images, run.data.size))  # (b, C, *S)
+        x_hat = tokenizer.decode([one.to(x.device) for one in store.codes(indices)])
+        for name, value in reconstruction_sums(x_hat, x).items():
+            sums[name] = sums.get(name, 0) + value
+    return {f"searched_{name}": value for name, value in reconstruction_metrics(sums, run.variance()).items()}
 
 
 def bits_per_dim(metrics: dict[str, Any], data: Data) -> dict[str, float]:

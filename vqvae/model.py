@@ -35,7 +35,9 @@ class VQVAE(nn.Module):
     The last context is the output. Below the coarsest level, merge_l is a 1x1 convolution of [h_l, context], and the decoder
     receives [z_q_l, context] (VQ-VAE-2, arXiv 1906.00446), so its `dim` is twice the quantizer's.
 
-    Raises ValueError for lists of different length.
+    search_sweeps: how often a finished model (`tokenizer.Tokenizer`) searches a picture's codes for better ones (search.py).
+
+    Raises ValueError for lists of different length, and for sweeps below 0.
     """
 
     encoders: list[Encoder]
@@ -43,8 +45,17 @@ class VQVAE(nn.Module):
     decoders: list[Decoder]
     merges: list[nn.Linear]
 
-    def __init__(self, encoders: list[Encoder], quantizers: list[Quantizer], decoders: list[Decoder]) -> None:
+    def __init__(
+        self,
+        encoders: list[Encoder],
+        quantizers: list[Quantizer],
+        decoders: list[Decoder],
+        search_sweeps: int = 0,
+    ) -> None:
         super().__init__()
+        if search_sweeps < 0:
+            raise ValueError(f"search_sweeps must not be negative, got {search_sweeps}")
+        self.search_sweeps = search_sweeps
         if not len(encoders) == len(quantizers) == len(decoders) > 0:
             raise ValueError(
                 "encoders, quantizers and decoders need one entry a level, got "
@@ -140,13 +151,17 @@ class VQVAE(nn.Module):
 
     def decode(self, codes: list[Tensor]) -> Tensor:
         """Codes, coarse to fine -> decoder output (B, decoder channels, *S)."""
+        return self.decode_latents(self.latents(codes))
+
+    def latents(self, codes: list[Tensor]) -> list[Tensor]:
+        """Codes, coarse to fine -> the latents that each level's stand for, L x (B, D, *s_l), coarse to fine too."""
         maps = iter(codes)
+        return [q.decode([next(maps) for _ in q.codebook_sizes]) for q in reversed(self.quantizers)]
 
-        def look_up(level: int, context: Tensor | None) -> Tensor:
-            quantizer = self.quantizers[level]
-            return quantizer.decode([next(maps) for _ in quantizer.codebook_sizes])
-
-        return self.decoders[0](self._down(look_up))
+    def decode_latents(self, latents: list[Tensor]) -> Tensor:
+        """What `latents` gives -> decoder output (B, decoder channels, *S)."""
+        levels = iter(latents)
+        return self.decoders[0](self._down(lambda level, context: next(levels)))
 
     @torch.no_grad()
     def begin_run(self, batches: Iterable[Tensor]) -> None:

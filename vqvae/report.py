@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vqvae import distributed
 from vqvae.data.code_store import CodeStore, bits_of_uniform
-from vqvae.evaluation import bits_per_dim
+from vqvae.evaluation import bits_per_dim, searched_figures
 from vqvae.images import grid, write_png
 from vqvae.logger import read_lines
 from vqvae.metrics.codebook import count_codes
@@ -30,6 +30,7 @@ PROTOCOLS = {
     "psnr_db": "PSNR of the mean squared error over the split",
     "psnr_mean_db": "mean over pictures of each picture's PSNR",
     "ssim": "mean SSIM over pictures, gaussian window 11, sigma 1.5, data range 1, per channel",
+    "searched_*": "the figure of that name with the codes that model.search_sweeps finds, which priors and sample.py work with",
     "codebook*/perplexity": "exp of the entropy of the code counts summed over the whole split",
     "codebook*/usage": "share of codes that occur in the split",
     "codebook*/used_codes": "codes that occur in the split",
@@ -88,6 +89,8 @@ def summarise(run: Run, tokenizer: Tokenizer) -> float | None:
     if folder.weights_file("prior") and store is not None:
         metrics["bits_per_code_uniform"] = bits_of_uniform(store.codebook_sizes, store.code_shapes)
         looks += draw_samples(run, tokenizer)
+    if tokenizer.model.search_sweeps:
+        metrics |= searched_figures(run, tokenizer, "val")
     metrics |= bits_per_dim(metrics, run.data)
     found = figures(metrics)
     write_json(folder.path / "summary.json", {"figures": found})

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vqvae.losses.reconstruction import ReconstructionLoss
 from vqvae.model import VQVAE
+from vqvae.search import search
 
 
 @dataclass
@@ -21,8 +22,16 @@ class Tokenizer:
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> list[Tensor]:
-        """x (B, C, *S) in [-1, 1] -> M code maps."""
-        return self.model.encode(x)
+        """x (B, C, *S) in [-1, 1] -> M code maps: the encoder's, or where the model has `search_sweeps` better ones."""
+        codes, sweeps = self.model.encode(x), self.model.search_sweeps
+        return search(self.model, self.reconstruction.to_image, x, codes, sweeps) if sweeps else codes
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """x (B, C, *S) in [-1, 1] -> what is left of it, through the codes of `encode` where the model has codes."""
+        if self.model.search_sweeps:
+            return self.decode(self.encode(x))
+        return self.reconstruction.to_image(self.model(x).decoded)
 
     @torch.no_grad()
     def decode(self, codes: list[Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from vqvae.files import write_bytes
 from vqvae.images import to_uint8
 from vqvae.metrics.reconstruction import item_psnr
 from vqvae.run_folder import table
-from vqvae.sampling.job import CHUNK, Job, features, from_features
+from vqvae.sampling.job import CHUNK, Job, in_chunks
 from vqvae.sampling.sources import read_many
 
 MOST_SHOWN = 64  # pictures in the PNG, and lines of the table
@@ -26,7 +26,7 @@ def reconstruct(job: Job) -> None:
     shown, rows = [], []
     for names, items in chunks(read_many(job.run, job.settings["folder"], job.settings["n"]), skipped):
         x = job.x(items)
-        x_hat = from_features(job.tokenizer, features(job.tokenizer, x))
+        x_hat = in_chunks(job.tokenizer, lambda inputs: [job.tokenizer.reconstruct(inputs[0])], [x])[0]
         rows += list(zip(names, item_psnr(x_hat, x.cpu()).tolist()))
         if len(rows) - len(names) < MOST_SHOWN:
             shown.append(torch.stack([items, to_uint8(x_hat)], dim=1).flatten(0, 1))  # (2 b, C, *S)

@@ -1,0 +1,151 @@
+"""The search for better codes: it never loses, finds what there is to find, and is what a run's codes are made by."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL_CODEBOOK, TINY, call_inside, train_inside
+from quantizer_cases import PRESETS, small_config
+from torch import Tensor, nn
+
+from vqvae.config import build
+from vqvae.model import VQVAE
+from vqvae.networks import patch
+from vqvae.quantizers.scalar import FSQ
+from vqvae.search import around, cells, propose, search
+
+SIZES = {"patch": 2, "width": 8, "hidden": 8, "depth": 1}
+WITH_PLACES = [name for name in PRESETS if name not in ("identity", "multiscale")]
+
+
+def same(x: Tensor) -> Tensor:
+    return x
+
+
+def model_of(ndim: int, quantizer: nn.Module) -> VQVAE:
+    encoder, decoder = patch.Encoder(ndim, 3, quantizer.dim, **SIZES), patch.Decoder(ndim, 3, quantizer.dim, **SIZES)
+    return VQVAE([encoder], [quantizer], [decoder])
+
+
+def errors(model: VQVAE, x: Tensor, codes: list[Tensor]) -> Tensor:
+    """-> (B,)."""
+    return (model.decode(codes) - x).square().flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("name", WITH_PLACES)
+@torch.no_grad()
+def test_every_quantizers_codes_get_better_and_no_picture_worse(name: str) -> None:
+    torch.manual_seed(0)
+    model = model_of(2, build(small_config(name), "quantizer"))
+    x = torch.randn(64, 3, 8, 8)
+    model.begin_run([x] * 40)
+    model.eval()
+    codes = model.encode(x)
+    found = search(model, same, x, codes, sweeps=1)
+    before, after = errors(model, x, codes), errors(model, x, found)
+    assert (after <= before * (1 + 1e-5)).all()
+    assert after.sum() < before.sum()
+    for old, new, size in zip(codes, found, model.codebook_sizes):
+        assert new.shape == old.shape
+        assert new.dtype == old.dtype
+        assert 0 <= new.min() <= new.max() < size
+
+
+@pytest.mark.parametrize("size", [(14,), (6, 10), (4, 8, 6)])
+@torch.no_grad()
+def test_data_of_every_number_of_dims(size: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model, x = model_of(len(size), FSQ(4, [5, 5, 4])).eval(), torch.randn(6, 3, *size)
+    codes = model.encode(x)
+    once, twice = (search(model, same, x, codes, sweeps) for sweeps in (1, 2))
+    assert errors(model, x, twice).sum() < errors(model, x, once).sum() < errors(model, x, codes).sum()
+
+
+@torch.no_grad()
+def test_both_levels_of_a_hierarchy_are_searched() -> None:
+    torch.manual_seed(0)
+    lower = patch.Decoder(2, 3, 8, **SIZES)
+    model = VQVAE(
+        [patch.Encoder(2, 3, 4, **SIZES), patch.Encoder(2, 4, 4, **SIZES)],
+        [FSQ(4, [5, 5, 4]), FSQ(4, [5, 5, 4])],
+        [lower, patch.Decoder(2, 4, 4, **SIZES)],
+    ).eval()
+    x = torch.randn(8, 3, 16, 16)
+    codes = model.encode(x)
+    found = search(model, same, x, codes, sweeps=1)
+    assert errors(model, x, found).sum() < errors(model, x, codes).sum()
+    assert all(not torch.equal(a, b) for a, b in zip(codes, found))
+
+
+class Itself(nn.Module):
+    """An encoder or decoder that does nothing: the best code of a place is the nearest to it."""
+
+    stride = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))  # a model asks its parameters where it is
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+@torch.no_grad()
+def test_where_the_best_codes_are_known_they_are_found_from_any_others() -> None:
+    torch.manual_seed(0)
+    quantizer = FSQ(3, [5, 5, 5])
+    quantizer.project_in = quantizer.project_out = nn.Identity()
+    model = VQVAE([Itself()], [quantizer], [Itself()]).eval()  # type: ignore[list-item]
+    (vectors,) = model.code_vectors((6, 6))
+    x = vectors[torch.randint(125, (4, 6, 6))].movedim(-1, 1) + 0.05 * torch.randn(4, 3, 6, 6)
+    best = torch.cdist(x.movedim(1, -1).flatten(0, -2), vectors).argmin(1).view(4, 6, 6)
+    assert torch.equal(search(model, same, x, [best], sweeps=1)[0], best)
+    (found,) = search(model, same, x, [torch.randint(125, (4, 6, 6))], sweeps=30)
+    assert (found == best).float().mean() > 0.95  # it may get stuck
+
+
+def test_a_proposal_is_the_code_nearest_to_where_the_step_leads_and_never_the_present_one() -> None:
+    vectors = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    gradient = torch.tensor([[[-7.0, 0.0], [0.0, -7.0], [7.0, 0.1]]])  # down it: to the right, up, and left
+    assert propose(vectors, torch.zeros(1, 3, dtype=torch.int64), gradient).tolist() == [[1, 2, 3]]
+    assert propose(vectors[:2], torch.tensor([[0, 1]]), torch.zeros(1, 2, 2)).tolist() == [[1, 0]]
+
+
+def test_proposals_in_chunks_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    vectors, codes, gradient = torch.randn(20, 4), torch.randint(20, (7, 2, 3)), torch.randn(7, 2, 3, 4)
+    whole = propose(vectors, codes, gradient)
+    monkeypatch.setattr("vqvae.search.DISTANCES_AT_A_TIME", 2 * 6 * 20)
+    assert torch.equal(propose(vectors, codes, gradient), whole)
+
+
+def test_errors_are_summed_over_cells_and_over_what_is_beside_them() -> None:
+    errors = torch.arange(24.0).view(1, 4, 6)
+    summed = cells(errors, torch.Size([2, 3]))
+    assert summed.tolist() == [[[14.0, 22.0, 30.0], [62.0, 70.0, 78.0]]]
+    assert around(summed).tolist() == [[[168.0, 276.0, 200.0], [168.0, 276.0, 200.0]]]
+
+
+def test_a_runs_codes_are_searched_for_and_its_figures_say_so(tmp_path: Path) -> None:
+    plain, searched = tmp_path / "plain", tmp_path / "searched"
+    few = [*TINY, *SMALL_CODEBOOK, "stages=[autoencoder]", "trainer.steps=60"]
+    train_inside(*few, f"run_dir={plain}")
+    train_inside(*few, f"run_dir={searched}", "model.search_sweeps=2")
+    before, after = (json.loads((one / "summary.json").read_text())["figures"] for one in (plain, searched))
+    assert after["psnr_db"] == before["psnr_db"]  # the encoder's own
+    assert after["searched_psnr_db"]["value"] > after["psnr_db"]["value"] + 0.01
+    assert not [name for name in before if name.startswith("searched")]
+    stores = [np.load(one / "codes" / "val" / "codes_0.npy") for one in (plain, searched)]
+    assert (stores[0] != stores[1]).any()
+
+    call_inside("scripts.evaluate", f"run_dir={searched}", f"out={tmp_path / 'figures.json'}")
+    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    assert figures["searched_psnr_db"]["value"] == pytest.approx(after["searched_psnr_db"]["value"], abs=1e-4)
+    call_inside("sample", f"run_dir={searched}", "mode=reconstruct", "n=20", f"out={tmp_path / 'reconstructed'}")
+    rows = (tmp_path / "reconstructed" / "psnr.csv").read_text().splitlines()[1:]
+    mean = sum(float(row.split(",")[-1]) for row in rows) / 20
+    assert mean == pytest.approx(after["searched_psnr_mean_db"]["value"], abs=0.02)  # these are of rounded pictures
