@@ -34,7 +34,10 @@ def main(cfg: Any) -> float | None:
 
 
 def adopt_config(cfg: Any) -> Any:
-    """With `tokenizer=<run_dir>`: takes over that run's data, model, quantizer and loss. Returns its folder, or None."""
+    """With `tokenizer=<run_dir>`: takes over that run's data, model, quantizer and loss. Returns its folder, or None.
+
+    `model.search_sweeps` alone may be another: it is about a finished model.
+    """
     if cfg.tokenizer is None:
         return None
     from hydra.core.hydra_config import HydraConfig
@@ -44,12 +47,17 @@ def adopt_config(cfg: Any) -> Any:
     other = RunFolder.load(cfg.tokenizer, list(cfg.allow_targets), "tokenizer")
     if other.weights_file("autoencoder") is None:
         raise ConfigError(f"tokenizer={cfg.tokenizer} has no finished autoencoder")
-    brought = ("data", "model", "quantizer", "loss")
+    brought, sweeps = ("data", "model", "quantizer", "loss"), None
     for override in HydraConfig.get().overrides.task:
-        if override.lstrip("+~").split("=")[0].split(".")[0].split("/")[0] in brought:
+        name = override.lstrip("+~").split("=")[0]
+        if name == "model.search_sweeps":
+            sweeps = cfg.model.search_sweeps
+        elif name.split(".")[0].split("/")[0] in brought:
             raise ConfigError(f"{override} does not go with tokenizer={cfg.tokenizer}, which brings its own; drop it")
     for key in brought:
         cfg[key] = other.config[key]
+    if sweeps is not None:
+        cfg.model.search_sweeps = sweeps
     return other
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +13,15 @@ import torch
 from conftest import SMALL_CODEBOOK, TINY, call_inside, train_inside
 from quantizer_cases import PRESETS, small_config
 from torch import Tensor, nn
+from two_processes import free_ports, under_torchrun
 
 from vqvae.config import build
+from vqvae.losses.reconstruction import MSE
 from vqvae.model import VQVAE
-from vqvae.networks import patch
+from vqvae.networks import patch, resnet
 from vqvae.quantizers.scalar import FSQ
 from vqvae.search import around, cells, propose, search
+from vqvae.tokenizer import Tokenizer
 
 SIZES = {"patch": 2, "width": 8, "hidden": 8, "depth": 1}
 WITH_PLACES = [name for name in PRESETS if name not in ("identity", "multiscale")]
@@ -63,6 +68,41 @@ def test_data_of_every_number_of_dims(size: tuple[int, ...]) -> None:
     codes = model.encode(x)
     once, twice = (search(model, same, x, codes, sweeps) for sweeps in (1, 2))
     assert errors(model, x, twice).sum() < errors(model, x, once).sum() < errors(model, x, codes).sum()
+
+
+@torch.no_grad()
+def test_more_sweeps_are_never_worse_where_a_code_reaches_the_whole_picture() -> None:
+    torch.manual_seed(0)
+    sizes = {"widths": [8, 16], "depth": 1, "attention_strides": [2]}
+    encoder, decoder = resnet.Encoder(2, 3, 4, **sizes), resnet.Decoder(2, 3, 4, **sizes)
+    model, x = VQVAE([encoder], [FSQ(4, [5, 5, 4])], [decoder]).eval(), torch.randn(8, 3, 12, 12)
+    codes = model.encode(x)
+    results = [errors(model, x, search(model, same, x, codes, sweeps)) for sweeps in range(1, 6)]
+    assert all((more <= fewer * (1 + 1e-5)).all() for fewer, more in itertools.pairwise(results))
+    assert results[-1].sum() < results[0].sum()
+
+
+@torch.no_grad()
+def test_a_pictures_codes_depend_on_no_other_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, x = model_of(2, FSQ(4, [5, 5, 4])).eval(), torch.randn(7, 3, 6, 10)
+    codes = model.encode(x)
+    (together,) = search(model, same, x, codes, sweeps=1)
+    monkeypatch.setattr("vqvae.search.POSITIONS_AT_A_TIME", 2 * 6 * 10)  # two at a time
+    (apart,) = search(model, same, x, codes, sweeps=1)
+    assert (together == apart).float().mean() > 0.99  # but for rounding
+
+
+def test_inference_mode_around_it_changes_nothing() -> None:
+    torch.manual_seed(0)
+    model, x = model_of(2, FSQ(4, [5, 5, 4])).eval(), torch.randn(4, 3, 6, 10)
+    model.search_sweeps = 1
+    tokenizer = Tokenizer(model, MSE(1.0, False, 1.0), "")
+    (expected,) = tokenizer.encode(x)
+    with torch.inference_mode():
+        (found,) = tokenizer.encode(x + 0)
+    assert torch.equal(found, expected)
+    assert not any(parameter.grad is not None for parameter in model.parameters())
 
 
 @torch.no_grad()
@@ -149,3 +189,33 @@ def test_a_runs_codes_are_searched_for_and_its_figures_say_so(tmp_path: Path) ->
     rows = (tmp_path / "reconstructed" / "psnr.csv").read_text().splitlines()[1:]
     mean = sum(float(row.split(",")[-1]) for row in rows) / 20
     assert mean == pytest.approx(after["searched_psnr_mean_db"]["value"], abs=0.02)  # these are of rounded pictures
+
+
+def test_a_finished_tokenizer_can_be_searched_with_and_its_old_codes_are_not_taken_for_new(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, small = tmp_path / "run", [a for a in TINY if a.startswith(("prior", "logger", "debug"))]
+    train_inside(*small, f"tokenizer={finished_run}", "model.search_sweeps=1", f"run_dir={path}")
+    header = json.loads((path / "codes" / "train" / "header.json").read_text())
+    assert header["search_sweeps"] == 1
+    assert "searched_psnr_db" in json.loads((path / "summary.json").read_text())["figures"]
+
+    config = path / "config.yaml"  # what nobody should do
+    config.write_text(config.read_text().replace("search_sweeps: 1", "search_sweeps: 0"))
+    with pytest.raises(SystemExit):
+        call_inside("scripts.encode", f"run_dir={path}")
+    assert "search_sweeps is 1, not None; delete it to encode again" in capsys.readouterr().err
+
+
+def train(path: Path, port: int = 0) -> None:
+    os.environ["MASTER_PORT"] = str(port)
+    train_inside(*TINY, *SMALL_CODEBOOK, "stages=[autoencoder]", "model.search_sweeps=1", f"run_dir={path}")
+
+
+def test_two_processes_search_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_PORT", "0")  # so that it is as before when this ends
+    train(tmp_path / "one")
+    under_torchrun(tmp_path, train, tmp_path / "two", *free_ports(1))
+    one, two = (json.loads((tmp_path / name / "summary.json").read_text())["figures"] for name in ("one", "two"))
+    assert two["searched_psnr_db"]["value"] == pytest.approx(one["searched_psnr_db"]["value"], abs=0.02)
+    assert len(np.load(tmp_path / "two" / "codes" / "val" / "codes_0.npy")) == 20

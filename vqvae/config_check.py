@@ -15,7 +15,7 @@ from typing import Any
 
 MOST_BUILT = 10_000
 # Numbers of things, and not of channels: so many would be built one after the other until memory or patience ends.
-BUILT = re.compile(r"(layers|depth|blocks|splits|phis|heads|cycle|iterations|workers|bits|network\.steps)$")
+BUILT = re.compile(r"(layers|depth|blocks|splits|phis|heads|cycle|iterations|workers|bits|sweeps|network\.steps)$")
 ALLOWED_PREFIXES = ("vqvae.", "torch.optim.", "torch.nn.")
 SPECIAL_KEYS = {"_target_", "_partial_"}
 DOTTED = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\._?[A-Za-z][A-Za-z0-9_]*)+")  # no look-alike letters, no __names__

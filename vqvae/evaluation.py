@@ -6,13 +6,13 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vqvae import distributed
 from vqvae.config import plain
 from vqvae.data.base import Data
 from vqvae.data.code_store import CodeFeed, bits_of_uniform
 from vqvae.data.loader import PictureFeed, centre_crop
+from vqvae.data.sampler import chunks_of_rank
 from vqvae.images import normalise
 from vqvae.metrics.reconstruction import reconstruction_metrics, reconstruction_sums
 from vqvae.pipeline import Run
@@ -28,8 +28,7 @@ def evaluate_run(run: Run, split: str, batch_size: int) -> tuple[dict[str, Any],
     loader = run.loader(split)
     stage = AutoencoderStage(tokenizer.model, tokenizer.reconstruction, variance, run.data.show)
     metrics = evaluate(stage, PictureFeed(run.data, loader, loader, batch_size, seed=0), batch_size)
-    if tokenizer.model.search_sweeps:
-        metrics |= searched_figures(run, tokenizer, split)
+    metrics |= searched_figures(run, tokenizer, split)
     metrics["model_parameters"] = sum(p.numel() for p in tokenizer.model.parameters())
     if run.folder.weights_file("prior"):
         store = run.code_store(tokenizer, split)
@@ -53,15 +52,22 @@ def evaluate_run(run: Run, split: str, batch_size: int) -> tuple[dict[str, Any],
 
 @torch.no_grad()
 def searched_figures(run: Run, tokenizer: Tokenizer, split: str) -> dict[str, float]:
-    """The reconstruction metrics of a split's code store, where its codes are not the encoder's own, as `searched_<name>`."""
+    """The reconstruction metrics of a split's code store, as `searched_<name>`; none where its codes are the encoder's own.
+
+    Ranks share the work: call it on all of them.
+    """
+    if not tokenizer.model.search_sweeps:
+        return {}
     store, loader = run.code_store(tokenizer, split), run.loader(split)
-    chunks = list(torch.arange(len(store)).split(256))
-    sums: dict[str, Tensor] = {}
+    nothing = torch.zeros(1, run.data.channels, *run.data.size, device=run.device)
+    sums = {name: torch.zeros_like(value) for name, value in reconstruction_sums(nothing, nothing).items()}
+    chunks = chunks_of_rank(len(store), 256)
     for indices, (images, _) in zip(chunks, loader.batches(chunks)):
         x = normalise(centre_crop(images, run.data.size))  # (b, C, *S)
         x_hat = tokenizer.decode([one.to(x.device) for one in store.codes(indices)])
         for name, value in reconstruction_sums(x_hat, x).items():
-            sums[name] = sums.get(name, 0) + value
+            sums[name] += value
+    sums = dict(zip(sums, distributed.all_reduce_sum(list(sums.values()))))
     return {f"searched_{name}": value for name, value in reconstruction_metrics(sums, run.variance()).items()}
 
 

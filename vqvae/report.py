@@ -74,6 +74,7 @@ def summarise(run: Run, tokenizer: Tokenizer) -> float | None:
     looks: list[Path] = []
     metrics: dict[str, Any] = {}
     store = run.code_store(tokenizer, "val") if tokenizer.model.codebook_sizes else None
+    searched = searched_figures(run, tokenizer, "val")
     if not distributed.is_main():
         return None
     for stage in STAGES:
@@ -89,9 +90,7 @@ def summarise(run: Run, tokenizer: Tokenizer) -> float | None:
     if folder.weights_file("prior") and store is not None:
         metrics["bits_per_code_uniform"] = bits_of_uniform(store.codebook_sizes, store.code_shapes)
         looks += draw_samples(run, tokenizer)
-    if tokenizer.model.search_sweeps:
-        metrics |= searched_figures(run, tokenizer, "val")
-    metrics |= bits_per_dim(metrics, run.data)
+    metrics |= searched | bits_per_dim(metrics, run.data)
     found = figures(metrics)
     write_json(folder.path / "summary.json", {"figures": found})
     print_figures(f"{folder.path}, on its validation pictures", found)

@@ -1,8 +1,9 @@
-"""Analysis by synthesis: codes chosen for what the decoder makes of them together, each an improvement that was tried."""
+"""Analysis by synthesis: codes chosen for what the decoder makes of them together."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -11,10 +12,10 @@ from torch import Tensor
 from vqvae.model import VQVAE
 
 REACH = 3  # places tried at once are so far apart, and each is judged by the 3 x 3 cells around it
+POSITIONS_AT_A_TIME = 2**17  # of data: the decoder's gradient keeps its activations
 DISTANCES_AT_A_TIME = 2**24
 
 
-@torch.no_grad()
 def search(
     model: VQVAE, to_image: Callable[[Tensor], Tensor], x: Tensor, codes: list[Tensor], sweeps: int
 ) -> list[Tensor]:
@@ -22,31 +23,59 @@ def search(
 
     An encoder chooses each code for itself, as the nearest to its output; the decoder makes a picture of all of them. A sweep
     comes once to every code. Its proposal is the other code nearest to where a step down the gradient of the squared error
-    leads, the step as long as the way to the next code (root mean squares over a picture); it is kept if the picture is then
-    nearer to x. Every third place along each dim is tried at once. (Latents improved by the decoder's gradient:
-    Yang et al. 2020, arXiv 2006.04240.) `to_image`: decoder output -> (B, C, *S).
+    leads, the step as long as the way to the next code (root mean squares over a picture). Every third place along each dim is
+    tried at once, and a proposal kept where it lowers the error of its own cell and those beside it. That is the picture's
+    error where a code reaches no further; where it does, as with attention, a move may raise it: so the best codes that a
+    picture has had are returned. (Latents improved by the decoder's gradient: Yang et al. 2020, arXiv 2006.04240.)
+    `to_image`: decoder output -> (B, C, *S).
 
     Costs 4 x 3^dims x M decodings a sweep. Raises ValueError for maps that do not have the dims of the latents.
     """
-    check_searchable(model, tuple(x.shape[2:]))
+    size = tuple(x.shape[2:])
+    check_searchable(model, size)
+    rows = max(1, POSITIONS_AT_A_TIME // math.prod(size))
+    with torch.inference_mode(False), torch.no_grad():  # there are gradients below, which inference mode cannot have
+        vectors = model.code_vectors(size)  # M x (K_m, D)
+        chunks = zip(*(one.clone().split(rows) for one in (x, *codes)))
+        parts = [improve(model, to_image, part[0], list(part[1:]), vectors, sweeps) for part in chunks]
+        return [torch.cat(maps) for maps in zip(*parts)]
+
+
+def improve(
+    model: VQVAE,
+    to_image: Callable[[Tensor], Tensor],
+    x: Tensor,
+    codes: list[Tensor],
+    vectors: list[Tensor],
+    sweeps: int,
+) -> list[Tensor]:
+    """`search` of a few pictures; vectors M x (K_m, D): what the codes stand for."""
 
     def errors(latents: list[Tensor]) -> Tensor:
         return (to_image(model.decode_latents(latents)) - x).square().sum(1)  # (B, *S)
 
-    vectors = model.code_vectors(tuple(x.shape[2:]))  # M x (K_m, D)
-    found, before = list(codes), errors(model.latents(codes))
+    found, best, least = codes, codes, x.new_full((len(x),), torch.inf)
     for m, level, places in moves(model, codes, sweeps):
         latents = model.latents(found)
         with torch.enable_grad():
             latents[level].requires_grad_()
             now = errors(latents)
             (gradient,) = torch.autograd.grad(now.sum(), latents[level])  # (B, D, *s)
+        best, least = better(found, now, best, least)
         proposed = found[m].clone()
         proposed[places] = propose(vectors[m], found[m][places], gradient.movedim(1, -1)[places])
         change = errors(model.latents([*found[:m], proposed, *found[m + 1 :]])) - now
-        found[m] = torch.where(around(cells(change, found[m].shape[1:])) < 0, proposed, found[m])
-    worse = (errors(model.latents(found)) - before).flatten(1).sum(1) > 0  # (B,)
-    return [torch.where(worse.view(-1, *[1] * (new.ndim - 1)), old, new) for old, new in zip(codes, found)]
+        chosen = torch.where(around(cells(change, found[m].shape[1:])) < 0, proposed, found[m])
+        found = [*found[:m], chosen, *found[m + 1 :]]
+    return better(found, errors(model.latents(found)), best, least)[0]
+
+
+def better(found: list[Tensor], errors: Tensor, best: list[Tensor], least: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Codes and their errors (B, *S), the best before and their summed error (B,) -> the better of both, and its error."""
+    total = errors.detach().flatten(1).sum(1)  # (B,)
+    lower = total < least
+    kept = [torch.where(lower.view(-1, *[1] * (new.ndim - 1)), new, old) for new, old in zip(found, best)]
+    return kept, torch.minimum(total, least)
 
 
 def check_searchable(model: VQVAE, size: tuple[int, ...]) -> None:

@@ -28,7 +28,7 @@ class Tokenizer:
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """x (B, C, *S) in [-1, 1] -> what is left of it, through the codes of `encode` where the model has codes."""
+        """x (B, C, *S) in [-1, 1] -> what the codes of `encode` make of it, or the latents where there are no codes."""
         if self.model.search_sweeps:
             return self.decode(self.encode(x))
         return self.reconstruction.to_image(self.model(x).decoded)

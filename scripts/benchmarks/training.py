@@ -131,9 +131,10 @@ def straightforward_loop(run: Run, steps: int, workers: int) -> float:
 
     In a process of its own that makes no `Run`, and so has none of its settings (memory allocator).
     """
-    images = run.loader("train").images[:4096].cpu().numpy()
+    loader = run.loader("train")
+    images, _ = next(iter(loader.batches([torch.arange(min(4096, len(loader)))])))
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(straightforward_loop_here, plain(run.cfg), images, steps, workers).result()
+        return pool.submit(straightforward_loop_here, plain(run.cfg), images.cpu().numpy(), steps, workers).result()
 
 
 def straightforward_loop_here(config: dict[str, Any], images: np.ndarray, steps: int, workers: int) -> float:

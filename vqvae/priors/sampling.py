@@ -15,7 +15,9 @@ GUIDANCE_SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
     "cosine": lambda progress: (1 - torch.cos(math.pi * progress)) / 2,
 }
 DRAWN_AT_A_TIME = 2**25  # logits: each step of a draw makes as many numbers again
-Watch = Callable[[list[Tensor], list[Tensor]], None]  # called with codes and masks of those that are drawn, both M maps
+Watch = Callable[
+    [list[Tensor], list[Tensor]], None
+]  # called in inference mode with codes and masks of those drawn, both M maps
 
 
 @dataclass
