@@ -6,19 +6,20 @@ import math
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from vqvae import distributed
 from vqvae.config import plain
 from vqvae.data.base import Data
 from vqvae.data.code_store import CodeFeed, bits_of_uniform
-from vqvae.data.loader import PictureFeed, centre_crop
-from vqvae.data.sampler import chunks_of_rank
-from vqvae.images import normalise
+from vqvae.data.loader import PictureFeed
 from vqvae.metrics.reconstruction import reconstruction_metrics, reconstruction_sums
 from vqvae.pipeline import Run
 from vqvae.stages.autoencoder import AutoencoderStage
-from vqvae.stages.base import evaluate
+from vqvae.stages.base import bar_hidden, evaluate
 from vqvae.tokenizer import Tokenizer
+
+SEARCHED_AT_A_TIME = 128  # pictures
 
 
 @torch.no_grad()
@@ -52,20 +53,18 @@ def evaluate_run(run: Run, split: str, batch_size: int) -> tuple[dict[str, Any],
 
 @torch.no_grad()
 def searched_figures(run: Run, tokenizer: Tokenizer, split: str) -> dict[str, float]:
-    """The reconstruction metrics of a split's code store, as `searched_<name>`; none where its codes are the encoder's own.
+    """The reconstruction metrics of a split with the codes that are searched for, as `searched_<name>`; none if none are.
 
     Ranks share the work: call it on all of them.
     """
     if not tokenizer.model.search_sweeps:
         return {}
-    store, loader = run.code_store(tokenizer, split), run.loader(split)
+    loader = run.loader(split)
     nothing = torch.zeros(1, run.data.channels, *run.data.size, device=run.device)
     sums = {name: torch.zeros_like(value) for name, value in reconstruction_sums(nothing, nothing).items()}
-    chunks = chunks_of_rank(len(store), 256)
-    for indices, (images, _) in zip(chunks, loader.batches(chunks)):
-        x = normalise(centre_crop(images, run.data.size))  # (b, C, *S)
-        x_hat = tokenizer.decode([one.to(x.device) for one in store.codes(indices)])
-        for name, value in reconstruction_sums(x_hat, x).items():
+    batches = PictureFeed(run.data, loader, loader, batch_size=1, seed=0).evaluation_batches(SEARCHED_AT_A_TIME)
+    for x, _ in tqdm(batches, desc="searching codes", leave=False, disable=bar_hidden()):
+        for name, value in reconstruction_sums(tokenizer.reconstruct(x), x).items():
             sums[name] += value
     sums = dict(zip(sums, distributed.all_reduce_sum(list(sums.values()))))
     return {f"searched_{name}": value for name, value in reconstruction_metrics(sums, run.variance()).items()}

@@ -83,15 +83,18 @@ class Exported:
     def device(self) -> torch.device:
         return next(self.tokenizer.model.parameters()).device
 
-    def encode(self, x: Tensor) -> list[Tensor]:
-        """x (B, C, *S) in [-1, 1] -> M code maps (B, *s_m). Raises ValueError for another shape or type."""
+    def encode(self, x: Tensor, search_sweeps: int = 0) -> list[Tensor]:
+        """x (B, C, *S) in [-1, 1] -> M code maps (B, *s_m): the encoder's, or better ones found by search (vqvae/search.py).
+
+        Raises ValueError for another shape or type, and where there is nothing to search.
+        """
         wanted = (self.channels, *self.size)
         if x.dtype != torch.float32 or x.ndim != len(wanted) + 1 or x.shape[1] != self.channels:
             raise ValueError(
                 f"x must be float32 in [-1, 1] of shape (B, {', '.join(map(str, wanted))}), got {x.dtype} of {tuple(x.shape)}"
             )
         self.tokenizer.model.code_shapes(tuple(x.shape[2:]))  # other sizes go too, if the stride divides them
-        return self.tokenizer.encode(x.to(self.device))
+        return self.tokenizer.encode(x.to(self.device), search_sweeps)
 
     def decode(self, codes: list[Tensor]) -> Tensor:
         """M code maps (B, *s_m) -> (B, C, *S) in [-1, 1]. Raises ValueError for another number of maps."""

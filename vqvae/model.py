@@ -35,7 +35,7 @@ class VQVAE(nn.Module):
     The last context is the output. Below the coarsest level, merge_l is a 1x1 convolution of [h_l, context], and the decoder
     receives [z_q_l, context] (VQ-VAE-2, arXiv 1906.00446), so its `dim` is twice the quantizer's.
 
-    search_sweeps: how often a finished model (`tokenizer.Tokenizer`) searches a picture's codes for better ones (search.py).
+    search_sweeps: how often a finished model goes through a picture's codes for better ones where it reconstructs (search.py).
 
     Raises ValueError for lists of different length, and for sweeps below 0.
     """

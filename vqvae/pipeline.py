@@ -152,12 +152,10 @@ class Run:
             "codebook_sizes": tokenizer.model.codebook_sizes,
             "tokenizer": tokenizer.fingerprint,
             "data": loader.split.fingerprint,
-            "flipped": flipped or None,  # None: a key that may be missing
-            "search_sweeps": tokenizer.model.search_sweeps or None,
+            **({"flipped": True} if flipped else {}),
         }
         if not path.is_dir():
-            given = {key: value for key, value in header.items() if value is not None}
-            CodeStore.write(path, given, len(loader), encode(tokenizer, loader, self.data.size, flipped))
+            CodeStore.write(path, header, len(loader), encode(tokenizer, loader, self.data.size, flipped))
         store = CodeStore(path)
         store.require(**header)
         most = max(len(self.data.class_names) - 1, 0)

@@ -30,7 +30,7 @@ PROTOCOLS = {
     "psnr_db": "PSNR of the mean squared error over the split",
     "psnr_mean_db": "mean over pictures of each picture's PSNR",
     "ssim": "mean SSIM over pictures, gaussian window 11, sigma 1.5, data range 1, per channel",
-    "searched_*": "the figure of that name with the codes that model.search_sweeps finds, which priors and sample.py work with",
+    "searched_*": "the figure of that name with the codes that model.search_sweeps finds, in place of the encoder's",
     "codebook*/perplexity": "exp of the entropy of the code counts summed over the whole split",
     "codebook*/usage": "share of codes that occur in the split",
     "codebook*/used_codes": "codes that occur in the split",

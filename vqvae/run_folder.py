@@ -129,7 +129,7 @@ class RunFolder:
         stage.initialised = True
 
     def adopt_tokenizer(self, other: RunFolder) -> None:
-        """Copies another run's autoencoder, and the codes it has made as this one would, so that this folder stays whole."""
+        """Copies another run's autoencoder, and the codes that it has made, so that this folder stays whole."""
         if self.weights_file("autoencoder") is None and distributed.is_main():
             source = other.weights_file("autoencoder")
             assert source is not None, "checked before the folder was made"
@@ -138,8 +138,7 @@ class RunFolder:
                 write_bytes(self.path / name, (other.path / name).read_bytes())
             for variance in checkpoint.find(other.path, "variance"):  # else it is computed again
                 write_bytes(self.path / variance.name, variance.read_bytes())
-            sweeps = {run.config.model.get("search_sweeps", 0) for run in (self, other)}
-            for store in (other.path / "codes").glob("*/header.json") if len(sweeps) == 1 else ():
+            for store in (other.path / "codes").glob("*/header.json"):
                 target = self.codes(store.parent.name)
                 if target.suffix == ".tmp" or target.is_dir():  # not whole there, or whole here already
                     continue

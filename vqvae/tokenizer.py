@@ -21,16 +21,19 @@ class Tokenizer:
     fingerprint: str
 
     @torch.no_grad()
-    def encode(self, x: Tensor) -> list[Tensor]:
-        """x (B, C, *S) in [-1, 1] -> M code maps: the encoder's, or where the model has `search_sweeps` better ones."""
-        codes, sweeps = self.model.encode(x), self.model.search_sweeps
-        return search(self.model, self.reconstruction.to_image, x, codes, sweeps) if sweeps else codes
+    def encode(self, x: Tensor, search_sweeps: int = 0) -> list[Tensor]:
+        """x (B, C, *S) in [-1, 1] -> M code maps: the encoder's, which priors learn, or better ones that are searched for.
+
+        Raises ValueError where there is nothing to search (see search.py).
+        """
+        codes = self.model.encode(x)
+        return search(self.model, self.reconstruction.to_image, x, codes, search_sweeps) if search_sweeps else codes
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """x (B, C, *S) in [-1, 1] -> what the codes of `encode` make of it, or the latents where there are no codes."""
+        """x (B, C, *S) in [-1, 1] -> the best that the model makes of it: through codes that it searches for if it is to."""
         if self.model.search_sweeps:
-            return self.decode(self.encode(x))
+            return self.decode(self.encode(x, self.model.search_sweeps))
         return self.reconstruction.to_image(self.model(x).decoded)
 
     @torch.no_grad()

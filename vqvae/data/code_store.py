@@ -29,8 +29,7 @@ class CodeStore:
     """M code maps of n pictures and their labels, in a folder: header.json, codes_<m>.npy, labels.npy.
 
     Header: count, code_shapes, codebook_sizes, the fingerprints `tokenizer` and `data`, `flipped` where the pictures were
-    mirrored, `search_sweeps` where codes were searched for, and the SHA-256 of each file. Raises ValueError where a file is
-    missing or not what the header says.
+    mirrored, and the SHA-256 of each file. Raises ValueError where a file is missing or not what the header says.
     """
 
     def __init__(self, path: Path) -> None:
