@@ -290,7 +290,7 @@ def test_ctrl_c_stops_within_a_step_and_leaves_a_clear_line(tmp_path: Path) -> N
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
-    assert process.returncode == 130
+    assert process.returncode == 130, errors
     assert "stopped on request" in errors
     assert "Traceback" not in errors
 

@@ -161,9 +161,10 @@ class Prior(nn.Module):
         The second is one for all samples in the first map. What is linear in them is cheaper done by parts.
         """
         vector = self.classes(labels.masked_fill(labels < 0, self.num_classes))  # (B, width)
-        places = self.positions[m]()[None]  # (1, width, *s_m)
-        vector = vector.view(*vector.shape, *[1] * len(self.code_shapes[m]))
-        return vector, places + self.contexts[m - 1](coarser[:m], self.code_shapes[m]) if m else places
+        field = self.positions[m]()[None]  # (1, width, *s_m)
+        if m:
+            field = field + self.contexts[m - 1](coarser[:m], self.code_shapes[m])  # (B, width, *s_m)
+        return vector.view(*vector.shape, *[1] * len(self.code_shapes[m])), field
 
     @torch.no_grad()
     def start_embeddings(self, code_vectors: list[Tensor]) -> None:

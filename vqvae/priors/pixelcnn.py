@@ -87,9 +87,8 @@ class LayerCache:
         self.weight_link = layer.link.weight.flatten(1) * doubled[:, None] / doubled  # (2 width, 2 width)
         self.bias_linked = (layer.link.bias + layer.horizontal.conv.bias) * doubled
         self.weight_project = layer.project.weight.flatten(1) * doubled[:, None]
-        self.vector = linear(vector, self.weight_project, layer.project.bias * doubled)[
-            :, None, None
-        ]  # (B, 1, 1, 2 width)
+        projected = linear(vector, self.weight_project, layer.project.bias * doubled)
+        self.vector = projected[:, None, None]  # (B, 1, 1, 2 width)
         taps = layer.horizontal.conv.kernel_size[1]
         weight = layer.horizontal.conv.weight[:, :, 0] * doubled.view(-1, 1, 1)
         self.weight = weight.permute(2, 1, 0).flatten(0, 1).contiguous()  # (k w, 2 w)
