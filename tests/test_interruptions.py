@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from conftest import (
 from vqvae import checkpoint
 from vqvae.stages.autoencoder import AutoencoderStage
 from vqvae.stages.prior import PriorStage
+from vqvae.stop import Stopped, StopRequest
 
 RUN = [
     *TINY,
@@ -228,3 +231,19 @@ def test_killed_at_twenty_moments_of_its_work_a_run_ends_bit_identical_to_one_ne
     assert 6 <= sum(killed_in_stage) <= 14, "both stages were killed often"
     train_inside(*arguments, f"run_dir={tmp_path / 'killed'}")
     assert_same_result(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_stop_waits_until_an_import_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Extension modules turn what is raised while they load into an ImportError."""
+    (tmp_path / "stopped_while_loading.py").write_text(
+        "import signal\nsignal.raise_signal(signal.SIGTERM)\nwhole = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with StopRequest() as stop:
+        began = time.monotonic()
+        with pytest.raises(Stopped):  # noqa: PT012
+            importlib.import_module("stopped_while_loading")
+            time.sleep(10)
+        assert stop.number == signal.SIGTERM
+        assert time.monotonic() - began < 5
+    assert sys.modules["stopped_while_loading"].whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -47,6 +48,11 @@ class StopRequest:
         raise SystemExit(128 + self.number)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if not self.waits and importing(frame):  # an extension module that is stopped while it loads is an ImportError
+            again = threading.Timer(0.1, signal.pthread_kill, [threading.main_thread().ident, number])
+            again.daemon = True
+            again.start()
+            return
         first = self.number is None
         if first or number in (signal.SIGUSR1, signal.SIGUSR2):  # a request to come back is not undone by one to end
             self.number = number
@@ -84,3 +90,10 @@ class StopRequest:
         if stopping and self.number is None:  # another rank was told
             self.number = signal.SIGTERM
         return stopping
+
+
+def importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported in a frame, or in what called it."""
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
