@@ -17,6 +17,7 @@ from two_processes import free_ports, under_torchrun
 
 import vqvae
 from vqvae.config import build
+from vqvae.losses.likelihood import Logistic
 from vqvae.losses.reconstruction import MSE
 from vqvae.model import VQVAE
 from vqvae.networks import patch, resnet
@@ -104,6 +105,14 @@ def test_inference_mode_around_it_changes_nothing() -> None:
         (found,) = tokenizer.encode(x + 0, search_sweeps=1)
     assert torch.equal(found, expected)
     assert not any(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_likelihood_is_not_searched_with() -> None:
+    torch.manual_seed(0)
+    model = model_of(2, FSQ(4, [5, 5, 4])).eval()
+    tokenizer = Tokenizer(model, Logistic(weight=1.0, variance=1.0, mixtures=2), "")
+    with pytest.raises(ValueError, match="loss=logistic is a likelihood"):
+        tokenizer.encode(torch.randn(1, 3, 6, 10), search_sweeps=1)
 
 
 @torch.no_grad()

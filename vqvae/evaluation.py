@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tqdm import tqdm
+from torch import Tensor
 
 from vqvae import distributed
 from vqvae.config import plain
@@ -16,7 +17,7 @@ from vqvae.data.loader import PictureFeed
 from vqvae.metrics.reconstruction import reconstruction_metrics, reconstruction_sums
 from vqvae.pipeline import Run
 from vqvae.stages.autoencoder import AutoencoderStage
-from vqvae.stages.base import bar_hidden, evaluate
+from vqvae.stages.base import Batch, evaluate
 from vqvae.tokenizer import Tokenizer
 
 SEARCHED_AT_A_TIME = 128  # pictures
@@ -51,8 +52,22 @@ def evaluate_run(run: Run, split: str, batch_size: int) -> tuple[dict[str, Any],
     return metrics, about
 
 
-@torch.no_grad()
-def searched_figures(run: Run, tokenizer: Tokenizer, split: str) -> dict[str, float]:
+@dataclass
+class Reconstructions:
+    """What a finished tokenizer's reconstructions are worth, for `evaluate`."""
+
+    tokenizer: Tokenizer
+    variance: float
+
+    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
+        x, _ = batch
+        return reconstruction_sums(self.tokenizer.reconstruct(x), x)
+
+    def evaluation_metrics(self, sums: dict[str, Tensor]) -> dict[str, Any]:
+        return dict(reconstruction_metrics(sums, self.variance))
+
+
+def searched_figures(run: Run, tokenizer: Tokenizer, split: str) -> dict[str, Any]:
     """The reconstruction metrics of a split with the codes that are searched for, as `searched_<name>`; none if none are.
 
     Ranks share the work: call it on all of them.
@@ -60,14 +75,9 @@ def searched_figures(run: Run, tokenizer: Tokenizer, split: str) -> dict[str, fl
     if not tokenizer.model.search_sweeps:
         return {}
     loader = run.loader(split)
-    nothing = torch.zeros(1, run.data.channels, *run.data.size, device=run.device)
-    sums = {name: torch.zeros_like(value) for name, value in reconstruction_sums(nothing, nothing).items()}
-    batches = PictureFeed(run.data, loader, loader, batch_size=1, seed=0).evaluation_batches(SEARCHED_AT_A_TIME)
-    for x, _ in tqdm(batches, desc="searching codes", leave=False, disable=bar_hidden()):
-        for name, value in reconstruction_sums(tokenizer.reconstruct(x), x).items():
-            sums[name] += value
-    sums = dict(zip(sums, distributed.all_reduce_sum(list(sums.values()))))
-    return {f"searched_{name}": value for name, value in reconstruction_metrics(sums, run.variance()).items()}
+    feed = PictureFeed(run.data, loader, loader, batch_size=1, seed=0)
+    found = evaluate(Reconstructions(tokenizer, run.variance()), feed, SEARCHED_AT_A_TIME)
+    return {f"searched_{name}": value for name, value in found.items()}
 
 
 def bits_per_dim(metrics: dict[str, Any], data: Data) -> dict[str, float]:

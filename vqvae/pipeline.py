@@ -21,13 +21,11 @@ from vqvae.data.sampler import chunks_of_rank
 from vqvae.hardware import keep_freed_memory
 from vqvae.images import normalise, to_uint8
 from vqvae.logger import Logger
-from vqvae.losses.likelihood import Likelihood
 from vqvae.losses.reconstruction import ReconstructionLoss
 from vqvae.model import VQVAE
 from vqvae.priors.base import Prior
 from vqvae.priors.sampling import Sampling
 from vqvae.run_folder import RunFolder
-from vqvae.search import check_searchable
 from vqvae.seeding import seed_everything
 from vqvae.stages.autoencoder import AutoencoderStage
 from vqvae.stages.base import bar_hidden
@@ -194,9 +192,7 @@ def build_model(cfg: Any, data: Data, variance: float) -> tuple[VQVAE, Reconstru
         raise ConfigError(f"data.{data.size_key}={getattr(data, data.size_key)}: {error}") from error
     if model.search_sweeps:
         try:
-            check_searchable(model, data.size)
-            if isinstance(reconstruction, Likelihood):
-                raise ValueError(f"it searches for less squared error, and loss={reconstruction.name} is a likelihood")
+            Tokenizer(model, reconstruction, fingerprint="").check_searchable(data.size)
         except ValueError as error:
             raise ConfigError(f"model.search_sweeps={model.search_sweeps}: {error}; 0 turns the search off") from error
     return model, reconstruction

@@ -32,7 +32,7 @@ def search(
     Costs 4 x 3^dims x M decodings a sweep. Raises ValueError for maps that do not have the dims of the latents.
     """
     size = tuple(x.shape[2:])
-    check_searchable(model, size)
+    check_places(model, size)
     rows = max(1, POSITIONS_AT_A_TIME // math.prod(size))
     with torch.inference_mode(False), torch.no_grad():  # there are gradients below, which inference mode cannot have
         vectors = model.code_vectors(size)  # M x (K_m, D)
@@ -78,7 +78,7 @@ def better(found: list[Tensor], errors: Tensor, best: list[Tensor], least: Tenso
     return kept, torch.minimum(total, least)
 
 
-def check_searchable(model: VQVAE, size: tuple[int, ...]) -> None:
+def check_places(model: VQVAE, size: tuple[int, ...]) -> None:
     """Raises ValueError where codes have no place of their own among the latents."""
     for level, (encoder, quantizer) in enumerate(zip(model.encoders, model.quantizers)):
         size = tuple(length // encoder.stride for length in size)

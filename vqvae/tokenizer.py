@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vqvae.losses.likelihood import Likelihood
 from vqvae.losses.reconstruction import ReconstructionLoss
 from vqvae.model import VQVAE
-from vqvae.search import search
+from vqvae.search import check_places, search
 
 
 @dataclass
@@ -24,10 +25,19 @@ class Tokenizer:
     def encode(self, x: Tensor, search_sweeps: int = 0) -> list[Tensor]:
         """x (B, C, *S) in [-1, 1] -> M code maps: the encoder's, which priors learn, or better ones that are searched for.
 
-        Raises ValueError where there is nothing to search (see search.py).
+        Raises ValueError where `check_searchable` does.
         """
         codes = self.model.encode(x)
-        return search(self.model, self.reconstruction.to_image, x, codes, search_sweeps) if search_sweeps else codes
+        if not search_sweeps:
+            return codes
+        self.check_searchable(tuple(x.shape[2:]))
+        return search(self.model, self.reconstruction.to_image, x, codes, search_sweeps)
+
+    def check_searchable(self, size: tuple[int, ...]) -> None:
+        """Raises ValueError where codes of data with dims *S cannot be searched for."""
+        if isinstance(self.reconstruction, Likelihood):
+            raise ValueError(f"it searches for less squared error, and loss={self.reconstruction.name} is a likelihood")
+        check_places(self.model, size)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:

@@ -82,7 +82,14 @@ class Feed(Protocol):
     def preview_batch(self, count: int) -> Batch: ...
 
 
-def evaluate(stage: Stage, feed: Feed, chunk: int) -> dict[str, Any]:
+class Measured(Protocol):
+    """What `evaluate` asks of a stage."""
+
+    def evaluate(self, batch: Batch) -> dict[str, Tensor]: ...
+    def evaluation_metrics(self, sums: dict[str, Tensor]) -> dict[str, Any]: ...
+
+
+def evaluate(stage: Measured, feed: Feed, chunk: int) -> dict[str, Any]:
     """Metrics over the whole validation set, in float32: sums over batches, reduced once. Networks are in eval mode."""
     nothing = stage.evaluate(feed.preview_batch(1))  # so that a rank without a chunk has the same sums, at 0
     sums = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in nothing.items()}
