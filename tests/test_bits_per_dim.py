@@ -13,12 +13,12 @@ import torch
 from conftest import SMALL_CODEBOOK, TINY, run, train_inside
 from torch import Tensor
 
-from vqvae import checkpoint
 from vqvae.evaluation import bits_per_dim, evaluate_run
 from vqvae.losses.likelihood import LEVELS
 from vqvae.pipeline import Run
 from vqvae.report import figures
 from vqvae.run_folder import RunFolder
+from vqvae.storage import checkpoint
 
 
 class Known:

@@ -69,7 +69,7 @@ FAULTY = """
 import errno, os, sys
 sys.path.insert(0, {root!r})
 import train
-from vqvae import checkpoint
+from vqvae.storage import checkpoint
 from vqvae.stages.autoencoder import AutoencoderStage
 from vqvae.trainer import Trainer
 

@@ -18,12 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 import vqvae
-from vqvae import checkpoint
 from vqvae.config import ConfigError, compose, resolve
 from vqvae.export import export_run
 from vqvae.pipeline import Run
 from vqvae.run_folder import RunFolder
 from vqvae.seeding import seed_everything
+from vqvae.storage import checkpoint
 
 NO_MODEL = [one for one in TINY if not one.startswith("model")]
 

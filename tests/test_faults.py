@@ -25,13 +25,13 @@ from conftest import (
     train_inside,
 )
 
-from vqvae import checkpoint
 from vqvae.data import arrays
 from vqvae.data.code_store import CodeStore
-from vqvae.files import WriteError, write_bytes
 from vqvae.logger import read_lines
 from vqvae.pipeline import Run
 from vqvae.run_folder import RunFolder
+from vqvae.storage import checkpoint
+from vqvae.storage.files import WriteError, write_bytes
 
 RUN = [
     *TINY,

@@ -22,10 +22,10 @@ from conftest import (
     weights,
 )
 
-from vqvae import checkpoint
 from vqvae.stages.autoencoder import AutoencoderStage
 from vqvae.stages.prior import PriorStage
 from vqvae.stop import Stopped, StopRequest
+from vqvae.storage import checkpoint
 
 RUN = [
     *TINY,
@@ -152,9 +152,10 @@ def test_sigterm_in_a_long_step_leaves_its_checkpoint_when_it_is_done(tmp_path: 
 def test_ctrl_c_twice_leaves_at_once_with_nothing_damaged(second: str, tmp_path: Path) -> None:
     """The first one waits for the step and its checkpoint, both made long here."""
     train_inside(*RUN, f"run_dir={tmp_path / 'whole'}")
-    place = {"in the step": "vqvae.trainer:Trainer.train_step", "in the checkpoint": "vqvae.checkpoint:save_step"}[
-        second
-    ]
+    place = {
+        "in the step": "vqvae.trainer:Trainer.train_step",
+        "in the checkpoint": "vqvae.storage.checkpoint:save_step",
+    }[second]
     arguments = [*RUN, f"run_dir={tmp_path / 'run'}", "trainer.checkpoint_every_steps=1"]
     process = start_slowed(place, 60, *arguments)
     process.send_signal(signal.SIGINT)

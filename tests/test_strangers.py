@@ -27,10 +27,10 @@ from vqvae.config import ConfigError, mistake, one_line
 from vqvae.config_check import find_target
 from vqvae.data.folder import Folder
 from vqvae.data.loader import PictureLoader
-from vqvae.files import digest
 from vqvae.images import write_png
 from vqvae.pipeline import Run
 from vqvae.run_folder import RunFolder
+from vqvae.storage.files import digest
 
 ALLOWED = ("vqvae.", "torch.optim.", "torch.nn.")
 

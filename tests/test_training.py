@@ -24,9 +24,9 @@ from conftest import (
 )
 from torch import nn
 
-from vqvae import checkpoint
 from vqvae.losses.reconstruction import MSE
 from vqvae.optimizers import parameter_groups, reset_rows
+from vqvae.storage import checkpoint
 from vqvae.weight_average import Evaluating, WeightAverage
 
 RUN = [

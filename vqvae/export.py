@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vqvae import checkpoint
 from vqvae.config import ConfigError, plain
 from vqvae.exported import FORMAT
-from vqvae.files import write_bytes
 from vqvae.onnx_export import CannotExport, write_decoder
 from vqvae.pipeline import Run
+from vqvae.storage import checkpoint
+from vqvae.storage.files import write_bytes
 from vqvae.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)

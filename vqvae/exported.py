@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqvae import checkpoint
 from vqvae.config_check import ALLOWED_PREFIXES, ConfigError, check_node, fits
 from vqvae.losses.reconstruction import ReconstructionLoss
 from vqvae.model import VQVAE
 from vqvae.priors.base import Prior
 from vqvae.priors.sampling import Sampling
+from vqvae.storage import checkpoint
 from vqvae.tokenizer import Tokenizer
 
 FORMAT = 1  # raised when older files can no longer be read

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vqvae.files import write_bytes
+from vqvae.storage.files import write_bytes
 
 Show = Callable[[Tensor], Tensor]  # items uint8 (n, C, *S) -> pictures uint8 (n, 1 or 3, H, W)
 

@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from vqvae import distributed
-from vqvae.files import append_line, write_bytes
 from vqvae.images import write_png
+from vqvae.storage.files import append_line, write_bytes
 
 log = logging.getLogger(__name__)
 MODES = ("auto", "online", "offline", "off")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vqvae import checkpoint, distributed
+from vqvae import distributed
 from vqvae.config import ConfigError, build, plain
 from vqvae.data.base import Data, Split
 from vqvae.data.code_store import CodeFeed, CodeStore
@@ -31,6 +31,7 @@ from vqvae.stages.autoencoder import AutoencoderStage
 from vqvae.stages.base import bar_hidden
 from vqvae.stages.prior import PriorStage
 from vqvae.stop import StopRequest
+from vqvae.storage import checkpoint
 from vqvae.tokenizer import Tokenizer
 from vqvae.trainer import Trainer
 from vqvae.trainer_config import TrainerConfig

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vqvae.files import write_bytes
+from vqvae.storage.files import write_bytes
 
 PANELS = {  # title -> metrics; a panel without any of its metrics is left out
     "loss": ["train/loss", "val/loss"],

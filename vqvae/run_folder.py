@@ -20,10 +20,11 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vqvae import checkpoint, config, distributed
+from vqvae import config, distributed
 from vqvae.config import ConfigError
-from vqvae.files import remove_leftovers, write_bytes
 from vqvae.run_folder_check import check_contained, load_weights
+from vqvae.storage import checkpoint
+from vqvae.storage.files import remove_leftovers, write_bytes
 
 STAGES = ("autoencoder", "prior")
 NETWORKS = {"autoencoder": "model", "prior": "prior"}  # the network that a stage leaves

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqvae import checkpoint
 from vqvae.config import ConfigError
+from vqvae.storage import checkpoint
 
 
 def check_contained(folder: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vqvae import checkpoint, distributed
+from vqvae import distributed
 from vqvae.hardware import Clock, choose_precision, keep_freed_memory, memory_mb, to_channels_last
 from vqvae.logger import Logger
 from vqvae.metric_window import MetricWindow
@@ -22,6 +22,7 @@ from vqvae.seeding import seed_everything
 from vqvae.skipped_steps import SkippedSteps
 from vqvae.stages.base import Batch, Feed, Stage, bar_hidden, evaluate
 from vqvae.stop import Stopped, StopRequest
+from vqvae.storage import checkpoint
 from vqvae.trainer_config import TrainerConfig
 from vqvae.weight_average import Evaluating, WeightAverage
 

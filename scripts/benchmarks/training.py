@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import to_pil_image, to_tensor
 
-from vqvae import checkpoint, distributed
+from vqvae import distributed
 from vqvae.config import build, check_train, compose, plain, resolve
 from vqvae.data.loader import PictureFeed
 from vqvae.hardware import choose_precision, to_channels_last
@@ -27,6 +27,7 @@ from vqvae.optimizers import parameter_groups
 from vqvae.pipeline import Run, build_model, train_autoencoder
 from vqvae.run_folder import RunFolder, table
 from vqvae.stop import StopRequest
+from vqvae.storage import checkpoint
 
 STEPS, ROUNDS = 150, 5
 

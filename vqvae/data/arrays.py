@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vqvae.files import WriteError
+from vqvae.storage.files import WriteError
 
 
 def create(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from vqvae.files import digest, remove_leftovers, temporary_name, write_bytes
+from vqvae.storage.files import digest, remove_leftovers, temporary_name, write_bytes
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from vqvae import distributed
 from vqvae.data import arrays
 from vqvae.data.loader import Batch
 from vqvae.data.sampler import chunks_of_rank, rank_batches, training_indices
-from vqvae.files import digest, temporary_name, write_bytes
 from vqvae.seeding import mix
+from vqvae.storage.files import digest, temporary_name, write_bytes
 
 HEADER = "header.json"
 MOST_CODES, MOST_PLACES = 2**18, 2**20  # of a codebook, and along a dim of a map

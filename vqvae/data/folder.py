@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vqvae.data.base import Split, fingerprint, no_labels
 from vqvae.data.pictures import ResizedPictures, read_picture
-from vqvae.files import digest
+from vqvae.storage.files import digest
 
 CONTENT_PROBES = 64  # files whose content goes into the fingerprint, beside the name and size of all
 DECODING = 2  # part of the fingerprint: raised when the same files come to be read as other pixels

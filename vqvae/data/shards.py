@@ -19,7 +19,7 @@ import numpy as np
 
 from vqvae.data.base import fingerprint
 from vqvae.data.folder import SUFFIXES, printable
-from vqvae.files import write_bytes
+from vqvae.storage.files import write_bytes
 
 INDEX_FORMAT = 1
 SAMPLE = re.compile(r"^((?:.*/|)[^./]+)[.]([^/]*)$")  # key, extension, as WebDataset splits names

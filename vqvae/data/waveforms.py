@@ -15,8 +15,8 @@ from torch import Tensor
 
 from vqvae.data.base import Data
 from vqvae.data.wave_plot import plot_waves
-from vqvae.files import write_bytes
 from vqvae.images import normalise, to_uint8
+from vqvae.storage.files import write_bytes
 
 MU = 255  # of the companding
 

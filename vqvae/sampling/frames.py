@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from vqvae.data.base import Data
-from vqvae.files import write_bytes
 from vqvae.images import grid
 from vqvae.pipeline import Tokenizer
 from vqvae.sampling.job import decode, paint, rows_of
+from vqvae.storage.files import write_bytes
 
 MOST_FRAMES = 60
 MOST_SAMPLES = 16  # shown in a GIF: the first ones

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from vqvae.config import ConfigError
 from vqvae.data.loader import centre_crop
-from vqvae.files import write_bytes
 from vqvae.images import grid, normalise, to_uint8, write_png
 from vqvae.pipeline import Run, Tokenizer
 from vqvae.priors.autoregressive import AutoregressivePrior
 from vqvae.priors.base import Prior
 from vqvae.priors.sampling import Sampling
+from vqvae.storage.files import write_bytes
 
 CHUNK = (
     32  # items go through the networks in padded chunks of this size, so that none depends on how many are asked for

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from vqvae.config import ConfigError
-from vqvae.files import write_bytes
 from vqvae.images import to_uint8
 from vqvae.metrics.reconstruction import item_psnr
 from vqvae.run_folder import table
 from vqvae.sampling.job import CHUNK, Job, in_chunks
 from vqvae.sampling.sources import read_many
+from vqvae.storage.files import write_bytes
 
 MOST_SHOWN = 64  # pictures in the PNG, and lines of the table
 

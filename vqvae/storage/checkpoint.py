@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vqvae import distributed
-from vqvae.files import remove_leftovers, write_bytes
+from vqvae.storage.files import remove_leftovers, write_bytes
 
 log = logging.getLogger(__name__)
 DIGEST = 12  # hex digits of the SHA-256 in a file name
