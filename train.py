@@ -15,7 +15,7 @@ def main(cfg: Any) -> float | None:
 
     from vqvae import distributed
     from vqvae.run_folder import RunFolder
-    from vqvae.stop import Stopped, StopRequest
+    from vqvae.training.stop import Stopped, StopRequest
 
     folder = None
     with StopRequest() as stop:

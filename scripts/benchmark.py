@@ -28,7 +28,7 @@ from scripts.benchmarks.distributed import processes
 from scripts.benchmarks.quantizers import quantizers
 from scripts.benchmarks.sampling import sampling
 from scripts.benchmarks.training import precision, training
-from vqvae.hardware import cpu_has_bf16
+from vqvae.training.hardware import cpu_has_bf16
 
 PARTS = {
     "training": training,

@@ -23,12 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from vqvae.config import choices
-from vqvae.logger import read_lines
 from vqvae.pipeline import Run
 from vqvae.priors.autoregressive import AutoregressivePrior
 from vqvae.priors.base import Prior
 from vqvae.priors.sampling import Sampling
 from vqvae.run_folder import RunFolder
+from vqvae.training.logger import read_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = 64

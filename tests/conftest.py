@@ -76,7 +76,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, stage: str, step: int) -> None:
     """Makes the next run receive a SIGTERM while it does `step` of `stage`."""
-    from vqvae.trainer import Trainer
+    from vqvae.training.trainer import Trainer
 
     original = Trainer.train_step
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from vqvae import distributed
 from vqvae.config import build, choices, compose, resolve
-from vqvae.optimizers import reset_rows
 from vqvae.quantizers.base import Quantized, Quantizer
 from vqvae.seeding import seed_everything
+from vqvae.training.optimizers import reset_rows
 
 PRESETS = choices("quantizer")
 needs_compiler = pytest.mark.skipif(

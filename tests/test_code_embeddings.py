@@ -14,7 +14,7 @@ from torch import nn
 from vqvae.config import choices
 from vqvae.model import VQVAE
 from vqvae.networks import patch
-from vqvae.optimizers import Muon, parameter_groups, reset_rows
+from vqvae.training.optimizers import Muon, parameter_groups, reset_rows
 
 SETTINGS = {"lr": 1e-2, "betas": [0.9, 0.95], "momentum": 0.95, "weight_decay": 0.01}
 

@@ -164,7 +164,7 @@ def test_choices_that_do_not_go_together_say_so(
         "torch.nn.functional.relu",
         "vqvae.config.importlib.import_module",
         "vqvae.run_folder.shutil.rmtree",
-        "vqvae.trainer.Path",
+        "vqvae.training.trainer.Path",
         "vqvae",
         "subprocess.Popen",
         "torch.optim.lr_scheduler.StepLR",

@@ -25,7 +25,7 @@ from vqvae.config import check_train, choices, compose, mistake, one_line, resol
 from vqvae.config import flatten as flat_keys
 from vqvae.pipeline import Run, train_autoencoder, train_prior
 from vqvae.run_folder import RunFolder
-from vqvae.stop import StopRequest
+from vqvae.training.stop import StopRequest
 
 SECONDS = 10
 MEMORY = 2 * 2**30  # beyond what the process has: a network that does not fit is a sentence too, and not a dead machine

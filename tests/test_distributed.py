@@ -22,7 +22,7 @@ from vqvae.pipeline import Run, encode, train_autoencoder, train_prior
 from vqvae.priors.maskgit import draw_weights
 from vqvae.priors.transformer import TransformerMap
 from vqvae.run_folder import RunFolder
-from vqvae.stop import StopRequest
+from vqvae.training.stop import StopRequest
 
 STEPS = 20
 Both = tuple[Path, Path, list[list[str]]]

@@ -71,7 +71,7 @@ sys.path.insert(0, {root!r})
 import train
 from vqvae.storage import checkpoint
 from vqvae.stages.autoencoder import AutoencoderStage
-from vqvae.trainer import Trainer
+from vqvae.training.trainer import Trainer
 
 def fails(*arguments, **settings):
     raise OSError({number}, "trouble")

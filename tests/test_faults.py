@@ -27,11 +27,11 @@ from conftest import (
 
 from vqvae.data import arrays
 from vqvae.data.code_store import CodeStore
-from vqvae.logger import read_lines
 from vqvae.pipeline import Run
 from vqvae.run_folder import RunFolder
 from vqvae.storage import checkpoint
 from vqvae.storage.files import WriteError, write_bytes
+from vqvae.training.logger import read_lines
 
 RUN = [
     *TINY,
@@ -96,7 +96,7 @@ def test_a_full_disk_ends_a_run_in_one_line_and_the_same_command_continues_when_
     """The disk fills up while the run is at work; bit-identical in the end."""
     import vqvae.pipeline
     import vqvae.report
-    from vqvae.trainer import Trainer
+    from vqvae.training.trainer import Trainer
 
     train_inside(*RUN, f"run_dir={tmp_path / 'whole'}")
     ballast: list[Path] = []
@@ -218,7 +218,7 @@ def test_a_damaged_code_store_is_refused_wherever_the_damage_is(finished_run: Pa
 def test_two_thousand_steps_of_each_stage_do_not_grow_memory(tmp_path: Path) -> None:
     """Less than 2 % after the first 200 steps, with logging on."""
     code = (
-        "import vqvae.trainer as t\n"
+        "import vqvae.training.trainer as t\n"
         "original, sizes = t.Trainer.log, {}\n"
         "def resident():\n"
         "    return int(open('/proc/self/statm').read().split()[1])\n"

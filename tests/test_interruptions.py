@@ -24,8 +24,8 @@ from conftest import (
 
 from vqvae.stages.autoencoder import AutoencoderStage
 from vqvae.stages.prior import PriorStage
-from vqvae.stop import Stopped, StopRequest
 from vqvae.storage import checkpoint
+from vqvae.training.stop import Stopped, StopRequest
 
 RUN = [
     *TINY,
@@ -136,7 +136,7 @@ def test_sigterm_in_the_middle_of_long_work_is_obeyed_within_ten_seconds(moment:
 
 @pytest.mark.slow
 def test_sigterm_in_a_long_step_leaves_its_checkpoint_when_it_is_done(tmp_path: Path) -> None:
-    process = start_slowed("vqvae.trainer:Trainer.train_step", 3, *RUN, f"run_dir={tmp_path / 'run'}")
+    process = start_slowed("vqvae.training.trainer:Trainer.train_step", 3, *RUN, f"run_dir={tmp_path / 'run'}")
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=20)
@@ -153,7 +153,7 @@ def test_ctrl_c_twice_leaves_at_once_with_nothing_damaged(second: str, tmp_path:
     """The first one waits for the step and its checkpoint, both made long here."""
     train_inside(*RUN, f"run_dir={tmp_path / 'whole'}")
     place = {
-        "in the step": "vqvae.trainer:Trainer.train_step",
+        "in the step": "vqvae.training.trainer:Trainer.train_step",
         "in the checkpoint": "vqvae.storage.checkpoint:save_step",
     }[second]
     arguments = [*RUN, f"run_dir={tmp_path / 'run'}", "trainer.checkpoint_every_steps=1"]

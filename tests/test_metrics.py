@@ -12,10 +12,10 @@ import torch
 import wandb
 from conftest import lines
 
-from vqvae.logger import to_wandb
 from vqvae.metrics import codebook, spacing
 from vqvae.metrics.codebook import CodeCounts, binned, count_codes, describe, histogram, perplexity
 from vqvae.metrics.reconstruction import reconstruction_metrics, reconstruction_sums
+from vqvae.training.logger import to_wandb
 
 
 def test_perplexity_is_one_for_one_code_and_k_for_uniform_use() -> None:

@@ -12,7 +12,7 @@ from vqvae.networks.blocks import DepthToSpace, SpaceToDepth
 from vqvae.quantizers.base import FlatQuantized
 from vqvae.quantizers.random_projection import RandomProjection
 from vqvae.quantizers.scalar import FSQ
-from vqvae.schedules import Constant, Cosine
+from vqvae.training.schedules import Constant, Cosine
 
 PAIRS = {
     "conv": (conv, {"widths": [8, 16], "residual_width": 8, "residual_blocks": 1}),

@@ -69,7 +69,7 @@ class NoReading(TorchDispatchMode):
 
 
 def test_between_logs_no_step_waits_for_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vqvae.trainer import Trainer
+    from vqvae.training.trainer import Trainer
 
     for reads in (float, lambda x: x[x > 0]):
         with pytest.raises(AssertionError, match="makes the host wait"), NoReading():

@@ -25,8 +25,8 @@ from vqvae.pipeline import Run
 from vqvae.priors.base import Prior, Scored
 from vqvae.priors.sampling import Sampling
 from vqvae.run_folder import RunFolder
-from vqvae.stages.base import evaluate
 from vqvae.stages.prior import PriorStage
+from vqvae.training.stage import evaluate
 
 CPU = torch.device("cpu")
 SHAPES: list[tuple[int, ...]] = [(2,), (3, 2)]
@@ -247,7 +247,7 @@ BEST_STEP = 6
 
 def score_by_step(monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     """Makes the stage's monitored metric fall until BEST_STEP and rise after it, whatever it learns."""
-    from vqvae.trainer import Trainer
+    from vqvae.training.trainer import Trainer
 
     original = Trainer.evaluate
 

@@ -52,7 +52,7 @@ def test_a_skipped_step_changes_no_weight_no_average_and_no_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a learning rate of 0 from then on, what is left after it is what there was before."""
-    from vqvae.trainer import Trainer
+    from vqvae.training.trainer import Trainer
 
     states: list[dict[str, Tensor]] = []
     train_step = Trainer.train_step
@@ -82,7 +82,7 @@ def test_a_skipped_step_of_the_second_stage_changes_nothing_either_whatever_its_
     """With Muon, which is not fused: the host decides."""
     from vqvae.priors.base import Scored
     from vqvae.priors.transformer import Transformer
-    from vqvae.trainer import Trainer
+    from vqvae.training.trainer import Trainer
 
     states: list[dict[str, Tensor]] = []
     train_step, forward, at = Trainer.train_step, Transformer.forward, 0

@@ -25,9 +25,9 @@ from conftest import (
 from torch import nn
 
 from vqvae.losses.reconstruction import MSE
-from vqvae.optimizers import parameter_groups, reset_rows
 from vqvae.storage import checkpoint
-from vqvae.weight_average import Evaluating, WeightAverage
+from vqvae.training.optimizers import parameter_groups, reset_rows
+from vqvae.training.weight_average import Evaluating, WeightAverage
 
 RUN = [
     *TINY,
@@ -165,7 +165,7 @@ def test_a_non_finite_loss_changes_nothing_and_stops_the_run(
     assert "the loss was not finite in 2 steps up to step 2; they changed nothing" in message
     for steps in (2, 4):
         more = ["trainer.on_nonfinite=skip", f"trainer.steps={steps}", "trainer.eval_every_steps=0"]
-        monkeypatch.setattr("vqvae.trainer.Trainer.evaluate", lambda self, step: None)
+        monkeypatch.setattr("vqvae.training.trainer.Trainer.evaluate", lambda self, step: None)
         train_inside_quietly(*arguments, *more, f"run_dir={tmp_path / str(steps)}")
     two, four = weights(tmp_path / "2", "autoencoder"), weights(tmp_path / "4", "autoencoder")
     assert all(torch.equal(two[key], four[key]) for key in two)
@@ -301,7 +301,7 @@ def test_codes_start_from_data_with_and_without_a_weight_average(
     quantizer: str, decay: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vqvae.quantizers.init import DataSample
-    from vqvae.trainer import Trainer
+    from vqvae.training.trainer import Trainer
 
     chosen, seen = [], []
     choose = DataSample.choose

@@ -25,22 +25,22 @@ BASES = (
     "torch.optim.Optimizer",
     "vqvae.data.base.Data",
     "vqvae.quantizers.init.Init",
-    "vqvae.schedules.Schedule",
-    "vqvae.trainer_config.TrainerConfig",
-    "vqvae.logger.Wandb",
+    "vqvae.training.schedules.Schedule",
+    "vqvae.training.config.TrainerConfig",
+    "vqvae.training.logger.Wandb",
 )
 GROUPS = {
     "data": "vqvae.data.base.Data",
     "quantizer": "vqvae.quantizers.base.Quantizer",
     "loss": "vqvae.losses.reconstruction.ReconstructionLoss",
     "optimizer": "torch.optim.Optimizer",
-    "schedule": "vqvae.schedules.Schedule",
-    "trainer": "vqvae.trainer_config.TrainerConfig",
+    "schedule": "vqvae.training.schedules.Schedule",
+    "trainer": "vqvae.training.config.TrainerConfig",
     "prior.network": "vqvae.priors.base.Prior",
     "prior.optimizer": "torch.optim.Optimizer",
-    "prior.schedule": "vqvae.schedules.Schedule",
-    "prior.trainer": "vqvae.trainer_config.TrainerConfig",
-    "logger": "vqvae.logger.Wandb",
+    "prior.schedule": "vqvae.training.schedules.Schedule",
+    "prior.trainer": "vqvae.training.config.TrainerConfig",
+    "logger": "vqvae.training.logger.Wandb",
     "model": "vqvae.model.VQVAE",  # last, for it holds a copy of the quantizer
 }
 TOP_LEVEL = (

@@ -17,8 +17,8 @@ from vqvae.data.loader import PictureFeed
 from vqvae.metrics.reconstruction import reconstruction_metrics, reconstruction_sums
 from vqvae.pipeline import Run
 from vqvae.stages.autoencoder import AutoencoderStage
-from vqvae.stages.base import Batch, evaluate
 from vqvae.tokenizer import Tokenizer
+from vqvae.training.stage import Batch, evaluate
 
 SEARCHED_AT_A_TIME = 128  # pictures
 

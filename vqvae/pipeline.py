@@ -18,9 +18,7 @@ from vqvae.data.base import Data, Split
 from vqvae.data.code_store import CodeFeed, CodeStore
 from vqvae.data.loader import PictureFeed, PictureLoader, centre_crop
 from vqvae.data.sampler import chunks_of_rank
-from vqvae.hardware import keep_freed_memory
 from vqvae.images import normalise, to_uint8
-from vqvae.logger import Logger
 from vqvae.losses.reconstruction import ReconstructionLoss
 from vqvae.model import VQVAE
 from vqvae.priors.base import Prior
@@ -28,13 +26,15 @@ from vqvae.priors.sampling import Sampling
 from vqvae.run_folder import RunFolder
 from vqvae.seeding import seed_everything
 from vqvae.stages.autoencoder import AutoencoderStage
-from vqvae.stages.base import bar_hidden
 from vqvae.stages.prior import PriorStage
-from vqvae.stop import StopRequest
 from vqvae.storage import checkpoint
 from vqvae.tokenizer import Tokenizer
-from vqvae.trainer import Trainer
-from vqvae.trainer_config import TrainerConfig
+from vqvae.training.config import TrainerConfig
+from vqvae.training.hardware import keep_freed_memory
+from vqvae.training.logger import Logger
+from vqvae.training.stage import bar_hidden
+from vqvae.training.stop import StopRequest
+from vqvae.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 AUTOENCODER_SEED, PRIOR_SEED = 0, 1  # mixed with the run's seed, so that the stages draw from different streams

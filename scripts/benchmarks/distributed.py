@@ -22,7 +22,7 @@ from vqvae.data.loader import PictureFeed
 from vqvae.pipeline import Run
 from vqvae.run_folder import RunFolder, table
 from vqvae.seeding import seed_everything
-from vqvae.stop import StopRequest
+from vqvae.training.stop import StopRequest
 
 NETWORK = ["data=shapes", "data.train_count=1000", "model=conv", "model.encoders.0.widths=[64,128]", "logger=off"]
 BATCH = 8  # has no influence on what is counted, but for the vectors that codes start from

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from vqvae.config import build, compose, resolve
-from vqvae.hardware import keep_freed_memory
 from vqvae.quantizers.nearest import nearest_code
 from vqvae.run_folder import table
+from vqvae.training.hardware import keep_freed_memory
 
 SIZES = [(8192, 512, 64), (8192, 8192, 32), (4096, 16384, 32)]  # vectors, codes, width
 ROUNDS, REPEATS = 5, 3

@@ -9,10 +9,10 @@ from collections.abc import Callable
 import torch
 
 from vqvae.config import build, choices, compose, resolve
-from vqvae.hardware import keep_freed_memory
 from vqvae.priors.base import Prior
 from vqvae.priors.sampling import Sampling
 from vqvae.run_folder import table
+from vqvae.training.hardware import keep_freed_memory
 
 CODEBOOK_SIZE, CLASSES, ROUNDS = 512, 10, 5
 RATIOS = [((8, 8), 64), ((32, 32), 16)]  # grid, samples

@@ -21,13 +21,13 @@ from torchvision.transforms.functional import to_pil_image, to_tensor
 from vqvae import distributed
 from vqvae.config import build, check_train, compose, plain, resolve
 from vqvae.data.loader import PictureFeed
-from vqvae.hardware import choose_precision, to_channels_last
-from vqvae.logger import read_lines
-from vqvae.optimizers import parameter_groups
 from vqvae.pipeline import Run, build_model, train_autoencoder
 from vqvae.run_folder import RunFolder, table
-from vqvae.stop import StopRequest
 from vqvae.storage import checkpoint
+from vqvae.training.hardware import choose_precision, to_channels_last
+from vqvae.training.logger import read_lines
+from vqvae.training.optimizers import parameter_groups
+from vqvae.training.stop import StopRequest
 
 STEPS, ROUNDS = 150, 5
 

@@ -13,7 +13,7 @@ from vqvae.pipeline import Tokenizer
 from vqvae.priors.base import Prior
 from vqvae.priors.sampling import Known, Sampling, Watch
 from vqvae.sampling.job import decode
-from vqvae.stages.base import bar_hidden
+from vqvae.training.stage import bar_hidden
 
 
 def draw_pictures(

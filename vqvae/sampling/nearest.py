@@ -14,7 +14,7 @@ from vqvae.data.loader import centre_crop
 from vqvae.pipeline import Run, Tokenizer
 from vqvae.sampling.drawing import choose_labels, draw_pictures
 from vqvae.sampling.job import Job, decode
-from vqvae.stages.base import bar_hidden
+from vqvae.training.stage import bar_hidden
 
 NEIGHBOURS = 3  # shown of each sample, by either distance
 HELD_OUT = 256  # validation pictures that samples are compared with, spread over the split

@@ -15,7 +15,7 @@ from vqvae.config import ConfigError
 from vqvae.data.folder import printable
 from vqvae.data.loader import centre_crop
 from vqvae.pipeline import Run
-from vqvae.stages.base import bar_hidden
+from vqvae.training.stage import bar_hidden
 
 
 def names_in(image: Any) -> list[str]:

@@ -15,7 +15,7 @@ from vqvae.metrics.codebook import CodeCounts, binned, count_codes, describe, hi
 from vqvae.metrics.reconstruction import reconstruction_metrics, reconstruction_sums
 from vqvae.metrics.spacing import spacing, spacing_with_histogram
 from vqvae.model import VQVAE, Output
-from vqvae.stages.base import Batch, Stage
+from vqvae.training.stage import Batch, Stage
 
 COLLAPSED_SHARE = 0.05  # a whole-set perplexity below this share of K is called a collapse
 SPANS = ("batch", "window", "epoch", "run")  # the last step; since the last log; since the epoch began; since step 0

@@ -14,7 +14,7 @@ from vqvae import distributed
 from vqvae.images import grid
 from vqvae.priors.base import Prior, Scored
 from vqvae.priors.sampling import Sampling
-from vqvae.stages.base import Batch, Stage
+from vqvae.training.stage import Batch, Stage
 
 OVERFITTING = 0.01  # validation bits above the best by more than this share, while training bits fall
 

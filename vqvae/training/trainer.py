@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vqvae import distributed
-from vqvae.hardware import Clock, choose_precision, keep_freed_memory, memory_mb, to_channels_last
-from vqvae.logger import Logger
-from vqvae.metric_window import MetricWindow
-from vqvae.optimizers import guarded_step, parameter_groups, reset_rows
-from vqvae.schedules import Schedule
 from vqvae.seeding import seed_everything
-from vqvae.skipped_steps import SkippedSteps
-from vqvae.stages.base import Batch, Feed, Stage, bar_hidden, evaluate
-from vqvae.stop import Stopped, StopRequest
 from vqvae.storage import checkpoint
-from vqvae.trainer_config import TrainerConfig
-from vqvae.weight_average import Evaluating, WeightAverage
+from vqvae.training.config import TrainerConfig
+from vqvae.training.hardware import Clock, choose_precision, keep_freed_memory, memory_mb, to_channels_last
+from vqvae.training.logger import Logger
+from vqvae.training.metric_window import MetricWindow
+from vqvae.training.optimizers import guarded_step, parameter_groups, reset_rows
+from vqvae.training.schedules import Schedule
+from vqvae.training.skipped_steps import SkippedSteps
+from vqvae.training.stage import Batch, Feed, Stage, bar_hidden, evaluate
+from vqvae.training.stop import Stopped, StopRequest
+from vqvae.training.weight_average import Evaluating, WeightAverage
 
 log = logging.getLogger(__name__)
 KEEP_CHECKPOINTS = 2
