@@ -52,32 +52,28 @@ ALLOWED = {
         "seeding",
         "storage",
     },
-    "search": {
-        "model",
-    },
-    "tokenizer": {
+    "inference": {
         "losses",
         "model",
-        "search",
     },
     "exported": {
         "config_check",
+        "inference",
         "losses",
         "model",
         "priors",
         "storage",
-        "tokenizer",
     },
     "export": {
         "config",
         "exported",
+        "inference",
         "onnx_export",
         "pipeline",
         "storage",
-        "tokenizer",
     },
     "onnx_export": {
-        "tokenizer",
+        "inference",
     },
     "stages": {
         "distributed",

@@ -17,13 +17,13 @@ from two_processes import free_ports, under_torchrun
 
 import vqvae
 from vqvae.config import build
+from vqvae.inference.search import around, cells, propose, search
+from vqvae.inference.tokenizer import Tokenizer
 from vqvae.losses.likelihood import Logistic
 from vqvae.losses.reconstruction import MSE
 from vqvae.model import VQVAE
 from vqvae.networks import patch, resnet
 from vqvae.quantizers.scalar import FSQ
-from vqvae.search import around, cells, propose, search
-from vqvae.tokenizer import Tokenizer
 
 SIZES = {"patch": 2, "width": 8, "hidden": 8, "depth": 1}
 WITH_PLACES = [name for name in PRESETS if name not in ("identity", "multiscale")]
@@ -90,7 +90,7 @@ def test_a_pictures_codes_depend_on_no_other_picture(monkeypatch: pytest.MonkeyP
     model, x = model_of(2, FSQ(4, [5, 5, 4])).eval(), torch.randn(7, 3, 6, 10)
     codes = model.encode(x)
     (together,) = search(model, same, x, codes, sweeps=1)
-    monkeypatch.setattr("vqvae.search.POSITIONS_AT_A_TIME", 2 * 6 * 10)  # two at a time
+    monkeypatch.setattr("vqvae.inference.search.POSITIONS_AT_A_TIME", 2 * 6 * 10)  # two at a time
     (apart,) = search(model, same, x, codes, sweeps=1)
     assert (together == apart).float().mean() > 0.99  # but for rounding
 
@@ -169,7 +169,7 @@ def test_proposals_in_chunks_are_those_of_the_whole(monkeypatch: pytest.MonkeyPa
     torch.manual_seed(0)
     vectors, codes, gradient = torch.randn(20, 4), torch.randint(20, (7, 2, 3)), torch.randn(7, 2, 3, 4)
     whole = propose(vectors, codes, gradient)
-    monkeypatch.setattr("vqvae.search.DISTANCES_AT_A_TIME", 2 * 6 * 20)
+    monkeypatch.setattr("vqvae.inference.search.DISTANCES_AT_A_TIME", 2 * 6 * 20)
     assert torch.equal(propose(vectors, codes, gradient), whole)
 
 

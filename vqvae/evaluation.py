@@ -14,10 +14,10 @@ from vqvae.config import plain
 from vqvae.data.base import Data
 from vqvae.data.code_store import CodeFeed, bits_of_uniform
 from vqvae.data.loader import PictureFeed
+from vqvae.inference.tokenizer import Tokenizer
 from vqvae.metrics.reconstruction import reconstruction_metrics, reconstruction_sums
 from vqvae.pipeline import Run
 from vqvae.stages.autoencoder import AutoencoderStage
-from vqvae.tokenizer import Tokenizer
 from vqvae.training.stage import Batch, evaluate
 
 SEARCHED_AT_A_TIME = 128  # pictures

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from vqvae.config import ConfigError, plain
 from vqvae.exported import FORMAT
+from vqvae.inference.tokenizer import Tokenizer
 from vqvae.onnx_export import CannotExport, write_decoder
 from vqvae.pipeline import Run
 from vqvae.storage import checkpoint
 from vqvae.storage.files import write_bytes
-from vqvae.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")

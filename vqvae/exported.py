@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from vqvae.config_check import ALLOWED_PREFIXES, ConfigError, check_node, fits
+from vqvae.inference.tokenizer import Tokenizer
 from vqvae.losses.reconstruction import ReconstructionLoss
 from vqvae.model import VQVAE
 from vqvae.priors.base import Prior
 from vqvae.priors.sampling import Sampling
 from vqvae.storage import checkpoint
-from vqvae.tokenizer import Tokenizer
 
 FORMAT = 1  # raised when older files can no longer be read
 BASES = ("torch.", "vqvae.model.", "vqvae.networks.", "vqvae.quantizers.", "vqvae.losses.", "vqvae.priors.")
@@ -84,7 +84,7 @@ class Exported:
         return next(self.tokenizer.model.parameters()).device
 
     def encode(self, x: Tensor, search_sweeps: int = 0) -> list[Tensor]:
-        """x (B, C, *S) in [-1, 1] -> M code maps (B, *s_m): the encoder's, or better ones found by search (vqvae/search.py).
+        """x (B, C, *S) in [-1, 1] -> M code maps (B, *s_m): the encoder's, or better ones found by search (vqvae/inference/search.py).
 
         Raises ValueError for another shape or type, and where there is nothing to search.
         """

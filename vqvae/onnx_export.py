@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vqvae.tokenizer import Tokenizer
+from vqvae.inference.tokenizer import Tokenizer
 
 TRACED, CHECKED = 2, 3  # batch sizes: the second shows that the first was not built in
 TOLERANCE = 1e-3  # of x_hat in [-1, 1]: an eighth of the step between two levels of 8 bits

@@ -19,6 +19,7 @@ from vqvae.data.code_store import CodeFeed, CodeStore
 from vqvae.data.loader import PictureFeed, PictureLoader, centre_crop
 from vqvae.data.sampler import chunks_of_rank
 from vqvae.images import normalise, to_uint8
+from vqvae.inference.tokenizer import Tokenizer
 from vqvae.losses.reconstruction import ReconstructionLoss
 from vqvae.model import VQVAE
 from vqvae.priors.base import Prior
@@ -28,7 +29,6 @@ from vqvae.seeding import seed_everything
 from vqvae.stages.autoencoder import AutoencoderStage
 from vqvae.stages.prior import PriorStage
 from vqvae.storage import checkpoint
-from vqvae.tokenizer import Tokenizer
 from vqvae.training.config import TrainerConfig
 from vqvae.training.hardware import keep_freed_memory
 from vqvae.training.logger import Logger

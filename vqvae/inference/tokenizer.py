@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vqvae.inference.search import check_places, search
 from vqvae.losses.likelihood import Likelihood
 from vqvae.losses.reconstruction import ReconstructionLoss
 from vqvae.model import VQVAE
-from vqvae.search import check_places, search
 
 
 @dataclass
