@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vqvae.config import check_keys_of, entry_point, plain, resolve
+from vqvae.config.compose import check_keys_of, plain, resolve
+from vqvae.config.program import entry_point
 from vqvae.sampling.modes import COUNTS, check_mode, folder_name, quote
 
 

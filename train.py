@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from vqvae.config import ConfigError, check_train, entry_point, resolve
+from vqvae.config.compose import check_train, resolve
+from vqvae.config.program import entry_point
+from vqvae.errors import UserError
 
 
 @entry_point("train")
@@ -46,14 +48,14 @@ def adopt_config(cfg: Any) -> Any:
 
     other = RunFolder.load(cfg.tokenizer, list(cfg.allow_targets), "tokenizer")
     if other.weights_file("autoencoder") is None:
-        raise ConfigError(f"tokenizer={cfg.tokenizer} has no finished autoencoder")
+        raise UserError(f"tokenizer={cfg.tokenizer} has no finished autoencoder")
     brought, sweeps = ("data", "model", "quantizer", "loss"), None
     for override in HydraConfig.get().overrides.task:
         name = override.lstrip("+~").split("=")[0]
         if name == "model.search_sweeps":
             sweeps = cfg.model.search_sweeps
         elif name.split(".")[0].split("/")[0] in brought:
-            raise ConfigError(f"{override} does not go with tokenizer={cfg.tokenizer}, which brings its own; drop it")
+            raise UserError(f"{override} does not go with tokenizer={cfg.tokenizer}, which brings its own; drop it")
     for key in brought:
         cfg[key] = other.config[key]
     if sweeps is not None:

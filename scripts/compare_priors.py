@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
-from vqvae.config import choices
+from vqvae.config.compose import choices
 from vqvae.pipeline import Run
 from vqvae.priors.autoregressive import AutoregressivePrior
 from vqvae.priors.base import Prior

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from vqvae.config import choices
+from vqvae.config.compose import choices
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULTS = [

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from vqvae.config import ConfigError, check_keys_of, entry_point, resolve
-from vqvae.config_check import fits
+from vqvae.config.compose import check_keys_of, resolve
+from vqvae.config.program import entry_point
+from vqvae.config.types import fits
+from vqvae.errors import UserError
 
 
 @entry_point("encode")
@@ -18,7 +20,7 @@ def main(cfg: Any) -> None:
     check_keys_of("encode", cfg)
     known = ["train", "val", "test"]
     if not fits(cfg.splits, list[str]) or not set(cfg.splits) <= set(known):
-        raise ConfigError(f"splits={cfg.splits} must be a list of {', '.join(known)}, such as [train,val]")
+        raise UserError(f"splits={cfg.splits} must be a list of {', '.join(known)}, such as [train,val]")
 
     from vqvae import distributed
     from vqvae.pipeline import Run

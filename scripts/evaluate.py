@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from vqvae.config import ConfigError, check_keys_of, entry_point, resolve, suggest
+from vqvae.config.compose import check_keys_of, resolve
+from vqvae.config.program import entry_point
+from vqvae.errors import UserError, suggest
 
 
 @entry_point("evaluate")
@@ -19,9 +21,9 @@ def main(cfg: Any) -> None:
     cfg = resolve(cfg)
     check_keys_of("evaluate", cfg)
     if cfg.split not in ("train", "val", "test"):
-        raise ConfigError(f"split={cfg.split} does not exist; {suggest(cfg.split, ['train', 'val', 'test'])}")
+        raise UserError(f"split={cfg.split} does not exist; {suggest(cfg.split, ['train', 'val', 'test'])}")
     if cfg.batch_size < 1:
-        raise ConfigError(f"batch_size must be at least 1, got {cfg.batch_size}")
+        raise UserError(f"batch_size must be at least 1, got {cfg.batch_size}")
 
     from vqvae import distributed
     from vqvae.evaluation import evaluate_run

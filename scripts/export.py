@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from vqvae.config import check_keys_of, entry_point, resolve
+from vqvae.config.compose import check_keys_of, resolve
+from vqvae.config.program import entry_point
 
 
 @entry_point("export")

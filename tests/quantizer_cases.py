@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from vqvae import distributed
-from vqvae.config import build, choices, compose, resolve
+from vqvae.config.build import build
+from vqvae.config.compose import choices, compose, resolve
 from vqvae.quantizers.base import Quantized, Quantizer
 from vqvae.seeding import seed_everything
 from vqvae.training.optimizers import reset_rows

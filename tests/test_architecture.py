@@ -57,7 +57,7 @@ ALLOWED = {
         "model",
     },
     "exported": {
-        "config_check",
+        "config",
         "inference",
         "losses",
         "model",
@@ -86,17 +86,7 @@ ALLOWED = {
     },
 }
 # What puts things together may know everything.
-ENTRY = {
-    "config",
-    "config_check",
-    "evaluation",
-    "pipeline",
-    "plots",
-    "report",
-    "run_folder",
-    "run_folder_check",
-    "sampling",
-}
+ENTRY = {"config", "evaluation", "pipeline", "plots", "report", "run_folder", "run_folder_check", "sampling"}
 
 
 def part_of(path: Path) -> str:

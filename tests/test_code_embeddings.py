@@ -11,7 +11,7 @@ from quantizer_cases import DIM, PRESETS, small_quantizer
 from test_priors import MAPS, prior_of
 from torch import nn
 
-from vqvae.config import choices
+from vqvae.config.compose import choices
 from vqvae.model import VQVAE
 from vqvae.networks import patch
 from vqvae.training.optimizers import Muon, parameter_groups, reset_rows

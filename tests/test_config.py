@@ -10,8 +10,11 @@ import pytest
 from conftest import ROOT, SMALL_CODEBOOK, TINY, error_of
 from omegaconf import OmegaConf
 
-from vqvae.config import CONFIGS, ConfigError, build, check_train, choices, compose, resolve
-from vqvae.config_check import find_target, fits
+from vqvae.config.build import build
+from vqvae.config.compose import CONFIGS, check_train, choices, compose, resolve
+from vqvae.config.schema import find_target
+from vqvae.config.types import fits
+from vqvae.errors import UserError
 
 GROUPS = ["model", "quantizer", "loss", "optimizer", "schedule", "trainer", "prior", "logger", "debug"]
 EVERY = [(group, name) for group in GROUPS for name in choices(group)]
@@ -162,7 +165,7 @@ def test_choices_that_do_not_go_together_say_so(
         "torch.load",
         "torch.nn.modules.module.torch.load",
         "torch.nn.functional.relu",
-        "vqvae.config.importlib.import_module",
+        "vqvae.config.compose.importlib.import_module",
         "vqvae.run_folder.shutil.rmtree",
         "vqvae.training.trainer.Path",
         "vqvae",
@@ -172,7 +175,7 @@ def test_choices_that_do_not_go_together_say_so(
     ],
 )
 def test_targets_that_are_not_allowed_classes_are_refused(target: object) -> None:
-    with pytest.raises(ConfigError, match="is not a class of"):
+    with pytest.raises(UserError, match="is not a class of"):
         find_target("x", target, ("vqvae.", "torch.optim.", "torch.nn."))
 
 
@@ -180,7 +183,7 @@ def test_special_keys_of_hydra_are_refused_everywhere() -> None:
     cfg = resolve(compose("train"))
     OmegaConf.set_struct(cfg, False)
     cfg.quantizer.codebook._args_ = [1]
-    with pytest.raises(ConfigError, match=r"quantizer.codebook._args_ is not a config key"):
+    with pytest.raises(UserError, match=r"quantizer.codebook._args_ is not a config key"):
         check_train(cfg)
 
 

@@ -21,8 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from vqvae.config import check_train, choices, compose, mistake, one_line, resolve
-from vqvae.config import flatten as flat_keys
+from vqvae.config.compose import check_train, choices, compose, resolve
+from vqvae.config.messages import flatten as flat_keys
+from vqvae.config.program import mistake, one_line
 from vqvae.pipeline import Run, train_autoencoder, train_prior
 from vqvae.run_folder import RunFolder
 from vqvae.training.stop import StopRequest

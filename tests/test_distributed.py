@@ -16,7 +16,7 @@ from quantizer_cases import own_rows
 from two_processes import in_a_group
 
 from vqvae import distributed
-from vqvae.config import check_train, choices, compose, resolve
+from vqvae.config.compose import check_train, choices, compose, resolve
 from vqvae.networks.blocks import Dropout
 from vqvae.pipeline import Run, encode, train_autoencoder, train_prior
 from vqvae.priors.maskgit import draw_weights

@@ -18,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 import vqvae
-from vqvae.config import ConfigError, compose, resolve
+from vqvae.config.compose import compose, resolve
+from vqvae.errors import UserError
 from vqvae.export import export_run
 from vqvae.pipeline import Run
 from vqvae.run_folder import RunFolder
@@ -280,10 +281,10 @@ def test_a_run_that_is_not_finished_is_refused_and_one_without_a_prior_is_not(tm
     run = finished(tmp_path / "run", *KINDS["plain"], prior=False)
     assert "no prior: this run has not finished it" in export_run(run, tmp_path / "out")
     assert vqvae.load(str(tmp_path / "out")).prior is None
-    with pytest.raises(ConfigError, match="is there already: name a new folder"):
+    with pytest.raises(UserError, match="is there already: name a new folder"):
         export_run(run, tmp_path / "out")
     shutil.rmtree(tmp_path / "run" / "autoencoder")
-    with pytest.raises(ConfigError, match="has no finished autoencoder"):
+    with pytest.raises(UserError, match="has no finished autoencoder"):
         export_run(Run(RunFolder.load(tmp_path / "run", [])), tmp_path / "other")
     assert not (tmp_path / "other").exists()
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vqvae.config import build, choices, compose, resolve
+from vqvae.config.build import build
+from vqvae.config.compose import choices, compose, resolve
 from vqvae.images import normalise
 from vqvae.losses.likelihood import LEVELS, Categorical, Likelihood, Logistic, clipped_mean, to_levels
 from vqvae.losses.reconstruction import ReconstructionLoss

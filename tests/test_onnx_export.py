@@ -13,7 +13,7 @@ from test_export import KINDS, NO_MODEL, finished, some_x
 from torch import Tensor
 
 import vqvae
-from vqvae.config import choices
+from vqvae.config.compose import choices
 from vqvae.export import export_run
 from vqvae.onnx_export import CannotExport, run_onnx, write_decoder
 from vqvae.pipeline import Run

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from vqvae.config import build, compose, resolve
+from vqvae.config.build import build
+from vqvae.config.compose import compose, resolve
 from vqvae.priors.sampling import Sampling
 from vqvae.priors.wavenet import WaveNet, WaveNetMap
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vqvae.config import build, choices, compose, resolve
+from vqvae.config.build import build
+from vqvae.config.compose import choices, compose, resolve
 from vqvae.priors.autoregressive import AutoregressivePrior
 from vqvae.priors.base import Prior
 from vqvae.priors.pixelcnn import GatedPixelCNN

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vqvae.config import build, choices, compose, resolve
+from vqvae.config.build import build
+from vqvae.config.compose import choices, compose, resolve
 from vqvae.quantizers.base import Quantizer
 
 GRIDS = [(7,), (3, 5), (2, 3, 4)]

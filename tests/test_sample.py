@@ -10,7 +10,7 @@ import torch
 from conftest import SMALL_CODEBOOK, TINY, call_inside, run, train_inside
 from PIL import Image
 
-from vqvae.config import choices, compose, resolve
+from vqvae.config.compose import choices, compose, resolve
 from vqvae.images import normalise, to_uint8, write_png
 from vqvae.pipeline import Run
 from vqvae.priors.autoregressive import AutoregressivePrior

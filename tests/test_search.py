@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from two_processes import free_ports, under_torchrun
 
 import vqvae
-from vqvae.config import build
+from vqvae.config.build import build
 from vqvae.inference.search import around, cells, propose, search
 from vqvae.inference.tokenizer import Tokenizer
 from vqvae.losses.likelihood import Logistic

@@ -23,10 +23,11 @@ import torch
 from conftest import ROOT, SMALL_CODEBOOK, TINY, call_inside, command, train_inside
 from omegaconf import OmegaConf
 
-from vqvae.config import ConfigError, mistake, one_line
-from vqvae.config_check import find_target
+from vqvae.config.program import mistake, one_line
+from vqvae.config.schema import find_target
 from vqvae.data.folder import Folder
 from vqvae.data.loader import PictureLoader
+from vqvae.errors import UserError
 from vqvae.images import write_png
 from vqvae.pipeline import Run
 from vqvae.run_folder import RunFolder
@@ -72,7 +73,7 @@ def config_with(run_dir: Path, key: str, value: Any) -> None:
 
 TARGETS = [
     "os.system",
-    "vqvae.config.os.system",
+    "vqvae.config.compose.os.system",
     "vqvae.run_folder.shutil.rmtree",
     "vqvae.os.system",
     "torch.nn.modules.module.torch.load",
@@ -87,7 +88,7 @@ TARGETS = [
     "vqvae.data.loader.PictureLoader",
     "vqvae.data.base.TensorSplit",
     "vqvae.data.code_store.CodeStore",
-    "vqvae.config_check.ConfigError",
+    "vqvae.config.schema.UserError",
     "vqvae.quantizers.base.Loss",
     "torch.nn.Parameter",
     "torch.nn.parallel.DistributedDataParallel.load_state_dict",
@@ -117,7 +118,7 @@ TARGETS = [
 
 @pytest.mark.parametrize("target", TARGETS, ids=repr)
 def test_a_target_is_a_class_that_configs_build_or_refused(target: Any) -> None:
-    with pytest.raises(ConfigError, match="is not a class of"):
+    with pytest.raises(UserError, match="is not a class of"):
         find_target("data", target, ALLOWED)
 
 

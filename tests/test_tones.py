@@ -14,7 +14,7 @@ import torch
 from conftest import SMALL_CODEBOOK, TINY, error_of, train_inside
 from torch import Tensor
 
-from vqvae.config import choices
+from vqvae.config.compose import choices
 from vqvae.data.base import Data
 from vqvae.data.loader import PictureFeed, PictureLoader, centre_crop, crop
 from vqvae.data.tones import NOISE, TONES, Tones, draw_chunk, draw_tones

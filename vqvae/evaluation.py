@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vqvae import distributed
-from vqvae.config import plain
+from vqvae.config.compose import plain
 from vqvae.data.base import Data
 from vqvae.data.code_store import CodeFeed, bits_of_uniform
 from vqvae.data.loader import PictureFeed

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vqvae.config import ConfigError, plain
+from vqvae.config.compose import plain
+from vqvae.errors import UserError
 from vqvae.exported import FORMAT
 from vqvae.inference.tokenizer import Tokenizer
 from vqvae.onnx_export import CannotExport, write_decoder
@@ -26,10 +27,10 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 def export_run(run: Run, out: Path) -> list[str]:
     """Writes the folder `out`, which appears when it is whole -> what there is to say about it, line by line.
 
-    Raises ConfigError where the autoencoder is not finished, or `out` is there already.
+    Raises UserError where the autoencoder is not finished, or `out` is there already.
     """
     if out.exists() or out.is_symlink():
-        raise ConfigError(f"out={out} is there already: name a new folder")
+        raise UserError(f"out={out} is there already: name a new folder")
     tokenizer = run.tokenizer()
     temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)

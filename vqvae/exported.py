@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqvae.config_check import ALLOWED_PREFIXES, ConfigError, check_node, fits
+from vqvae.config.schema import ALLOWED_PREFIXES, check_node
+from vqvae.config.types import fits
+from vqvae.errors import UserError
 from vqvae.inference.tokenizer import Tokenizer
 from vqvae.losses.reconstruction import ReconstructionLoss
 from vqvae.model import VQVAE
@@ -84,7 +86,7 @@ class Exported:
         return next(self.tokenizer.model.parameters()).device
 
     def encode(self, x: Tensor, search_sweeps: int = 0) -> list[Tensor]:
-        """x (B, C, *S) in [-1, 1] -> M code maps (B, *s_m): the encoder's, or better ones found by search (vqvae/inference/search.py).
+        """x (B, C, *S) in [-1, 1] -> M code maps (B, *s_m): the encoder's, or better ones found by search.
 
         Raises ValueError for another shape or type, and where there is nothing to search.
         """
@@ -161,68 +163,68 @@ def load(path: str | Path, device: str | torch.device = "cpu", allow_targets: Se
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
-    """<name>.json with its keys and their types checked. Raises ConfigError."""
+    """<name>.json with its keys and their types checked. Raises UserError."""
     file = folder / f"{name}.json"
     if not file.is_file():
         found = " (it is a run folder)" if (folder / "config.yaml").is_file() else ""
-        raise ConfigError(
+        raise UserError(
             f"{folder} holds no export{found}: there is no {file}; python scripts/export.py run_dir=... out=... writes one"
         )
     try:
         config = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{file} is damaged: {error}") from error
+        raise UserError(f"{file} is damaged: {error}") from error
     if not isinstance(config, dict) or not fits(config.get("format"), int):
-        raise ConfigError(f"{file} is not the config of an export")
+        raise UserError(f"{file} is not the config of an export")
     if config["format"] != FORMAT:
-        raise ConfigError(f"{file} has format {config['format']}, and this version of vqvae reads format {FORMAT}")
+        raise UserError(f"{file} has format {config['format']}, and this version of vqvae reads format {FORMAT}")
     for key, kind in KEYS[name].items():
         if key not in config or not fits(config[key], kind):
-            raise ConfigError(f"{file}: {key}={config.get(key)} is not what an export has there")
+            raise UserError(f"{file}: {key}={config.get(key)} is not what an export has there")
     return config
 
 
 def read_weights(folder: Path, name: str, config: dict[str, Any]) -> dict[str, Tensor]:
-    """<name>.safetensors. Raises ConfigError where the tensors are not those that the config was written with."""
+    """<name>.safetensors. Raises UserError where the tensors are not those that the config was written with."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     file = folder / f"{name}.safetensors"  # never a name out of the config
     if not file.is_file():
-        raise ConfigError(f"{folder} is not whole: there is no {file}")
+        raise UserError(f"{folder} is not whole: there is no {file}")
     try:
         state = load_file(file)
     except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{file} is damaged: {error}") from error
+        raise UserError(f"{file} is damaged: {error}") from error
     if checkpoint.fingerprint(state) != config["fingerprint"]:
-        raise ConfigError(f"{file} is damaged, or belongs to another {name}.json: its tensors have another fingerprint")
+        raise UserError(f"{file} is damaged, or belongs to another {name}.json: its tensors have another fingerprint")
     return state
 
 
 def construct(path: str, node: Any, base: type, allowed: tuple[str, ...], **runtime: Any) -> Any:
     """Checks a node and all below it as a run's config is checked, then builds it: an instance of `base`.
 
-    Raises ConfigError for what is not allowed there, before anything is built, and for values that make no network.
+    Raises UserError for what is not allowed there, before anything is built, and for values that make no network.
     """
     try:
         check_parts(path, node)
         check_node(path, node, allowed)
         built = assemble(node, runtime)
-    except ConfigError:
+    except UserError:
         raise
     except Exception as error:  # of any kind: torch's networks check their sizes, or do not
-        raise ConfigError(f"{path} cannot be built: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"{path} cannot be built: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(built, base):
-        raise ConfigError(f"{path}._target_ is not a {base.__name__}")
+        raise UserError(f"{path}._target_ is not a {base.__name__}")
     return built
 
 
 def check_parts(path: str, node: Any) -> None:
-    """Raises ConfigError for targets of ours that are no parts of networks: of a stranger's file, not even a logger."""
+    """Raises UserError for targets of ours that are no parts of networks: of a stranger's file, not even a logger."""
     for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
         check_parts(f"{path}.{key}", value)
         if key == "_target_" and value.startswith(("vqvae.", "torch.")) and not value.startswith(BASES):
-            raise ConfigError(f"{path}._target_={value} is no part of a network")
+            raise UserError(f"{path}._target_={value} is no part of a network")
 
 
 def assemble(node: Any, runtime: dict[str, Any]) -> Any:
@@ -240,9 +242,9 @@ def assemble(node: Any, runtime: dict[str, Any]) -> Any:
 
 
 def fill(network: nn.Module, state: dict[str, Tensor], file: Path) -> Any:
-    """Loads all weights -> the network. Raises ConfigError where they do not fit."""
+    """Loads all weights -> the network. Raises UserError where they do not fit."""
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        raise ConfigError(f"{file} does not fit the config beside it: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"{file} does not fit the config beside it: {' '.join(str(error).split())[:300]}") from error
     return network

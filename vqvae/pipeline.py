@@ -13,11 +13,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vqvae import distributed
-from vqvae.config import ConfigError, build, plain
+from vqvae.config.build import build
+from vqvae.config.compose import plain
 from vqvae.data.base import Data, Split
 from vqvae.data.code_store import CodeFeed, CodeStore
 from vqvae.data.loader import PictureFeed, PictureLoader, centre_crop
 from vqvae.data.sampler import chunks_of_rank
+from vqvae.errors import UserError
 from vqvae.images import normalise, to_uint8
 from vqvae.inference.tokenizer import Tokenizer
 from vqvae.losses.reconstruction import ReconstructionLoss
@@ -82,7 +84,7 @@ class Run:
     def check(self) -> None:
         """Builds everything once, so that whatever does not fit is said before any work is done.
 
-        Raises ConfigError, or ValueError for data that cannot be read.
+        Raises UserError, or ValueError for data that cannot be read.
         """
         stage = self.autoencoder_stage(variance=1.0)
         model = stage.model
@@ -103,7 +105,7 @@ class Run:
         return AutoencoderStage(model, reconstruction, variance, self.data.show, epoch_steps)
 
     def tokenizer(self) -> Tokenizer:
-        """The finished stage 1. Raises ConfigError where it is not finished."""
+        """The finished stage 1. Raises UserError where it is not finished."""
         state = self.folder.weights("autoencoder")["networks"]["model"]
         stage = self.autoencoder_stage(self.variance())
         stage.model.load_state_dict(state)
@@ -135,7 +137,7 @@ class Run:
         return Sampling(guidance=node.guidance if self.data.class_names and node.class_dropout else 1.0)
 
     def prior(self, model: VQVAE) -> Prior:
-        """The finished stage 2. Raises ConfigError where it is not finished."""
+        """The finished stage 2. Raises UserError where it is not finished."""
         prior = self.new_prior(model)
         prior.load_state_dict(self.folder.weights("prior")["networks"]["prior"])
         return prior.to(self.device).eval()
@@ -180,7 +182,7 @@ class Run:
 
 
 def build_model(cfg: Any, data: Data, variance: float) -> tuple[VQVAE, ReconstructionLoss]:
-    """The networks and the reconstruction loss of a config. Raises ConfigError where they do not fit the data."""
+    """The networks and the reconstruction loss of a config. Raises UserError where they do not fit the data."""
     build(cfg.quantizer, "quantizer")  # by itself, so that an error names the user's key and not its copy below `model`
     reconstruction: ReconstructionLoss = build(cfg.loss, "loss", variance=variance)
     node = cfg.model.copy()
@@ -190,17 +192,17 @@ def build_model(cfg: Any, data: Data, variance: float) -> tuple[VQVAE, Reconstru
     try:
         model.code_shapes(data.size)
     except ValueError as error:
-        raise ConfigError(f"data.{data.size_key}={getattr(data, data.size_key)}: {error}") from error
+        raise UserError(f"data.{data.size_key}={getattr(data, data.size_key)}: {error}") from error
     if model.search_sweeps:
         try:
             Tokenizer(model, reconstruction, fingerprint="").check_searchable(data.size)
         except ValueError as error:
-            raise ConfigError(f"model.search_sweeps={model.search_sweeps}: {error}; 0 turns the search off") from error
+            raise UserError(f"model.search_sweeps={model.search_sweeps}: {error}; 0 turns the search off") from error
     return model, reconstruction
 
 
 def check_settings(node: Any, prefix: str, train_size: int) -> None:
-    """Builds the trainer's parts of a stage. Raises ConfigError that names the key for values out of range."""
+    """Builds the trainer's parts of a stage. Raises UserError that names the key for values out of range."""
     settings: TrainerConfig = build(node.trainer, prefix + "trainer")
     build(node.schedule, prefix + "schedule")
     hidden = torch.nn.Parameter(torch.zeros(1, 1))
@@ -208,9 +210,9 @@ def check_settings(node: Any, prefix: str, train_size: int) -> None:
     try:
         build(node.optimizer, prefix + "optimizer")([{"params": [torch.nn.Parameter(torch.zeros(1)), hidden]}])
     except (ValueError, TypeError, IndexError) as error:
-        raise ConfigError(f"{prefix}optimizer: {error}") from error
+        raise UserError(f"{prefix}optimizer: {error}") from error
     if settings.batch_size > train_size:
-        raise ConfigError(
+        raise UserError(
             f"{prefix}trainer.batch_size={settings.batch_size} is larger than the training set; at most {train_size} fits"
         )
 
@@ -266,7 +268,7 @@ def train_prior(run: Run, tokenizer: Tokenizer, stop: StopRequest) -> None:
         other = RunFolder.load(run.cfg.init_from, list(run.cfg.allow_targets), "init_from")
         try:
             other.start("prior", stage)
-        except ConfigError as error:  # it has none, or one for other codes, classes or networks
+        except UserError as error:  # it has none, or one for other codes, classes or networks
             log.warning("the prior starts anew: %s", error)
     feed = CodeFeed(train, val, node.trainer.batch_size, run.cfg.seed, run.device)
     trainer = run.trainer("prior", node, stop, stage, feed)

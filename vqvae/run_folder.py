@@ -20,8 +20,10 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vqvae import config, distributed
-from vqvae.config import ConfigError
+from vqvae import distributed
+from vqvae.config.compose import CONFIGS, check_train
+from vqvae.config.saved import SAVED_BYTES, read_saved
+from vqvae.errors import UserError
 from vqvae.run_folder_check import check_contained, load_weights
 from vqvae.storage import checkpoint
 from vqvae.storage.files import remove_leftovers, write_bytes
@@ -44,10 +46,10 @@ class RunFolder:
 
     @classmethod
     def load(cls, path: str | Path, allow_targets: list[str], key: str = "run_dir") -> RunFolder:
-        """An existing run, its config checked before anything is built. Raises ConfigError, about `key`, if there is none."""
+        """An existing run, its config checked before anything is built. Raises UserError, about `key`, if there is none."""
         folder = Path(path)
         if not (folder / "config.yaml").is_file():
-            raise ConfigError(f"{key}={path} holds no run (there is no {folder / 'config.yaml'})")
+            raise UserError(f"{key}={path} holds no run (there is no {folder / 'config.yaml'})")
         return cls(folder, saved_config(folder, allow_targets))
 
     @classmethod
@@ -55,7 +57,7 @@ class RunFolder:
         """The folder for a resolved config: new (and not made yet), or the one that holds a run of the same config.
 
         Where the command line changes nothing that the result depends on, `run_dir` alone continues the run that lies there.
-        Raises ConfigError, with the differences, where it holds a run of another config.
+        Raises UserError, with the differences, where it holds a run of another config.
         """
         folder = Path(distributed.broadcast_object(str(choose_path(cfg))))
         cfg.run_dir = str(folder)
@@ -66,15 +68,15 @@ class RunFolder:
             if found and (keys := free_overrides()) is not None:
                 for key in keys:
                     OmegaConf.update(stored, key, OmegaConf.select(cfg, key))
-                config.check_train(stored)
+                check_train(stored)
                 cfg = stored
             elif found:
-                raise ConfigError(
+                raise UserError(
                     f"run_dir={folder} holds a run with another config ({'; '.join(found)}): "
                     "choose another run_dir, or drop the changes to continue that run"
                 )
         elif folder.is_dir() and any(folder.iterdir()):
-            raise ConfigError(f"run_dir={folder} is a folder with other things in it: choose another, or empty it")
+            raise UserError(f"run_dir={folder} is a folder with other things in it: choose another, or empty it")
         distributed.barrier()  # all have looked before rank 0 makes it
         return cls(folder, cfg)
 
@@ -82,9 +84,9 @@ class RunFolder:
         """Makes the folder, writes the config into it and starts train.log."""
         if distributed.is_main():
             text = OmegaConf.to_yaml(self.config).encode()
-            if len(text) > config.SAVED_BYTES:
-                limit = f"{config.SAVED_BYTES} bytes, and could not be read back"
-                raise ConfigError(f"this config has more than {limit}: name many files by braces or wildcards")
+            if len(text) > SAVED_BYTES:
+                limit = f"{SAVED_BYTES} bytes, and could not be read back"
+                raise UserError(f"this config has more than {limit}: name many files by braces or wildcards")
             write_bytes(self.path / "config.yaml", text)
             for part in ("", "codes", *STAGES):
                 remove_leftovers(self.path / part, "*", hours=0)
@@ -104,14 +106,14 @@ class RunFolder:
         return found[-1] if found else None
 
     def weights(self, stage: str) -> dict[str, Any]:
-        """{step, networks} of a finished stage. Raises ConfigError where it is not finished, or not what a stage leaves."""
+        """{step, networks} of a finished stage. Raises UserError where it is not finished, or not what a stage leaves."""
         file = self.weights_file(stage)
         if file is None:
-            raise ConfigError(f"{self.path} has no finished {stage}: train it with python train.py run_dir={self.path}")
+            raise UserError(f"{self.path} has no finished {stage}: train it with python train.py run_dir={self.path}")
         return load_weights(file, NETWORKS[stage], distributed.device())
 
     def start(self, stage_name: str, stage: Any) -> None:
-        """Gives a new stage the weights of this run's. Raises ConfigError where they do not fit."""
+        """Gives a new stage the weights of this run's. Raises UserError where they do not fit."""
         for name, state in self.weights(stage_name)["networks"].items():
             network = stage.networks[name]
             own = {key: tuple(value.shape) for key, value in network.state_dict().items()}
@@ -122,7 +124,7 @@ class RunFolder:
                 if own.get(key) != given.get(key) and (key in own.keys() & given.keys() or ".revival." not in key)
             )
             if unlike:
-                raise ConfigError(
+                raise UserError(
                     f"init_from={self.path}: its {stage_name} has other weights than this config "
                     f"({len(unlike)} differ, {unlike[0]} is {given.get(unlike[0])} there, {own.get(unlike[0])} here)"
                 )
@@ -155,15 +157,15 @@ def saved_config(folder: Path, allow_targets: list[str]) -> DictConfig:
     """The checked config of a run folder, which may be a stranger's: it names no target that this command does not allow,
     nothing outside of the folder stands in for a part of it, and pictures are kept where this user has kept some before.
 
-    Raises ConfigError.
+    Raises UserError.
     """
     check_contained(folder)
-    cfg = config.read_saved(folder / "config.yaml")
+    cfg = read_saved(folder / "config.yaml")
     cfg.allow_targets, cfg.run_dir = allow_targets, str(folder)
-    config.check_train(cfg)
+    check_train(cfg)
     kept = Path(os.path.expanduser(cfg.data.cache_dir))
     if not any(one for kind in ("images", "shard") for one in kept.glob(f"*-{kind}.npy")):
-        cfg.data.cache_dir = str(OmegaConf.load(config.CONFIGS / "data" / "folder.yaml")["cache_dir"])  # type: ignore[index]
+        cfg.data.cache_dir = str(OmegaConf.load(CONFIGS / "data" / "folder.yaml")["cache_dir"])  # type: ignore[index]
     return cfg
 
 

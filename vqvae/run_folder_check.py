@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqvae.config import ConfigError
+from vqvae.errors import UserError
 from vqvae.storage import checkpoint
 
 
 def check_contained(folder: Path) -> None:
-    """Raises ConfigError for links that lead out of the folder, and for what is neither file nor folder (such as a pipe).
+    """Raises UserError for links that lead out of the folder, and for what is neither file nor folder (such as a pipe).
 
     Not below wandb/<run>: wandb links from there to its own log, and nothing is read or written there again.
     """
@@ -23,9 +23,9 @@ def check_contained(folder: Path) -> None:
         for path in (os.path.join(place, name) for name in (*folders, *files)):
             if os.path.islink(path):
                 if os.path.commonpath([root, os.path.realpath(path)]) != root:
-                    raise ConfigError(f"{path} leads out of the run folder: replace the link by what it points to")
+                    raise UserError(f"{path} leads out of the run folder: replace the link by what it points to")
             elif not os.path.isfile(path) and not os.path.isdir(path):
-                raise ConfigError(f"{path} is neither a file nor a folder: remove it")
+                raise UserError(f"{path} is neither a file nor a folder: remove it")
         if place == os.path.join(folder, "wandb"):
             folders.clear()
 
@@ -33,19 +33,19 @@ def check_contained(folder: Path) -> None:
 def load_weights(file: Path, network: str, device: torch.device) -> dict[str, Any]:
     """{step, networks: {name: {parameter: tensor}}} of a finished stage, with the network that it leaves.
 
-    Raises ConfigError for anything else; nothing that a file brings is run.
+    Raises UserError for anything else; nothing that a file brings is run.
     """
     networks = (state := checkpoint.load(file, device)).get("networks")
     if not isinstance(networks, dict) or network not in networks:
-        raise ConfigError(f"{file} does not hold the network {network}")
+        raise UserError(f"{file} does not hold the network {network}")
     for name, parameters in networks.items():
         if not isinstance(parameters, dict):
-            raise ConfigError(f"{file}: {name} is not a set of weights")
+            raise UserError(f"{file}: {name} is not a set of weights")
         for key, value in parameters.items():
             if not isinstance(key, str) or not isinstance(value, Tensor) or not is_whole(value):
-                raise ConfigError(f"{file}: {name}/{key} is not a tensor")
+                raise UserError(f"{file}: {name}/{key} is not a tensor")
             if value.is_floating_point() and bool(value.isnan().any()):
-                raise ConfigError(f"{file}: {name}/{key} has values that are not numbers")
+                raise UserError(f"{file}: {name}/{key} has values that are not numbers")
     return state
 
 

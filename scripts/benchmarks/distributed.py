@@ -17,7 +17,7 @@ from torch import Tensor
 
 from scripts.benchmarks.training import new_run
 from vqvae import distributed
-from vqvae.config import check_train, choices, compose, resolve
+from vqvae.config.compose import check_train, choices, compose, resolve
 from vqvae.data.loader import PictureFeed
 from vqvae.pipeline import Run
 from vqvae.run_folder import RunFolder, table

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqvae.config import build, compose, resolve
+from vqvae.config.build import build
+from vqvae.config.compose import compose, resolve
 from vqvae.quantizers.nearest import nearest_code
 from vqvae.run_folder import table
 from vqvae.training.hardware import keep_freed_memory

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import torch
 
-from vqvae.config import build, choices, compose, resolve
+from vqvae.config.build import build
+from vqvae.config.compose import choices, compose, resolve
 from vqvae.priors.base import Prior
 from vqvae.priors.sampling import Sampling
 from vqvae.run_folder import table

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import to_pil_image, to_tensor
 
 from vqvae import distributed
-from vqvae.config import build, check_train, compose, plain, resolve
+from vqvae.config.build import build
+from vqvae.config.compose import check_train, compose, plain, resolve
 from vqvae.data.loader import PictureFeed
 from vqvae.pipeline import Run, build_model, train_autoencoder
 from vqvae.run_folder import RunFolder, table

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqvae.config import ConfigError, suggest
+from vqvae.errors import UserError, suggest
 from vqvae.priors.sampling import Known
 from vqvae.sampling.drawing import choose_labels, draw_pictures
 from vqvae.sampling.job import Job, decode, encode, paint
@@ -29,7 +29,7 @@ def complete(job: Job) -> None:
     settings, n = job.settings, job.settings["n"]
     names = names_in(settings["image"])
     if len(names) != 1:
-        raise ConfigError(f"mode=complete needs one picture, got image={settings['image']}")
+        raise UserError(f"mode=complete needs one picture, got image={settings['image']}")
     region = region_of(settings["mask"] or "right_half", job.run.data.size)
     original, label = read_named(job.run, names[0])
     labels = choose_labels(settings["class"], job.run.data.class_names, job.seeds)
@@ -58,7 +58,7 @@ def region_of(mask: Any, size: tuple[int, ...]) -> Tensor:
     """A half by its name, or a box from its first to beyond its last position, x before y -> (*S) bool, True within.
 
     The box is text or a list of numbers: x0,x1 for data of one dim, x0,y0,x1,y1 for two, in positions of the data as the
-    model sees it. Raises ConfigError for anything else, for a box that is empty or reaches beyond the data.
+    model sees it. Raises UserError for anything else, for a box that is empty or reaches beyond the data.
     """
     region = torch.zeros(size, dtype=torch.bool)
     if isinstance(mask, str) and mask in HALVES and HALVES[mask][0] <= len(size):
@@ -71,14 +71,14 @@ def region_of(mask: Any, size: tuple[int, ...]) -> Tensor:
         halves = [name for name, (dim, _) in HALVES.items() if dim <= len(size)]
         axes = "xyz"[: len(size)]
         form = ",".join([f"{axis}0" for axis in axes] + [f"{axis}1" for axis in axes])
-        raise ConfigError(f"mask={mask} is no region of this data; {suggest(str(mask), [*halves, form])}")
+        raise UserError(f"mask={mask} is no region of this data; {suggest(str(mask), [*halves, form])}")
     for axis, first, beyond, length in zip("xyz", box, box[len(size) :], reversed(size)):
         if not 0 <= first <= beyond <= length:
-            raise ConfigError(
+            raise UserError(
                 f"mask={mask}: {axis} goes from {first} to {beyond}, and must go upwards within 0 .. {length}"
             )
         if first == beyond:
-            raise ConfigError(f"mask={mask} is empty: {axis} goes from {first} to {beyond}, the latter not included")
+            raise UserError(f"mask={mask} is empty: {axis} goes from {first} to {beyond}, the latter not included")
     spans = [slice(first, beyond) for first, beyond in zip(box, box[len(size) :])]
     region[tuple(reversed(spans))] = True
     return region

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vqvae.config import ConfigError, suggest
+from vqvae.errors import UserError, suggest
 from vqvae.pipeline import Tokenizer
 from vqvae.priors.base import Prior
 from vqvae.priors.sampling import Known, Sampling, Watch
@@ -69,13 +69,13 @@ class Look:
 def choose_labels(wanted: Any, class_names: list[str], seeds: list[int]) -> Tensor:
     """What a user calls `class` -> labels (n,): a number, a name, 'all' for each class in turn, or null.
 
-    null draws each sample's class from its own seed. Without classes every label is -1. Raises ConfigError for an
+    null draws each sample's class from its own seed. Without classes every label is -1. Raises UserError for an
     unknown class.
     """
     count = len(seeds)
     if not class_names:
         if wanted is not None:
-            raise ConfigError(f"class={wanted}: this run's data has no classes")
+            raise UserError(f"class={wanted}: this run's data has no classes")
         return torch.full((count,), -1)
     if wanted is None:
         generators = (torch.Generator().manual_seed(seed + 1) for seed in seeds)
@@ -87,6 +87,6 @@ def choose_labels(wanted: Any, class_names: list[str], seeds: list[int]) -> Tens
         return torch.full((count,), class_names.index(str(wanted)))
     if isinstance(wanted, int) and 0 <= wanted < len(class_names):
         return torch.full((count,), wanted)
-    raise ConfigError(
+    raise UserError(
         f"class={wanted} does not exist; {suggest(str(wanted), class_names)} (or 0 .. {len(class_names) - 1})"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vqvae.config import ConfigError
+from vqvae.errors import UserError
 from vqvae.images import to_uint8
 from vqvae.pipeline import Tokenizer
 from vqvae.sampling.job import Job, features, from_features
@@ -16,9 +16,7 @@ def interpolate(job: Job) -> None:
     """Writes interpolation.png and interpolation.npz, and on request single files."""
     names, n = names_in(job.settings["image"]), job.settings["n"]
     if len(names) != 2:
-        raise ConfigError(
-            f"mode=interpolate needs two pictures, such as image=[0,1], got image={job.settings['image']}"
-        )
+        raise UserError(f"mode=interpolate needs two pictures, such as image=[0,1], got image={job.settings['image']}")
     ends = torch.stack([read_named(job.run, name)[0] for name in names])  # (2, C, *S)
     path = to_uint8(between(job.tokenizer, job.x(ends), n))
     shown = torch.cat([ends[:1], path, ends[1:]])

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqvae.config import ConfigError
 from vqvae.data.loader import centre_crop
+from vqvae.errors import UserError
 from vqvae.images import grid, normalise, to_uint8, write_png
 from vqvae.pipeline import Run, Tokenizer
 from vqvae.priors.autoregressive import AutoregressivePrior
@@ -43,16 +43,16 @@ class Job:
 
     @cached_property
     def sampling(self) -> Sampling:
-        """How codes are drawn. Raises ConfigError for guidance that this run's prior cannot give, ValueError out of range."""
+        """How codes are drawn. Raises UserError for guidance that this run's prior cannot give, ValueError out of range."""
         keys = ("temperature", "top_k", "top_p", "guidance", "guidance_schedule", "method", "steps")
         chosen = {key: self.settings[key] for key in keys}
         if chosen["guidance"] is None:
             chosen["guidance"] = self.run.sampling().guidance
         sampling = Sampling(**chosen)
         if sampling.guided and not self.run.data.class_names:
-            raise ConfigError(f"guidance={sampling.guidance} needs classes, and this run's data has none")
+            raise UserError(f"guidance={sampling.guidance} needs classes, and this run's data has none")
         if sampling.guided and not self.run.cfg.prior.class_dropout:
-            raise ConfigError(
+            raise UserError(
                 f"guidance={sampling.guidance} needs a prior that was also trained without the class, and this one had "
                 "prior.class_dropout=0: train one with prior.class_dropout=0.1"
             )
@@ -60,16 +60,16 @@ class Job:
 
     @cached_property
     def prior(self) -> Prior:
-        """The finished prior. Raises ConfigError where there is none, or where it has no steps and is given some."""
+        """The finished prior. Raises UserError where there is none, or where it has no steps and is given some."""
         path = self.run.folder.path
         if self.run.folder.weights_file("prior") is None:
-            raise ConfigError(
+            raise UserError(
                 f"mode={self.settings['mode']} needs a prior, and {path} has none: train one with python train.py "
                 f"tokenizer={path} run_dir=..., or choose mode=reconstruct or mode=interpolate"
             )
         sampling, prior = self.sampling, self.run.prior(self.tokenizer.model)
         if sampling.steps is not None and isinstance(prior, AutoregressivePrior):
-            raise ConfigError(f"steps={sampling.steps} is for masked priors: this one draws one code after another")
+            raise UserError(f"steps={sampling.steps} is for masked priors: this one draws one code after another")
         return prior
 
     def x(self, items: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from vqvae.config_check import ConfigError, describe, fits, suggest
+from vqvae.config.types import describe, fits
+from vqvae.errors import UserError, suggest
 
 COMMON = ("mode", "run_dir", "n", "out", "allow_targets")
 DRAWING = ("seed", "class", "temperature", "top_k", "top_p", "guidance", "guidance_schedule", "method", "steps")
@@ -44,22 +45,22 @@ def quote(argument: str) -> str:
 
 
 def check_mode(cfg: dict[str, Any], typed: Iterable[str]) -> None:
-    """The values of sample.yaml's keys, and the keys that were typed. Raises ConfigError for what does not fit the mode."""
+    """The values of sample.yaml's keys, and the keys that were typed. Raises UserError for what does not fit the mode."""
     mode = cfg["mode"]
     if mode not in KEYS:
-        raise ConfigError(f"mode={mode} does not exist; {suggest(str(mode), KEYS)}")
+        raise UserError(f"mode={mode} does not exist; {suggest(str(mode), KEYS)}")
     for key in typed:
         if key not in (*COMMON, *KEYS[mode]):
             others = " and ".join(f"mode={other}" for other, keys in KEYS.items() if key in keys)
-            raise ConfigError(f"{key}= does not belong to mode={mode}; it is a key of {others}")
+            raise UserError(f"{key}= does not belong to mode={mode}; it is a key of {others}")
     for key, kind in TYPES.items():
         if not fits(cfg[key], kind):
-            raise ConfigError(f"{key}={cfg[key]} is not {describe(kind)}")
+            raise UserError(f"{key}={cfg[key]} is not {describe(kind)}")
     if (cfg["n"] is not None and cfg["n"] < 1) or cfg["columns"] < 1:
-        raise ConfigError(f"n and columns must be at least 1, got n={cfg['n']}, columns={cfg['columns']}")
+        raise UserError(f"n and columns must be at least 1, got n={cfg['n']}, columns={cfg['columns']}")
     if "image" in KEYS[mode] and cfg["image"] is None:
         example = "image=[0,1]" if mode == "interpolate" else "image=0"
-        raise ConfigError(f"mode={mode} needs image=...: files, or numbers of validation pictures, such as {example}")
+        raise UserError(f"mode={mode} needs image=...: files, or numbers of validation pictures, such as {example}")
 
 
 def folder_name(cfg: dict[str, Any], typed: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from vqvae.config import ConfigError
+from vqvae.errors import UserError
 from vqvae.images import to_uint8
 from vqvae.metrics.reconstruction import item_psnr
 from vqvae.run_folder import table
@@ -33,7 +33,7 @@ def reconstruct(job: Job) -> None:
     for line in skipped[:MOST_SHOWN]:
         print(f"skipped {line}")
     if not rows:
-        raise ConfigError(f"folder={job.settings['folder']} holds no file that can be read ({len(skipped)} skipped)")
+        raise UserError(f"folder={job.settings['folder']} holds no file that can be read ({len(skipped)} skipped)")
     text = io.StringIO()
     csv.writer(text).writerows([("picture", "psnr_db"), *rows])
     print(table(["picture", "psnr_db"], [list(row) for row in rows[:MOST_SHOWN]]))

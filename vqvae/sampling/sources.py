@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from vqvae.config import ConfigError
 from vqvae.data.folder import printable
 from vqvae.data.loader import centre_crop
+from vqvae.errors import UserError
 from vqvae.pipeline import Run
 from vqvae.training.stage import bar_hidden
 
@@ -28,26 +28,26 @@ def names_in(image: Any) -> list[str]:
 def read_named(run: Run, name: str) -> tuple[Tensor, int]:
     """A file, or the number of a validation picture -> item uint8 (C, *S), and its label (-1: unknown).
 
-    Raises ConfigError for what is neither, OSError for a file that cannot be decoded.
+    Raises UserError for what is neither, OSError for a file that cannot be decoded.
     """
     if name.isdecimal():
         split = run.split("val")
         if int(name) >= len(split):
-            raise ConfigError(f"image={name}: the validation pictures are numbered 0 .. {len(split) - 1}")
+            raise UserError(f"image={name}: the validation pictures are numbered 0 .. {len(split) - 1}")
         return crop(run, split.read(int(name))), int(split.labels[int(name)])
     path = Path(expanduser(name))
     if not isfile(path):
-        raise ConfigError(f"image={name} is neither a file nor the number of a validation picture")
+        raise UserError(f"image={name} is neither a file nor the number of a validation picture")
     try:
         return crop(run, run.data.load(path)), -1
     except OSError as error:
-        raise ConfigError(f"image={name} cannot be read: {error}") from error
+        raise UserError(f"image={name} cannot be read: {error}") from error
 
 
 def read_many(run: Run, folder: str | None, count: int | None) -> Iterator[tuple[str, Tensor | OSError]]:
     """The first `count` files below a folder (None: all), or validation pictures -> names, and items or why not.
 
-    Raises ConfigError where there is no such folder, or nothing in it.
+    Raises UserError where there is no such folder, or nothing in it.
     """
     readers: list[tuple[str, Callable[[], Tensor]]]
     if folder is None:
@@ -56,11 +56,11 @@ def read_many(run: Run, folder: str | None, count: int | None) -> Iterator[tuple
     else:
         root = Path(expanduser(folder))
         if not root.is_dir():
-            raise ConfigError(f"folder={folder} is not a folder")
+            raise UserError(f"folder={folder} is not a folder")
         files = sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file())
         visible = [p for p in files if not any(part.startswith(".") for part in p.parts)]
         if not visible:
-            raise ConfigError(f"folder={folder} holds no files")
+            raise UserError(f"folder={folder} holds no files")
         readers = [(printable(p.as_posix()), partial(run.data.load, root / p)) for p in visible]
     for name, read in tqdm(readers[:count], desc="reconstructing", unit="picture", disable=bar_hidden()):
         try:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import inspect
-import math
 import re
-import types
 import typing
-from collections.abc import Iterable
 from typing import Any
+
+from vqvae.config.types import describe, fits, inner, is_union, shorten
+from vqvae.errors import UserError, suggest
 
 MOST_BUILT = 10_000
 # Numbers of things, and not of channels: so many would be built one after the other until memory or patience ends.
@@ -59,45 +58,34 @@ PRIOR = "network optimizer schedule trainer flip class_dropout label_smoothing g
 PRIOR_TYPES: dict[str, typing.Any] = {"flip": bool, "class_dropout": float, "label_smoothing": float, "guidance": float}
 
 
-class ConfigError(ValueError):
-    """A config that cannot be used: one sentence that names the key, the value and what to do."""
-
-
-def suggest(name: str, valid: Iterable[str]) -> str:
-    """-> 'did you mean ...', or the list of what is valid where nothing is near."""
-    valid = list(dict.fromkeys(valid))
-    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else f"valid are: {', '.join(valid[:25])}"
-
-
 def check(cfg: dict[str, Any]) -> None:
-    """Raises ConfigError unless all keys are known, all targets allowed, all values of the type that is asked for.
+    """Raises UserError unless all keys are known, all targets allowed, all values of the type that is asked for.
 
     It builds nothing, and imports nothing but the modules of allowed targets.
     """
     check_keys("", list(cfg), TOP_LEVEL.split(), required=True)
     for key, kind in TOP_LEVEL_TYPES.items():
         if not fits(cfg[key], kind):
-            raise ConfigError(f"{key}={cfg[key]} is not {describe(kind)}")
+            raise UserError(f"{key}={cfg[key]} is not {describe(kind)}")
     for prefix in cfg["allow_targets"]:
         if not prefix.endswith("."):
-            raise ConfigError(f"allow_targets={prefix} must end with a dot, such as my_package.")
+            raise UserError(f"allow_targets={prefix} must end with a dot, such as my_package.")
     allowed = (*ALLOWED_PREFIXES, *cfg["allow_targets"])
     for group in TOP_LEVEL.split()[len(TOP_LEVEL_TYPES) :]:
         if not isinstance(cfg[group], dict):
-            raise ConfigError(f"{group}={cfg[group]} is not a choice of this group; see --help")
+            raise UserError(f"{group}={cfg[group]} is not a choice of this group; see --help")
     check_keys("prior", list(cfg["prior"]), PRIOR.split(), required=True)
     for key, kind in PRIOR_TYPES.items():
         if not fits(value := cfg["prior"][key], kind):
-            raise ConfigError(f"prior.{key}={value} is not {describe(kind)}")
+            raise UserError(f"prior.{key}={value} is not {describe(kind)}")
     for path, base in GROUPS.items():
         group, _, part = path.partition(".")
         check_node(path, cfg[group][part] if part else cfg[group], allowed, named(base))
     if cfg["seed"] < 0:
-        raise ConfigError(f"seed must not be negative, got {cfg['seed']}")
+        raise UserError(f"seed must not be negative, got {cfg['seed']}")
     for stage in cfg["stages"]:
         if stage not in ("autoencoder", "prior"):
-            raise ConfigError(
+            raise UserError(
                 f"stages may hold autoencoder and prior, got {stage}; " + suggest(stage, ["autoencoder", "prior"])
             )
 
@@ -113,48 +101,48 @@ def check_node(path: str, node: Any, allowed: tuple[str, ...], wanted: Any = Any
             check_node(f"{path}.{index}", item, allowed, inner(wanted))
     is_built = isinstance(node, dict) and "_target_" in node
     if to_build is not None and not is_built and not (node is None and is_union(wanted)):
-        raise ConfigError(f"{path}={shorten(node)} is not {describe(to_build)}")
+        raise UserError(f"{path}={shorten(node)} is not {describe(to_build)}")
     if not isinstance(node, dict):
         return
     parameters: dict[str, Any] = {}
     if is_built:
         target = find_target(path, node["_target_"], allowed)
         if to_build is not None and not issubclass(target, to_build):
-            raise ConfigError(f"{path}._target_={node['_target_']} is not {describe(to_build)}")
+            raise UserError(f"{path}._target_={node['_target_']} is not {describe(to_build)}")
         if node.get("_partial_", False) is not issubclass(target, named("torch.optim.Optimizer")):
-            raise ConfigError(f"{path}._partial_={node.get('_partial_')} does not go with {node['_target_']}")
+            raise UserError(f"{path}._partial_={node.get('_partial_')} does not go with {node['_target_']}")
         parameters = signature(target)
         check_keys(path, [k for k in node if k not in SPECIAL_KEYS], [*parameters])
         for key, annotation in parameters.items():
             if key in node and not fits(node[key], annotation):
-                raise ConfigError(f"{path}.{key}={shorten(node[key])} is not {describe(annotation)}")
+                raise UserError(f"{path}.{key}={shorten(node[key])} is not {describe(annotation)}")
             if isinstance(node.get(key), int) and node[key] > MOST_BUILT and BUILT.search(f"{path}.{key}"):
-                raise ConfigError(f"{path}.{key}={node[key]} is more than {MOST_BUILT}: they are built one by one")
+                raise UserError(f"{path}.{key}={node[key]} is more than {MOST_BUILT}: they are built one by one")
     elif special := [k for k in node if str(k).startswith("_")]:
-        raise ConfigError(f"{path}.{special[0]} is not allowed")
+        raise UserError(f"{path}.{special[0]} is not allowed")
     for key, value in node.items():
         if key not in SPECIAL_KEYS:
             check_node(f"{path}.{key}", value, allowed, parameters.get(key, inner(wanted)))
 
 
 def check_keys(path: str, keys: list[Any], valid: list[str], required: bool = False) -> None:
-    """Raises ConfigError for a key that is not valid and, where all are `required`, for one that is missing."""
+    """Raises UserError for a key that is not valid and, where all are `required`, for one that is missing."""
     names = [f"{path}.{name}" if path else name for name in valid]
     for key in keys:
         if key not in valid:
             full = f"{path}.{key}" if path else str(key)
-            raise ConfigError(f"{full} is not a config key; " + suggest(full, names))
+            raise UserError(f"{full} is not a config key; " + suggest(full, names))
     missing = [name for name, key in zip(names, valid) if key not in keys]
     if required and missing:
-        raise ConfigError(f"{missing[0]} is missing")
+        raise UserError(f"{missing[0]} is missing")
 
 
 def find_target(path: str, target: Any, allowed: tuple[str, ...]) -> type:
-    """The class that a `_target_` names. Raises ConfigError for anything but an allowed subclass of BASES.
+    """The class that a `_target_` names. Raises UserError for anything but an allowed subclass of BASES.
 
     Functions and attribute paths through modules are refused: a prefix alone would let torch.nn.modules.module.torch.load by.
     """
-    refused = ConfigError(
+    refused = UserError(
         f"{path}._target_={shorten(target)} is not a class of {', '.join(allowed)} that configs build "
         "(allow_targets=[my_package.] on the command line allows your own)"
     )
@@ -190,22 +178,6 @@ def buildable(annotation: Any) -> type | None:
     return None
 
 
-def inner(annotation: Any) -> Any:
-    """What the items of a list or the values of a dict are annotated with."""
-    arguments = typing.get_args(annotation)
-    return arguments[-1] if typing.get_origin(annotation) in (list, dict) and arguments else Any
-
-
-def is_union(annotation: Any) -> bool:
-    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
-
-
-def shorten(value: Any) -> str:
-    """A value for a message."""
-    text = str(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
-
-
 def signature(target: type) -> dict[str, Any]:
     """Constructor arguments and their types."""
     try:
@@ -214,40 +186,3 @@ def signature(target: type) -> dict[str, Any]:
         hints = {}
     found = inspect.signature(target).parameters.values()
     return {p.name: hints.get(p.name, Any) for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-
-
-def fits(value: Any, annotation: Any) -> bool:
-    """Whether a config value is of a plain annotated type; classes of objects are for their constructors to judge."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if is_union(annotation):
-        return any(fits(value, one) for one in arguments)
-    if origin in (list, tuple):
-        inner = arguments[0] if arguments else Any
-        return (
-            not isinstance(value, (str, dict)) and hasattr(value, "__iter__") and all(fits(one, inner) for one in value)
-        )
-    if origin is dict:
-        return isinstance(value, dict) and all(fits(one, arguments[-1]) for one in value.values())
-    if annotation is float:
-        if isinstance(value, float):
-            return not math.isnan(value)
-        return fits(value, int) and abs(value) < 2**40  # torch computes with it as an integer, which must not overflow
-    if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
-    if annotation in (str, bool):
-        return isinstance(value, annotation)
-    if isinstance(annotation, type):
-        return (value is None) == (annotation is type(None))
-    return True
-
-
-def describe(annotation: Any) -> str:
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
-    arguments = typing.get_args(annotation)
-    if typing.get_origin(annotation) in (list, tuple):
-        return f"a list of which each item is {describe(arguments[0])}"
-    if arguments:
-        return " or ".join(describe(one) for one in arguments)
-    if isinstance(annotation, type) and annotation not in names:
-        return f"a choice for {annotation.__name__}"
-    return names.get(annotation, str(annotation))

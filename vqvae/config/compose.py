@@ -1,0 +1,72 @@
+"""Configs composed by Hydra from configs/, resolved, and checked before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from vqvae.config.schema import check, check_keys
+from vqvae.config.types import describe, fits
+from vqvae.errors import UserError
+
+PACKAGE = Path(__file__).resolve().parent.parent
+CONFIGS = PACKAGE.parent / "configs"
+OmegaConf.register_new_resolver("sweep_dir", lambda run_dir: run_dir or "runs/sweep", replace=True)
+
+
+def compose(config_name: str, overrides: list[str] | None = None) -> DictConfig:
+    """The config that the command line would make, for tests, scripts and messages."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return hydra_compose(config_name, overrides or [])
+
+
+def choices(group: str) -> list[str]:
+    """The options of a config group."""
+    return sorted(p.stem for p in (CONFIGS / group).glob("*.yaml"))
+
+
+def groups() -> list[str]:
+    return sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*") if p.is_dir())
+
+
+def resolve(cfg: DictConfig) -> DictConfig:
+    """A copy with every interpolation replaced. Raises UserError for a value that is missing."""
+    missing = OmegaConf.missing_keys(cfg)
+    if missing:
+        first = min(missing)
+        raise UserError(f"{first} has no value; add {first}=... to the command")
+    cfg = cfg.copy()
+    OmegaConf.resolve(cfg)
+    return cfg
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A resolved config as nested dicts and lists."""
+    container = OmegaConf.to_container(cfg)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def check_keys_of(config_name: str, cfg: DictConfig) -> None:
+    """Checks a flat config, such as sample's, against its YAML: the keys, and the types of the values there."""
+    defaults = OmegaConf.load(CONFIGS / f"{config_name}.yaml")
+    assert isinstance(defaults, DictConfig)
+    valid = [str(key) for key in defaults if key not in ("defaults", "hydra")]
+    check_keys("", list(cfg), valid)
+    for key in valid:
+        default = None if OmegaConf.is_missing(defaults, key) else defaults[key]
+        kind = float if isinstance(default, float) else type(default)
+        if isinstance(default, (bool, int, float, str)) and not fits(cfg[key], kind):
+            raise UserError(f"{key}={cfg[key]} is not {describe(kind)}")
+
+
+def check_train(cfg: DictConfig) -> None:
+    """Checks a resolved config of train.yaml: see config_check."""
+    check(plain(cfg))

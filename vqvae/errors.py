@@ -1,0 +1,17 @@
+"""Users' mistakes: the one exception that becomes one line on the terminal."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """What a user got wrong, in one sentence that names the key, the value and what to do."""
+
+
+def suggest(name: str, valid: Iterable[str]) -> str:
+    """-> 'did you mean ...', or the list of what is valid where nothing is near."""
+    valid = list(dict.fromkeys(valid))
+    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"valid are: {', '.join(valid[:25])}"
