@@ -37,8 +37,8 @@ def run_mode(cfg: Any) -> None:
 
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from vqvae.pipeline import Run
-    from vqvae.run_folder import RunFolder
+    from vqvae.run.folder import RunFolder
+    from vqvae.run.pipeline import Run
     from vqvae.sampling.complete import complete
     from vqvae.sampling.generate import generate
     from vqvae.sampling.interpolate import interpolate

@@ -16,7 +16,7 @@ def main(cfg: Any) -> float | None:
     check_train(resolve(cfg))
 
     from vqvae import distributed
-    from vqvae.run_folder import RunFolder
+    from vqvae.run.folder import RunFolder
     from vqvae.training.stop import Stopped, StopRequest
 
     folder = None
@@ -44,7 +44,7 @@ def adopt_config(cfg: Any) -> Any:
         return None
     from hydra.core.hydra_config import HydraConfig
 
-    from vqvae.run_folder import RunFolder
+    from vqvae.run.folder import RunFolder
 
     other = RunFolder.load(cfg.tokenizer, list(cfg.allow_targets), "tokenizer")
     if other.weights_file("autoencoder") is None:
@@ -67,8 +67,8 @@ def run_stages(folder: Any, other: Any, stop: Any) -> float | None:
     """Checks the whole config, trains what is asked for and not finished, then writes pictures and the summary."""
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from vqvae.pipeline import Run, train_autoencoder, train_prior
-    from vqvae.report import summarise
+    from vqvae.run.pipeline import Run, train_autoencoder, train_prior
+    from vqvae.run.report import summarise
 
     run = Run(folder)
     run.check()

@@ -23,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from vqvae.config.compose import choices
-from vqvae.pipeline import Run
 from vqvae.priors.autoregressive import AutoregressivePrior
 from vqvae.priors.base import Prior
 from vqvae.priors.sampling import Sampling
-from vqvae.run_folder import RunFolder
+from vqvae.run.folder import RunFolder
+from vqvae.run.pipeline import Run
 from vqvae.training.logger import read_lines
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -23,8 +23,8 @@ def main(cfg: Any) -> None:
         raise UserError(f"splits={cfg.splits} must be a list of {', '.join(known)}, such as [train,val]")
 
     from vqvae import distributed
-    from vqvae.pipeline import Run
-    from vqvae.run_folder import RunFolder
+    from vqvae.run.folder import RunFolder
+    from vqvae.run.pipeline import Run
 
     with distributed.joined():
         run = Run(RunFolder.load(cfg.run_dir, list(cfg.allow_targets)))

@@ -26,10 +26,10 @@ def main(cfg: Any) -> None:
         raise UserError(f"batch_size must be at least 1, got {cfg.batch_size}")
 
     from vqvae import distributed
-    from vqvae.evaluation import evaluate_run
-    from vqvae.pipeline import Run
-    from vqvae.report import figures, print_figures
-    from vqvae.run_folder import RunFolder, write_json
+    from vqvae.run.evaluation import evaluate_run
+    from vqvae.run.folder import RunFolder, write_json
+    from vqvae.run.pipeline import Run
+    from vqvae.run.report import figures, print_figures
 
     with distributed.joined():
         run = Run(RunFolder.load(cfg.run_dir, list(cfg.allow_targets)))

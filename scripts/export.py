@@ -18,8 +18,8 @@ def main(cfg: Any) -> None:
     check_keys_of("export", cfg)
 
     from vqvae.export import export_run
-    from vqvae.pipeline import Run
-    from vqvae.run_folder import RunFolder
+    from vqvae.run.folder import RunFolder
+    from vqvae.run.pipeline import Run
 
     run = Run(RunFolder.load(cfg.run_dir, list(cfg.allow_targets)))
     print("\n".join(export_run(run, Path(cfg.out or run.folder.path / "export"))))

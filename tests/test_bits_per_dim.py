@@ -13,11 +13,11 @@ import torch
 from conftest import SMALL_CODEBOOK, TINY, run, train_inside
 from torch import Tensor
 
-from vqvae.evaluation import bits_per_dim, evaluate_run
 from vqvae.losses.likelihood import LEVELS
-from vqvae.pipeline import Run
-from vqvae.report import figures
-from vqvae.run_folder import RunFolder
+from vqvae.run.evaluation import bits_per_dim, evaluate_run
+from vqvae.run.folder import RunFolder
+from vqvae.run.pipeline import Run
+from vqvae.run.report import figures
 from vqvae.storage import checkpoint
 
 

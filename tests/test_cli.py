@@ -16,7 +16,7 @@ from conftest import ROOT, SMALL_CODEBOOK, TINY, call_inside, lines, run, train_
 from PIL import Image
 
 from vqvae.images import write_png
-from vqvae.run_folder import RunFolder
+from vqvae.run.folder import RunFolder
 
 FIGURES = {"psnr_db", "psnr_mean_db", "ssim", "mse", "mse_over_variance", "bits_per_code", "codebook0/perplexity"}
 

@@ -166,7 +166,7 @@ def test_choices_that_do_not_go_together_say_so(
         "torch.nn.modules.module.torch.load",
         "torch.nn.functional.relu",
         "vqvae.config.compose.importlib.import_module",
-        "vqvae.run_folder.shutil.rmtree",
+        "vqvae.run.folder.shutil.rmtree",
         "vqvae.training.trainer.Path",
         "vqvae",
         "subprocess.Popen",

@@ -24,8 +24,8 @@ from omegaconf import OmegaConf
 from vqvae.config.compose import check_train, choices, compose, resolve
 from vqvae.config.messages import flatten as flat_keys
 from vqvae.config.program import mistake, one_line
-from vqvae.pipeline import Run, train_autoencoder, train_prior
-from vqvae.run_folder import RunFolder
+from vqvae.run.folder import RunFolder
+from vqvae.run.pipeline import Run, train_autoencoder, train_prior
 from vqvae.training.stop import StopRequest
 
 SECONDS = 10

@@ -18,10 +18,10 @@ from two_processes import in_a_group
 from vqvae import distributed
 from vqvae.config.compose import check_train, choices, compose, resolve
 from vqvae.networks.blocks import Dropout
-from vqvae.pipeline import Run, encode, train_autoencoder, train_prior
 from vqvae.priors.maskgit import draw_weights
 from vqvae.priors.transformer import TransformerMap
-from vqvae.run_folder import RunFolder
+from vqvae.run.folder import RunFolder
+from vqvae.run.pipeline import Run, encode, train_autoencoder, train_prior
 from vqvae.training.stop import StopRequest
 
 STEPS = 20

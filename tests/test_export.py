@@ -21,8 +21,8 @@ import vqvae
 from vqvae.config.compose import compose, resolve
 from vqvae.errors import UserError
 from vqvae.export import export_run
-from vqvae.pipeline import Run
-from vqvae.run_folder import RunFolder
+from vqvae.run.folder import RunFolder
+from vqvae.run.pipeline import Run
 from vqvae.seeding import seed_everything
 from vqvae.storage import checkpoint
 
@@ -176,7 +176,7 @@ def test_an_export_loads_where_there_is_no_hydra(export: Path, tmp_path: Path) -
         ("model", "torch.nn.modules.module.torch.load", "is not a class of"),
         ("model", "torch.load", "is not a class of"),
         ("model", "builtins.eval", "is not a class of"),
-        ("model", "vqvae.run_folder.RunFolder", "is no part of a network"),
+        ("model", "vqvae.run.folder.RunFolder", "is no part of a network"),
         ("model", "vqvae.data.cifar10.CIFAR10", "is no part of a network"),
         ("model", ["vqvae.model.VQVAE"], "cannot be built"),
         ("model", "torch.nn.Linear", "is not a config key"),

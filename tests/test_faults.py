@@ -27,8 +27,8 @@ from conftest import (
 
 from vqvae.data import arrays
 from vqvae.data.code_store import CodeStore
-from vqvae.pipeline import Run
-from vqvae.run_folder import RunFolder
+from vqvae.run.folder import RunFolder
+from vqvae.run.pipeline import Run
 from vqvae.storage import checkpoint
 from vqvae.storage.files import WriteError, write_bytes
 from vqvae.training.logger import read_lines
@@ -94,8 +94,8 @@ def test_a_full_disk_ends_a_run_in_one_line_and_the_same_command_continues_when_
     moment: str, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The disk fills up while the run is at work; bit-identical in the end."""
-    import vqvae.pipeline
-    import vqvae.report
+    import vqvae.run.pipeline
+    import vqvae.run.report
     from vqvae.training.trainer import Trainer
 
     train_inside(*RUN, f"run_dir={tmp_path / 'whole'}")
@@ -114,7 +114,7 @@ def test_a_full_disk_ends_a_run_in_one_line_and_the_same_command_continues_when_
     if moment in ("autoencoder", "prior"):
         filling(Trainer, "train_step", lambda self, at, batch: self.logger.stage == moment and at == 2)
     else:
-        place, name = {"codes": (CodeStore, "write"), "pictures": (vqvae.report, "plot_curves")}[moment]
+        place, name = {"codes": (CodeStore, "write"), "pictures": (vqvae.run.report, "plot_curves")}[moment]
         filling(place, name, lambda *_: True)
     message = error_of(capsys, *RUN, f"run_dir={small_disk / 'run'}")
     assert f"error: cannot write {small_disk / 'run'}" in message

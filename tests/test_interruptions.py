@@ -81,10 +81,10 @@ LONG_WORK = {  # made to last for a minute, in a process of its own
     "start from data": "vqvae.stages.autoencoder:AutoencoderStage.begin_run",
     "evaluation": "vqvae.stages.autoencoder:AutoencoderStage.evaluate",
     "preview": "vqvae.stages.autoencoder:AutoencoderStage.preview",
-    "encoding": "vqvae.pipeline:encode",
+    "encoding": "vqvae.run.pipeline:encode",
     "evaluation of the prior": "vqvae.stages.prior:PriorStage.evaluate",
     "preview of the prior": "vqvae.stages.prior:PriorStage.preview",
-    "summary": "vqvae.report:summarise",
+    "summary": "vqvae.run.report:summarise",
 }
 SLOWED = """
 import functools, importlib, sys, time

@@ -16,8 +16,8 @@ import vqvae
 from vqvae.config.compose import choices
 from vqvae.export import export_run
 from vqvae.onnx_export import CannotExport, run_onnx, write_decoder
-from vqvae.pipeline import Run
-from vqvae.run_folder import RunFolder
+from vqvae.run.folder import RunFolder
+from vqvae.run.pipeline import Run
 
 has_onnx = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 needs_onnx = pytest.mark.skipif(not has_onnx, reason="onnx is optional")

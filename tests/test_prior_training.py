@@ -19,12 +19,12 @@ from torch import Tensor
 
 from vqvae.data.code_store import CodeFeed, CodeStore
 from vqvae.data.loader import Batch, centre_crop
-from vqvae.evaluation import evaluate_run
 from vqvae.images import normalise
-from vqvae.pipeline import Run
 from vqvae.priors.base import Prior, Scored
 from vqvae.priors.sampling import Sampling
-from vqvae.run_folder import RunFolder
+from vqvae.run.evaluation import evaluate_run
+from vqvae.run.folder import RunFolder
+from vqvae.run.pipeline import Run
 from vqvae.stages.prior import PriorStage
 from vqvae.training.stage import evaluate
 

@@ -29,8 +29,8 @@ from vqvae.data.folder import Folder
 from vqvae.data.loader import PictureLoader
 from vqvae.errors import UserError
 from vqvae.images import write_png
-from vqvae.pipeline import Run
-from vqvae.run_folder import RunFolder
+from vqvae.run.folder import RunFolder
+from vqvae.run.pipeline import Run
 from vqvae.storage.files import digest
 
 ALLOWED = ("vqvae.", "torch.optim.", "torch.nn.")
@@ -74,7 +74,7 @@ def config_with(run_dir: Path, key: str, value: Any) -> None:
 TARGETS = [
     "os.system",
     "vqvae.config.compose.os.system",
-    "vqvae.run_folder.shutil.rmtree",
+    "vqvae.run.folder.shutil.rmtree",
     "vqvae.os.system",
     "torch.nn.modules.module.torch.load",
     "torch.nn.Module.__init__",
@@ -82,8 +82,8 @@ TARGETS = [
     "vqvae.__init__.os",
     "vqvae.__main__.X",
     "vqvae.training.trainer.Trainer",
-    "vqvae.run_folder.RunFolder",
-    "vqvae.run_folder.SweepSummary",
+    "vqvae.run.folder.RunFolder",
+    "vqvae.run.folder.SweepSummary",
     "vqvae.training.logger.Logger",
     "vqvae.data.loader.PictureLoader",
     "vqvae.data.base.TensorSplit",

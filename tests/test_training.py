@@ -176,7 +176,7 @@ def train_inside_quietly(*overrides: str) -> None:
     """Without the summary, which needs an evaluation."""
     from unittest.mock import patch
 
-    with patch("vqvae.report.summarise", return_value=None):
+    with patch("vqvae.run.report.summarise", return_value=None):
         train_inside(*overrides)
 
 

@@ -16,7 +16,7 @@ from vqvae.errors import UserError
 from vqvae.exported import FORMAT
 from vqvae.inference.tokenizer import Tokenizer
 from vqvae.onnx_export import CannotExport, write_decoder
-from vqvae.pipeline import Run
+from vqvae.run.pipeline import Run
 from vqvae.storage import checkpoint
 from vqvae.storage.files import write_bytes
 

@@ -19,8 +19,8 @@ from scripts.benchmarks.training import new_run
 from vqvae import distributed
 from vqvae.config.compose import check_train, choices, compose, resolve
 from vqvae.data.loader import PictureFeed
-from vqvae.pipeline import Run
-from vqvae.run_folder import RunFolder, table
+from vqvae.run.folder import RunFolder, table
+from vqvae.run.pipeline import Run
 from vqvae.seeding import seed_everything
 from vqvae.training.stop import StopRequest
 

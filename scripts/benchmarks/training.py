@@ -22,8 +22,8 @@ from vqvae import distributed
 from vqvae.config.build import build
 from vqvae.config.compose import check_train, compose, plain, resolve
 from vqvae.data.loader import PictureFeed
-from vqvae.pipeline import Run, build_model, train_autoencoder
-from vqvae.run_folder import RunFolder, table
+from vqvae.run.folder import RunFolder, table
+from vqvae.run.pipeline import Run, build_model, train_autoencoder
 from vqvae.storage import checkpoint
 from vqvae.training.hardware import choose_precision, to_channels_last
 from vqvae.training.logger import read_lines

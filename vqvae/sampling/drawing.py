@@ -9,9 +9,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vqvae.errors import UserError, suggest
-from vqvae.pipeline import Tokenizer
 from vqvae.priors.base import Prior
 from vqvae.priors.sampling import Known, Sampling, Watch
+from vqvae.run.pipeline import Tokenizer
 from vqvae.sampling.job import decode
 from vqvae.training.stage import bar_hidden
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vqvae.data.base import Data
 from vqvae.images import grid
-from vqvae.pipeline import Tokenizer
+from vqvae.run.pipeline import Tokenizer
 from vqvae.sampling.job import decode, paint, rows_of
 from vqvae.storage.files import write_bytes
 

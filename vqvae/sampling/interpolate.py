@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vqvae.errors import UserError
 from vqvae.images import to_uint8
-from vqvae.pipeline import Tokenizer
+from vqvae.run.pipeline import Tokenizer
 from vqvae.sampling.job import Job, features, from_features
 from vqvae.sampling.sources import names_in, read_named
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from vqvae.data.loader import centre_crop
 from vqvae.errors import UserError
 from vqvae.images import grid, normalise, to_uint8, write_png
-from vqvae.pipeline import Run, Tokenizer
 from vqvae.priors.autoregressive import AutoregressivePrior
 from vqvae.priors.base import Prior
 from vqvae.priors.sampling import Sampling
+from vqvae.run.pipeline import Run, Tokenizer
 from vqvae.storage.files import write_bytes
 
 CHUNK = (

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vqvae.data.loader import centre_crop
-from vqvae.pipeline import Run, Tokenizer
+from vqvae.run.pipeline import Run, Tokenizer
 from vqvae.sampling.drawing import choose_labels, draw_pictures
 from vqvae.sampling.job import Job, decode
 from vqvae.training.stage import bar_hidden

@@ -12,7 +12,7 @@ from torch import Tensor
 from vqvae.errors import UserError
 from vqvae.images import to_uint8
 from vqvae.metrics.reconstruction import item_psnr
-from vqvae.run_folder import table
+from vqvae.run.folder import table
 from vqvae.sampling.job import CHUNK, Job, in_chunks
 from vqvae.sampling.sources import read_many
 from vqvae.storage.files import write_bytes

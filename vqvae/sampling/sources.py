@@ -14,7 +14,7 @@ from tqdm import tqdm
 from vqvae.data.folder import printable
 from vqvae.data.loader import centre_crop
 from vqvae.errors import UserError
-from vqvae.pipeline import Run
+from vqvae.run.pipeline import Run
 from vqvae.training.stage import bar_hidden
 
 

@@ -26,7 +26,7 @@ from vqvae.losses.reconstruction import ReconstructionLoss
 from vqvae.model import VQVAE
 from vqvae.priors.base import Prior
 from vqvae.priors.sampling import Sampling
-from vqvae.run_folder import RunFolder
+from vqvae.run.folder import RunFolder
 from vqvae.seeding import seed_everything
 from vqvae.stages.autoencoder import AutoencoderStage
 from vqvae.stages.prior import PriorStage

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from vqvae import distributed
 from vqvae.data.code_store import CodeStore, bits_of_uniform
-from vqvae.evaluation import bits_per_dim, searched_figures
 from vqvae.images import grid, write_png
 from vqvae.metrics.codebook import count_codes
-from vqvae.pipeline import Run, Tokenizer
-from vqvae.plots import HISTOGRAMS, plot_codes, plot_curves
-from vqvae.run_folder import STAGES, table, write_json
+from vqvae.run.evaluation import bits_per_dim, searched_figures
+from vqvae.run.folder import STAGES, table, write_json
+from vqvae.run.pipeline import Run, Tokenizer
+from vqvae.run.plots import HISTOGRAMS, plot_codes, plot_curves
 from vqvae.sampling.drawing import choose_labels, draw_pictures
 from vqvae.sampling.job import rows_of
 from vqvae.training.logger import read_lines

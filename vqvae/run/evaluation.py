@@ -16,7 +16,7 @@ from vqvae.data.code_store import CodeFeed, bits_of_uniform
 from vqvae.data.loader import PictureFeed
 from vqvae.inference.tokenizer import Tokenizer
 from vqvae.metrics.reconstruction import reconstruction_metrics, reconstruction_sums
-from vqvae.pipeline import Run
+from vqvae.run.pipeline import Run
 from vqvae.stages.autoencoder import AutoencoderStage
 from vqvae.training.stage import Batch, evaluate
 

@@ -24,7 +24,7 @@ from vqvae import distributed
 from vqvae.config.compose import CONFIGS, check_train
 from vqvae.config.saved import SAVED_BYTES, read_saved
 from vqvae.errors import UserError
-from vqvae.run_folder_check import check_contained, load_weights
+from vqvae.run.untrusted import check_contained, load_weights
 from vqvae.storage import checkpoint
 from vqvae.storage.files import remove_leftovers, write_bytes
 
