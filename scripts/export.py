@@ -17,7 +17,7 @@ def main(cfg: Any) -> None:
     cfg = resolve(cfg)
     check_keys_of("export", cfg)
 
-    from vqvae.export import export_run
+    from vqvae.export.write import export_run
     from vqvae.run.folder import RunFolder
     from vqvae.run.pipeline import Run
 

@@ -20,7 +20,7 @@ from torch import Tensor
 import vqvae
 from vqvae.config.compose import compose, resolve
 from vqvae.errors import UserError
-from vqvae.export import export_run
+from vqvae.export.write import export_run
 from vqvae.run.folder import RunFolder
 from vqvae.run.pipeline import Run
 from vqvae.seeding import seed_everything

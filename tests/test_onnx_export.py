@@ -14,8 +14,8 @@ from torch import Tensor
 
 import vqvae
 from vqvae.config.compose import choices
-from vqvae.export import export_run
-from vqvae.onnx_export import CannotExport, run_onnx, write_decoder
+from vqvae.export.onnx import CannotExport, run_onnx, write_decoder
+from vqvae.export.write import export_run
 from vqvae.run.folder import RunFolder
 from vqvae.run.pipeline import Run
 
@@ -90,7 +90,7 @@ def test_a_decoder_that_onnx_cannot_express_or_gets_wrong_is_one_sentence_and_no
     run = finished(tmp_path / "run", *KINDS["plain"], prior=False)
     tokenizer, file = run.tokenizer(), tmp_path / "decoder.onnx"
     with monkeypatch.context() as patch:
-        patch.setattr("vqvae.onnx_export.run_onnx", lambda file, codes: torch.full((3, 3, 32, 32), 0.9))
+        patch.setattr("vqvae.export.onnx.run_onnx", lambda file, codes: torch.full((3, 3, 32, 32), 0.9))
         with pytest.raises(CannotExport, match=r"its x_hat would be up to .* from the decoder's own"):
             write_decoder(tokenizer, (32, 32), file)
     assert not file.exists()

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from vqvae.data.shapes import draw_shapes
 from vqvae.images import normalise
+from vqvae.inference.drawing import draw_pictures
 from vqvae.run.folder import RunFolder
 from vqvae.run.pipeline import Run
-from vqvae.sampling.drawing import draw_pictures
 
 SAMPLES = 1000
 

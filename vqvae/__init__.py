@@ -10,7 +10,7 @@ import typing
 from collections.abc import Sequence
 
 if typing.TYPE_CHECKING:
-    from vqvae.exported import Exported
+    from vqvae.export.read import Exported
 
 
 def load(path: str, device: str = "cpu", allow_targets: Sequence[str] = ()) -> Exported:
@@ -22,8 +22,8 @@ def load(path: str, device: str = "cpu", allow_targets: Sequence[str] = ()) -> E
         drawn = model.sample(seeds=range(16), labels=[3] * 16)      # M code maps (16, *s_m), drawn by the prior
         pictures = model.decode(drawn)
 
-    Needs torch and safetensors, not hydra. No code of the folder is run: see vqvae.exported.load, also for what it raises.
+    Needs torch and safetensors, not hydra. No code of the folder is run: see vqvae.export.read.load, also for what it raises.
     """
-    from vqvae.exported import load as load_export  # here, so that importing the package costs nothing
+    from vqvae.export.read import load as load_export  # here, so that importing the package costs nothing
 
     return load_export(path, device, allow_targets)

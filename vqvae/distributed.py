@@ -59,6 +59,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def bar_hidden() -> bool | None:
+    """For tqdm: None shows a bar on terminals only."""
+    return None if is_main() else True
+
+
 def device() -> torch.device:
     """This process's CUDA device, or the CPU (`CUDA_VISIBLE_DEVICES=` in the environment hides the GPU)."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

@@ -33,6 +33,13 @@ def grid(rows: list[Tensor]) -> Tensor:
     return make_grid(pictures, nrow=len(rows[0]), padding=2, pad_value=255)
 
 
+def rows_of(pictures: Tensor, columns: int) -> list[Tensor]:
+    """Pictures (n, C, H, W) -> rows of equal length, the last filled up with white."""
+    missing = -len(pictures) % columns
+    white = pictures.new_full((missing, *pictures.shape[1:]), 255)
+    return list(torch.cat([pictures, white]).split(columns))
+
+
 def write_png(path: Path, picture: Tensor) -> None:
     """uint8 (1 or 3, H, W) -> a PNG file that appears under its name when it is whole."""
     from torchvision.io import encode_png

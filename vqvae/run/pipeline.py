@@ -34,7 +34,6 @@ from vqvae.storage import checkpoint
 from vqvae.training.config import TrainerConfig
 from vqvae.training.hardware import keep_freed_memory
 from vqvae.training.logger import Logger
-from vqvae.training.stage import bar_hidden
 from vqvae.training.stop import StopRequest
 from vqvae.training.trainer import Trainer
 
@@ -222,7 +221,12 @@ def encode(
 ) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
     """This rank's items of a split, or their mirror images -> (indices, code maps, labels), in chunks."""
     chunks = chunks_of_rank(len(loader), chunk)
-    bar = tqdm(total=sum(map(len, chunks)), desc=f"encoding {loader.split.name}", unit="picture", disable=bar_hidden())
+    bar = tqdm(
+        total=sum(map(len, chunks)),
+        desc=f"encoding {loader.split.name}",
+        unit="picture",
+        disable=distributed.bar_hidden(),
+    )
     for indices, (images, labels) in zip(chunks, loader.batches(chunks)):
         x = normalise(centre_crop(images, size))  # (b, C, *S)
         yield indices, tokenizer.encode(x.flip(-1) if flipped else x), labels.cpu()

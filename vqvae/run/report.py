@@ -12,14 +12,14 @@ from torch import Tensor
 
 from vqvae import distributed
 from vqvae.data.code_store import CodeStore, bits_of_uniform
-from vqvae.images import grid, write_png
+from vqvae.images import grid, rows_of, write_png
+from vqvae.inference.drawing import choose_labels, draw_pictures
+from vqvae.inference.tokenizer import Tokenizer
 from vqvae.metrics.codebook import count_codes
 from vqvae.run.evaluation import bits_per_dim, searched_figures
 from vqvae.run.folder import STAGES, table, write_json
-from vqvae.run.pipeline import Run, Tokenizer
+from vqvae.run.pipeline import Run
 from vqvae.run.plots import HISTOGRAMS, plot_codes, plot_curves
-from vqvae.sampling.drawing import choose_labels, draw_pictures
-from vqvae.sampling.job import rows_of
 from vqvae.training.logger import read_lines
 
 SAMPLES_PER_CLASS = 8

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae.errors import UserError, suggest
+from vqvae.inference.chunks import decode, encode
+from vqvae.inference.drawing import choose_labels, draw_pictures
 from vqvae.priors.sampling import Known
-from vqvae.sampling.drawing import choose_labels, draw_pictures
-from vqvae.sampling.job import Job, decode, encode, paint
+from vqvae.sampling.job import Job, paint
 from vqvae.sampling.sources import names_in, read_named
 
 HALVES = {  # name -> the data dim, counted from the last, and whether it is the second half

@@ -11,9 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from vqvae.data.base import Data
-from vqvae.images import grid
-from vqvae.run.pipeline import Tokenizer
-from vqvae.sampling.job import decode, paint, rows_of
+from vqvae.images import grid, rows_of
+from vqvae.inference.chunks import decode
+from vqvae.inference.tokenizer import Tokenizer
+from vqvae.sampling.job import paint
 from vqvae.storage.files import write_bytes
 
 MOST_FRAMES = 60

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vqvae.sampling.drawing import choose_labels, draw_pictures
+from vqvae.inference.drawing import choose_labels, draw_pictures
 from vqvae.sampling.frames import Frames, render, write_gif
 from vqvae.sampling.job import Job
 

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from vqvae.errors import UserError
 from vqvae.images import to_uint8
-from vqvae.run.pipeline import Tokenizer
-from vqvae.sampling.job import Job, features, from_features
+from vqvae.inference.chunks import features, from_features
+from vqvae.inference.tokenizer import Tokenizer
+from vqvae.sampling.job import Job
 from vqvae.sampling.sources import names_in, read_named
 
 

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from vqvae.data.loader import centre_crop
 from vqvae.errors import UserError
-from vqvae.images import grid, normalise, to_uint8, write_png
+from vqvae.images import grid, normalise, rows_of, write_png
+from vqvae.inference.tokenizer import Tokenizer
 from vqvae.priors.autoregressive import AutoregressivePrior
 from vqvae.priors.base import Prior
 from vqvae.priors.sampling import Sampling
-from vqvae.run.pipeline import Run, Tokenizer
+from vqvae.run.pipeline import Run
 from vqvae.storage.files import write_bytes
-
-CHUNK = (
-    32  # items go through the networks in padded chunks of this size, so that none depends on how many are asked for
-)
 
 
 class Job:
@@ -94,52 +89,6 @@ class Job:
         np.savez_compressed(data, **plain)
         write_bytes(self.out / name, data.getvalue())
         return self.out / name
-
-
-@torch.no_grad()
-def in_chunks(
-    tokenizer: Tokenizer, network: Callable[[list[Tensor]], list[Tensor]], inputs: list[Tensor]
-) -> list[Tensor]:
-    """A part of the tokenizer on tensors of n rows each, in chunks padded to CHUNK -> its outputs (n, ...), on the CPU."""
-    device = next(tokenizer.model.parameters()).device
-    count = len(inputs[0])
-    parts = []
-    for start in range(0, count, CHUNK):
-        rows = torch.arange(start, start + CHUNK).clamp_max(count - 1)  # padded by the last
-        outputs = network([one[rows.to(one.device)].to(device) for one in inputs])
-        parts.append([one[: count - start].cpu() for one in outputs])
-    return [torch.cat(outputs) for outputs in zip(*parts)]
-
-
-def encode(tokenizer: Tokenizer, x: Tensor) -> list[Tensor]:
-    """x (n, C, *S) in [-1, 1] -> M code maps (n, *s_m)."""
-    return in_chunks(tokenizer, lambda inputs: tokenizer.encode(inputs[0]), [x])
-
-
-def decode(tokenizer: Tokenizer, codes: list[Tensor]) -> Tensor:
-    """M code maps (n, *s_m) -> items uint8 (n, C, *S)."""
-    return in_chunks(tokenizer, lambda inputs: [to_uint8(tokenizer.decode(inputs))], codes)[0]
-
-
-def features(tokenizer: Tokenizer, x: Tensor) -> list[Tensor]:
-    """x (n, C, *S) in [-1, 1] -> what each level's encoder makes of it, L x (n, D, *s_l)."""
-    return in_chunks(tokenizer, lambda inputs: tokenizer.model.features(inputs[0]), [x])
-
-
-def from_features(tokenizer: Tokenizer, levels: list[Tensor]) -> Tensor:
-    """L x (n, D, *s_l) of `features` -> quantized and decoded, (n, C, *S) in [-1, 1]."""
-
-    def network(inputs: list[Tensor]) -> list[Tensor]:
-        return [tokenizer.reconstruction.to_image(tokenizer.model.from_features(inputs).decoded)]
-
-    return in_chunks(tokenizer, network, levels)[0]
-
-
-def rows_of(pictures: Tensor, columns: int) -> list[Tensor]:
-    """Pictures (n, C, H, W) -> rows of equal length, the last filled up with white."""
-    missing = -len(pictures) % columns
-    white = pictures.new_full((missing, *pictures.shape[1:]), 255)
-    return list(torch.cat([pictures, white]).split(columns))
 
 
 def paint(items: Tensor, where: Tensor) -> Tensor:

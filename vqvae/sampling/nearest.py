@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vqvae import distributed
 from vqvae.data.loader import centre_crop
-from vqvae.run.pipeline import Run, Tokenizer
-from vqvae.sampling.drawing import choose_labels, draw_pictures
-from vqvae.sampling.job import Job, decode
-from vqvae.training.stage import bar_hidden
+from vqvae.inference.chunks import decode
+from vqvae.inference.drawing import choose_labels, draw_pictures
+from vqvae.inference.tokenizer import Tokenizer
+from vqvae.run.pipeline import Run
+from vqvae.sampling.job import Job
 
 NEIGHBOURS = 3  # shown of each sample, by either distance
 HELD_OUT = 256  # validation pictures that samples are compared with, spread over the split
@@ -141,7 +143,7 @@ def training_items(run: Run, numbers: Tensor) -> Tensor:
 
 def bar_of(count: int, chunk: int, title: str) -> Iterator[Tensor]:
     """Indices 0 .. count - 1 in chunks, with a bar."""
-    with tqdm(total=count, desc=title, unit="picture", disable=bar_hidden()) as bar:
+    with tqdm(total=count, desc=title, unit="picture", disable=distributed.bar_hidden()) as bar:
         for rows in torch.arange(count).split(chunk):
             yield rows
             bar.update(len(rows))

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from vqvae.errors import UserError
 from vqvae.images import to_uint8
+from vqvae.inference.chunks import CHUNK, in_chunks
 from vqvae.metrics.reconstruction import item_psnr
 from vqvae.run.folder import table
-from vqvae.sampling.job import CHUNK, Job, in_chunks
+from vqvae.sampling.job import Job
 from vqvae.sampling.sources import read_many
 from vqvae.storage.files import write_bytes
 

@@ -11,11 +11,11 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from vqvae import distributed
 from vqvae.data.folder import printable
 from vqvae.data.loader import centre_crop
 from vqvae.errors import UserError
 from vqvae.run.pipeline import Run
-from vqvae.training.stage import bar_hidden
 
 
 def names_in(image: Any) -> list[str]:
@@ -62,7 +62,7 @@ def read_many(run: Run, folder: str | None, count: int | None) -> Iterator[tuple
         if not visible:
             raise UserError(f"folder={folder} holds no files")
         readers = [(printable(p.as_posix()), partial(run.data.load, root / p)) for p in visible]
-    for name, read in tqdm(readers[:count], desc="reconstructing", unit="picture", disable=bar_hidden()):
+    for name, read in tqdm(readers[:count], desc="reconstructing", unit="picture", disable=distributed.bar_hidden()):
         try:
             yield name, crop(run, read())
         except OSError as error:

@@ -93,12 +93,7 @@ def evaluate(stage: Measured, feed: Feed, chunk: int) -> dict[str, Any]:
     """Metrics over the whole validation set, in float32: sums over batches, reduced once. Networks are in eval mode."""
     nothing = stage.evaluate(feed.preview_batch(1))  # so that a rank without a chunk has the same sums, at 0
     sums = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in nothing.items()}
-    for batch in tqdm(feed.evaluation_batches(chunk), desc="evaluating", leave=False, disable=bar_hidden()):
+    for batch in tqdm(feed.evaluation_batches(chunk), desc="evaluating", leave=False, disable=distributed.bar_hidden()):
         for name, value in stage.evaluate(batch).items():
             sums[name] += value
     return stage.evaluation_metrics(dict(zip(sums, distributed.all_reduce_sum(list(sums.values())))))
-
-
-def bar_hidden() -> bool | None:
-    """For tqdm: None shows a bar on terminals only."""
-    return None if distributed.is_main() else True

@@ -22,7 +22,7 @@ from vqvae.training.metric_window import MetricWindow
 from vqvae.training.optimizers import guarded_step, parameter_groups, reset_rows
 from vqvae.training.schedules import Schedule
 from vqvae.training.skipped_steps import SkippedSteps
-from vqvae.training.stage import Batch, Feed, Stage, bar_hidden, evaluate
+from vqvae.training.stage import Batch, Feed, Stage, evaluate
 from vqvae.training.stop import Stopped, StopRequest
 from vqvae.training.weight_average import Evaluating, WeightAverage
 
@@ -103,7 +103,9 @@ class Trainer:
             self.look(done, todo)
             self.save(done, [])
         batches = self.feed.training_batches(done, self.config.accumulation)
-        bar = tqdm(total=self.steps, initial=done, desc=self.logger.stage, unit="step", disable=bar_hidden())
+        bar = tqdm(
+            total=self.steps, initial=done, desc=self.logger.stage, unit="step", disable=distributed.bar_hidden()
+        )
         clock = Clock()
         while done < self.steps:
             self.train_step(done, next(batches))

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vqvae import distributed
 from vqvae.errors import UserError, suggest
+from vqvae.inference.chunks import decode
+from vqvae.inference.tokenizer import Tokenizer
 from vqvae.priors.base import Prior
 from vqvae.priors.sampling import Known, Sampling, Watch
-from vqvae.run.pipeline import Tokenizer
-from vqvae.sampling.job import decode
-from vqvae.training.stage import bar_hidden
 
 
 def draw_pictures(
@@ -33,7 +33,9 @@ def draw_pictures(
     size, labels = prior.samples_at_a_time, labels.to(device)
     drawn: list[list[Tensor]] = []
     starts = range(0, len(seeds), size)
-    with tqdm(total=len(starts) * prior.codes_per_sample, desc="drawing", unit="code", disable=bar_hidden()) as bar:
+    with tqdm(
+        total=len(starts) * prior.codes_per_sample, desc="drawing", unit="code", disable=distributed.bar_hidden()
+    ) as bar:
         for chunk, start in enumerate(starts):
             rows = slice(start, start + size)
             part = known_rows(known, rows, device) if known else None

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from vqvae.config.compose import plain
 from vqvae.errors import UserError
-from vqvae.exported import FORMAT
+from vqvae.export.onnx import CannotExport, write_decoder
+from vqvae.export.read import FORMAT
 from vqvae.inference.tokenizer import Tokenizer
-from vqvae.onnx_export import CannotExport, write_decoder
 from vqvae.run.pipeline import Run
 from vqvae.storage import checkpoint
 from vqvae.storage.files import write_bytes

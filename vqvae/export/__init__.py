@@ -1,0 +1,1 @@
+"""A finished run for others: written, and read back without Hydra."""
