@@ -25,7 +25,7 @@ BASES = (
     "vqvae.data.base.Data",
     "vqvae.quantizers.init.Init",
     "vqvae.training.schedules.Schedule",
-    "vqvae.training.config.TrainerConfig",
+    "vqvae.training.settings.TrainerConfig",
     "vqvae.training.logger.Wandb",
 )
 GROUPS = {
@@ -34,11 +34,11 @@ GROUPS = {
     "loss": "vqvae.losses.reconstruction.ReconstructionLoss",
     "optimizer": "torch.optim.Optimizer",
     "schedule": "vqvae.training.schedules.Schedule",
-    "trainer": "vqvae.training.config.TrainerConfig",
+    "trainer": "vqvae.training.settings.TrainerConfig",
     "prior.network": "vqvae.priors.base.Prior",
     "prior.optimizer": "torch.optim.Optimizer",
     "prior.schedule": "vqvae.training.schedules.Schedule",
-    "prior.trainer": "vqvae.training.config.TrainerConfig",
+    "prior.trainer": "vqvae.training.settings.TrainerConfig",
     "logger": "vqvae.training.logger.Wandb",
     "model": "vqvae.model.VQVAE",  # last, for it holds a copy of the quantizer
 }

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vqvae.config.renames import rename_targets
 from vqvae.config.schema import ALLOWED_PREFIXES, check_node
 from vqvae.config.types import fits
 from vqvae.errors import UserError
@@ -171,7 +172,7 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
             f"{folder} holds no export{found}: there is no {file}; python scripts/export.py run_dir=... out=... writes one"
         )
     try:
-        config = json.loads(file.read_bytes())
+        config = rename_targets(json.loads(file.read_bytes()))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is damaged: {error}") from error
     if not isinstance(config, dict) or not fits(config.get("format"), int):

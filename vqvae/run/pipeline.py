@@ -31,9 +31,9 @@ from vqvae.seeding import seed_everything
 from vqvae.stages.autoencoder import AutoencoderStage
 from vqvae.stages.prior import PriorStage
 from vqvae.storage import checkpoint
-from vqvae.training.config import TrainerConfig
 from vqvae.training.hardware import keep_freed_memory
 from vqvae.training.logger import Logger
+from vqvae.training.settings import TrainerConfig
 from vqvae.training.stop import StopRequest
 from vqvae.training.trainer import Trainer
 

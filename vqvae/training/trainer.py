@@ -15,12 +15,12 @@ from tqdm import tqdm
 from vqvae import distributed
 from vqvae.seeding import seed_everything
 from vqvae.storage import checkpoint
-from vqvae.training.config import TrainerConfig
 from vqvae.training.hardware import Clock, choose_precision, keep_freed_memory, memory_mb, to_channels_last
 from vqvae.training.logger import Logger
 from vqvae.training.metric_window import MetricWindow
 from vqvae.training.optimizers import guarded_step, parameter_groups, reset_rows
 from vqvae.training.schedules import Schedule
+from vqvae.training.settings import TrainerConfig
 from vqvae.training.skipped_steps import SkippedSteps
 from vqvae.training.stage import Batch, Feed, Stage, evaluate
 from vqvae.training.stop import Stopped, StopRequest

@@ -1,0 +1,27 @@
+"""Names that have moved, so that run folders and exports of older versions keep working."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# `_target_` of a saved config or an export: old -> new.
+TARGETS = {
+    "vqvae.logger.Wandb": "vqvae.training.logger.Wandb",
+    "vqvae.optimizers.Muon": "vqvae.training.optimizers.Muon",
+    "vqvae.schedules.Constant": "vqvae.training.schedules.Constant",
+    "vqvae.schedules.Cosine": "vqvae.training.schedules.Cosine",
+    "vqvae.trainer_config.TrainerConfig": "vqvae.training.settings.TrainerConfig",
+}
+
+
+def rename_targets(node: Any) -> Any:
+    """A copy of nested dicts and lists in which every moved `_target_` has its new name."""
+    if isinstance(node, list):
+        return [rename_targets(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    renamed = {key: rename_targets(value) for key, value in node.items()}
+    target = renamed.get("_target_")
+    if isinstance(target, str):
+        renamed["_target_"] = TARGETS.get(target, target)
+    return renamed
