@@ -1,0 +1,64 @@
+"""Run folders and exports made by version 0.1.0 (commit c6c6f16) continue, sample and load.
+
+older_runs/ was made there: `finished` (both stages, model.search_sweeps=1), `stopped` (by a signal at step 3 of 4 of the
+autoencoder), `continued` (what that version made of `stopped`), `export` (of `finished`), and expected.npz (what that version
+computed with the export). On other processors the same arithmetic rounds differently, hence the tolerances.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import call_inside, lines, train_inside, weights
+
+import vqvae
+
+OLDER = Path(__file__).resolve().parent / "older_runs"
+
+
+@pytest.fixture
+def older(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(OLDER, tmp_path / "older"))
+
+
+def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_a_stopped_run_goes_on_to_the_weights_that_the_older_version_reaches(older: Path) -> None:
+    train_inside(f"run_dir={older / 'stopped'}")
+    assert_close(weights(older / "stopped", "autoencoder"), weights(older / "continued", "autoencoder"))
+    assert (older / "stopped" / "samples.png").is_file()
+
+
+def test_a_prior_goes_on_from_the_older_version_s_checkpoint(older: Path) -> None:
+    run_dir = older / "finished"
+    before = weights(run_dir, "prior")
+    for file in (run_dir / "prior").glob("weights-*.pt"):
+        file.unlink()
+    train_inside(f"run_dir={run_dir}")
+    assert_close(weights(run_dir, "prior"), before)
+    assert [line["step"] for line in lines(run_dir / "prior" / "metrics.jsonl")] == [2, 4, 4]
+
+
+@pytest.mark.parametrize("mode", ["generate", "reconstruct"])
+def test_a_finished_run_is_sampled_from(older: Path, mode: str) -> None:
+    call_inside("sample", f"run_dir={older / 'finished'}", f"mode={mode}", "n=2", f"out={older / 'out'}")
+    assert list((older / "out").glob("*.png"))
+
+
+def test_an_export_computes_what_it_did(older: Path) -> None:
+    expected = np.load(older / "expected.npz")
+    model = vqvae.load(str(older / "export"))
+    x = torch.linspace(-1, 1, 2 * 3 * 16 * 16).view(2, 3, 16, 16)
+    codes = [torch.from_numpy(expected["codes"])]
+    assert (model.encode(x)[0] == codes[0]).float().mean() > 0.9
+    np.testing.assert_allclose(model.decode(codes).numpy(), expected["decoded"], atol=1e-4)
+    sampled = model.sample([0, 1, 2, 3], [0, 1, 2, 0])
+    assert (sampled[0].numpy() == expected["sampled"]).mean() > 0.9
