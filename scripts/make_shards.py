@@ -24,8 +24,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tqdm import tqdm
 
-from vqvae.data.folder import find_pictures, printable
-from vqvae.data.pictures import read_picture
+from vqvae.data.folder import find_images, printable
+from vqvae.data.images import read_image
 
 CHANNELS = 3  # of resized pictures; grey ones survive the way
 
@@ -66,7 +66,7 @@ def picture_bytes(root: Path, size: int | None, file: str) -> tuple[str, bytes] 
             return path.suffix[1:].lower(), path.read_bytes()
         from torchvision.io import encode_png
 
-        return "png", encode_png(read_picture(path, size, CHANNELS)).numpy().tobytes()
+        return "png", encode_png(read_image(path, size, CHANNELS)).numpy().tobytes()
     except OSError as error:
         return f"{printable(str(path))}: {error}"
 
@@ -83,7 +83,7 @@ def contents(root: Path, files: list[str], size: int | None, workers: int) -> It
 
 def pack(root: Path, out: Path, split: str, classes: list[str], options: argparse.Namespace) -> str:
     """One split -> what to say about it."""
-    files = find_pictures(root)
+    files = find_images(root)
     if not files:
         raise ValueError(f"no picture lies in {root} or its sub-folders")
     strangers = [file for file in files if classes and file.split("/")[0] not in classes]

@@ -187,7 +187,7 @@ def test_only_plain_files_inside_the_archive_are_read(tmp_path: Path, caplog: py
     before = sorted(tmp_path.rglob("*"))
     with caplog.at_level(logging.WARNING):
         data = shards(str(tmp_path / "odd.tar"), tmp_path / "cache")
-    assert "odd.tar: 7 members are links, devices or lead out of it, such as ../up.png: left out" in caplog.text
+    assert "odd.tar: skipped 7 members that are links, devices or lead out of it, such as ../up.png" in caplog.text
     assert [data.train.title(i).split(": ")[1] for i in range(len(data.train))] == ["good.png", "also.PNG"]
     assert [data.train.content(i) for i in range(2)] == [png(4), png(5)]
     assert sorted(p for p in tmp_path.rglob("*") if "cache" not in str(p)) == before
@@ -223,7 +223,7 @@ def test_a_shard_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
     cut, refused = tmp_path / "cut.tar", 0
     for length in [0, 1, 511, 512, 513, 1000, 1024, 1536, 2048, *range(2100, len(end), 97)]:
         cut.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"cut\.tar is (not a whole|cut off)") as error:
+        with pytest.raises(ValueError, match=r"cut\.tar is (not a complete|cut off)") as error:
             shards(str(cut), tmp_path / "cache")
         assert "\n" not in str(error.value)
         refused += 1
@@ -253,10 +253,10 @@ def test_an_index_is_made_anew_when_the_shard_is_another(tmp_path: Path) -> None
     [
         (
             "http://host/x-{0..3}.tar",
-            "shards are read at random places, which http: cannot do: copy them here, or mount",
+            "shards need random access, which http: does not offer: copy the shards here, or mount",
         ),
-        ("s3://bucket/x.tar", "which s3: cannot do"),
-        ("pipe:cat x.tar", "which pipe: cannot do"),
+        ("s3://bucket/x.tar", "which s3: does not offer"),
+        ("pipe:cat x.tar", "which pipe: does not offer"),
         ("{0..1}.tar", "there is no shard 1.tar; python scripts/make_shards.py makes some"),
         ("nothing-*.tar", "there is no shard nothing-*.tar"),
         ("x-{0..3.tar", "Unbalanced braces"),
@@ -277,10 +277,10 @@ def test_shards_that_cannot_be_are_one_sentence(
 @pytest.mark.parametrize(
     ("members", "expected"),
     [
-        ({"0.txt": b"no picture"}, "no picture lies in"),
-        ({"0.png": b"0", "0.cls": b"1", "1.png": b"1"}, "1 of the 2 pictures in .* have no class"),
+        ({"0.txt": b"no picture"}, "no image in"),
+        ({"0.png": b"0", "0.cls": b"1", "1.png": b"1"}, "1 of the 2 images in .* have no class"),
         ({"0.png": b"0", "0.cls": b"cat"}, "the class cat is not a class number, and there is no classes.txt"),
-        ({"0.png": b"0"}, "1 pictures are too few to split some off"),
+        ({"0.png": b"0"}, "1 images are too few to hold some out"),
     ],
 )
 def test_labels_and_counts_that_cannot_be_are_one_sentence(
@@ -307,7 +307,7 @@ def test_the_converter_says_in_one_sentence_what_it_cannot_do(
     (tmp_path / "empty").mkdir()
     for arguments, expected in {
         (str(tmp_path / "nowhere"), str(tmp_path / "out")): "is not a folder",
-        (str(tmp_path / "empty"), str(tmp_path / "out")): "no picture lies in",
+        (str(tmp_path / "empty"), str(tmp_path / "out")): "no image in",
         (str(tmp_path / "empty"), str(tmp_path / "empty")): "is there already",
     }.items():
         with pytest.raises(SystemExit) as stopped:

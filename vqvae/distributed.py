@@ -1,4 +1,4 @@
-"""The only file that knows torch.distributed; without a process group every function is the one-process case."""
+"""Collectives. The only file that imports torch.distributed; without a process group there is one rank."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def init() -> None:
-    """Joins the process group that `torchrun` describes in the environment; does nothing outside of it."""
-    if "SUBMITIT_EXECUTOR" in os.environ and "RANK" not in os.environ:  # a job of several tasks
+    """Join the process group that torchrun describes in the environment; do nothing without torchrun."""
+    if "SUBMITIT_EXECUTOR" in os.environ and "RANK" not in os.environ:  # a Slurm job of several tasks
         from submitit.helpers import TorchDistributedEnvironment
 
         environment = TorchDistributedEnvironment()
@@ -27,19 +27,19 @@ def init() -> None:
         if cuda:
             torch.cuda.set_device(
                 int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
-            )  # a task may see its own alone
+            )  # a task may see only its own GPU
         dist.init_process_group("nccl" if cuda else "gloo")
 
 
 def shutdown() -> None:
-    """Leaves the process group, if there is one."""
+    """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """For the length of a `with`: in the process group that `torchrun` describes, if there is one."""
+    """Context in the process group that torchrun describes, if there is one."""
     init()
     try:
         yield
@@ -60,12 +60,12 @@ def is_main() -> bool:
 
 
 def bar_hidden() -> bool | None:
-    """For tqdm: None shows a bar on terminals only."""
+    """Value of tqdm's `disable`: rank 0 shows a bar if it has a terminal, other ranks never do."""
     return None if is_main() else True
 
 
 def device() -> torch.device:
-    """This process's CUDA device, or the CPU (`CUDA_VISIBLE_DEVICES=` in the environment hides the GPU)."""
+    """CUDA device of this process, or the CPU (`CUDA_VISIBLE_DEVICES=` in the environment hides the GPU)."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
@@ -75,7 +75,7 @@ def barrier() -> None:
 
 
 def broadcast_object(value: Any) -> Any:
-    """Rank 0's value on every rank."""
+    """Value of rank 0, on every rank."""
     if not dist.is_initialized():
         return value
     box = [value]
@@ -84,7 +84,7 @@ def broadcast_object(value: Any) -> Any:
 
 
 def all_reduce_sum(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Sums over ranks of tensors of one dtype, by one collective -> tensors of the same shapes."""
+    """Sum tensors of one dtype over ranks by one collective. Shapes stay."""
     if world_size() == 1 or not tensors:
         return list(tensors)
     flat = torch.cat([t.reshape(-1) for t in tensors])
@@ -94,7 +94,7 @@ def all_reduce_sum(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """(n, d) of each rank, n equal on all -> (ranks x n, d) in rank order, the same on every rank."""
+    """Gather rows (n, d), n equal on all ranks -> (ranks x n, d) in rank order, the same on every rank."""
     if world_size() == 1:
         return rows
     out = rows.new_empty(world_size() * rows.shape[0], *rows.shape[1:])
@@ -103,15 +103,18 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def rows_of_rank(global_size: int, parts: int = 1) -> Tensor:
-    """The rows of a global batch that belong to this rank, of each of its `parts` micro-batches: what makes one of them of
-    all ranks is what one process would put into it. The sizes divide (checked where batches are made)."""
+    """Rows of a global batch that belong to this rank, ordered by its `parts` micro-batches.
+
+    Micro-batch i of all ranks together is micro-batch i of a single process. Batch sizes that do not divide are refused
+    earlier.
+    """
     return torch.arange(global_size).view(parts, world_size(), -1)[:, rank()].flatten()  # (global_size / ranks,)
 
 
 def wrap(network: nn.Module) -> nn.Module:
-    """The network to call in training: DistributedDataParallel under torchrun, else the network itself.
+    """Wrap a network for training: DistributedDataParallel under torchrun, else the network itself.
 
-    Buffers are not synchronised by DDP: those we have are computed from all-reduced values and so are equal already.
+    DDP does not synchronize buffers, because ours are computed from all-reduced values and are equal already.
     """
     if world_size() == 1 or not any(p.requires_grad for p in network.parameters()):
         return network
@@ -123,7 +126,7 @@ def wrap(network: nn.Module) -> nn.Module:
 
 @contextmanager
 def no_gradient_sync(networks: Iterable[nn.Module], active: bool) -> Iterator[None]:
-    """Around forward and backward of all but the last micro-batch: leaves out the gradient all-reduce."""
+    """Context that skips the gradient all-reduce, for all but the last micro-batch."""
     with ExitStack() as stack:
         for network in networks:
             if active and isinstance(network, DistributedDataParallel):
@@ -132,14 +135,14 @@ def no_gradient_sync(networks: Iterable[nn.Module], active: bool) -> Iterator[No
 
 
 def any_row(rows: Iterable[int], count: int) -> list[int]:
-    """Numbers below `count` -> those that any rank has named, in order."""
+    """Sorted union over ranks of `rows`, numbers below `count`."""
     named = torch.zeros(count, dtype=torch.int64, device=device())
     named[list(rows)] = 1
     return torch.nonzero(all_reduce_sum([named])[0])[:, 0].tolist()
 
 
 def any_rank(condition: bool) -> bool:
-    """Whether the condition holds on at least one rank; the same answer on all."""
+    """True on all ranks if the condition holds on at least one."""
     if world_size() == 1:
         return condition
     flag = torch.tensor(float(condition), device=device())
@@ -147,7 +150,7 @@ def any_rank(condition: bool) -> bool:
 
 
 def draw_of_rank(draw: Callable[[int], Tensor], rows: int) -> Tensor:
-    """`draw(n)` makes n rows from torch's common seed -> this rank's `rows` of those that one process would draw for all."""
+    """Draw rows for the global batch from torch's common seed, and return this rank's `rows` of them. draw(n): n rows."""
     return draw(rows * world_size())[rows * rank() : rows * (rank() + 1)]
 
 
@@ -162,5 +165,5 @@ class _MeanOverRanks(torch.autograd.Function):
 
 
 def mean_over_ranks(x: Tensor) -> Tensor:
-    """The mean of x over ranks, with its gradient: for losses that are not a mean over vectors."""
+    """Mean of x over ranks, with its gradient, for losses that are not a mean over vectors."""
     return x if world_size() == 1 else _MeanOverRanks.apply(x)

@@ -1,4 +1,4 @@
-"""All randomness is a function of numbers that a resumed run knows: the seed and the step."""
+"""Seeds from numbers that a resumed run knows: the run's seed and the step."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def mix(seed: int, number: int) -> int:
-    """One 63-bit seed from two numbers (splitmix64), so that neighbouring seeds share no stream."""
+    """Mix two numbers into one 63-bit seed (splitmix64), so that neighboring seeds share no stream."""
     x = (seed * 0x9E3779B97F4A7C15 + number + 1) & 0xFFFFFFFFFFFFFFFF
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
@@ -14,9 +14,10 @@ def mix(seed: int, number: int) -> int:
 
 
 def seed_everything(seed: int, number: int) -> None:
-    """Seeds torch on all devices; nothing here draws from Python's or NumPy's global state.
+    """Seed torch on all devices. Nothing in this package draws from Python's or NumPy's global state.
 
-    Where the CPU is the only device, `torch.manual_seed` would note a stack trace for each kind of the others, every step.
+    On a CPU-only machine the default generator is seeded directly, because `torch.manual_seed` records a stack trace for
+    every other kind of device, each step.
     """
     only_cpu = not torch.accelerator.is_available()
     (torch.default_generator.manual_seed if only_cpu else torch.manual_seed)(mix(seed, number))

@@ -1,4 +1,4 @@
-"""Arrays on the disk: .npy files, mapped into memory, that are what they were written as or are refused."""
+""".npy memory maps with checks of dtype and shape."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vqvae.storage.files import WriteError
 
 
 def create(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """A new file of zeros, its room on the disk taken: where there is none, writing to the map would end the process.
+    """Create a file of zeros with its disk space allocated, because writing to a map on a full disk kills the process.
 
     Raises WriteError.
     """
@@ -27,9 +27,9 @@ def create(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def write_rows(path: Path, start: int, rows: np.ndarray) -> None:
-    """Writes rows from `start` on into a file that `create` has made, and flushes them to the disk.
+    """Write rows from `start` on into a file made by `create`, and flush them to disk.
 
-    Not through a map: whole pages would go back, with the rows of other machines as they were.
+    Not through a map: that writes whole pages, and would overwrite rows that other machines have written.
     """
     offset = np.lib.format.open_memmap(path, "r").offset
     with path.open("rb+") as file:
@@ -40,13 +40,13 @@ def write_rows(path: Path, start: int, rows: np.ndarray) -> None:
 
 
 def read(path: Path, dtype: np.dtype, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    """The array of a file, not in memory yet; of any shape where None. Never unpickles.
+    """Map the array of a file into memory. shape None: any. Never unpickles.
 
-    Raises ValueError where it is not of that type and shape.
+    Raises UserError if dtype or shape differ.
     """
     try:
         array = np.lib.format.open_memmap(path, "r")
-    except Exception as error:  # of a damaged header numpy raises whatever it runs into
+    except Exception as error:  # numpy raises many kinds for a damaged header
         raise ValueError(f"{path} is damaged ({error})") from error
     if array.dtype != dtype or shape not in (None, array.shape):
         raise ValueError(f"{path} holds {array.dtype} {array.shape}, not {dtype} {shape or ''}")

@@ -1,4 +1,4 @@
-"""What a data set offers to the rest of the program, whatever its items are."""
+"""The contract of a data set, whatever its items are."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RESIDENT = ("auto", "device", "memory", "stream")
 class Split(ABC):
     """One split of a data set: `len`, labels (n,) int64 (-1 without classes), and items by index.
 
-    `fingerprint` identifies the items and how they are read, not where they lie.
+    `fingerprint` identifies the items and how they are read, not where they are stored.
     """
 
     name: str
@@ -32,18 +32,18 @@ class Split(ABC):
 
     @abstractmethod
     def read(self, index: int) -> Tensor:
-        """uint8 (C, *S). Raises OSError where the item cannot be decoded."""
+        """Item uint8 (C, *R). Raises OSError if it cannot be decoded."""
 
     @abstractmethod
     def title(self, index: int) -> str:
-        """What to call an item in a message: its path, or its number."""
+        """Name of an item in messages: its path or number."""
 
     @abstractmethod
     def subset(self, indices: Tensor) -> Split:
-        """The split of the items at `indices` (m,) alone."""
+        """Split with only the items at `indices` (m,)."""
 
     def limited(self, count: int) -> Split:
-        """`count` items evenly spread over the split; the split itself where it has no more."""
+        """Split of `count` items spread evenly over this one; the split itself if it has no more."""
         if count >= len(self):
             return self
         chosen = self.subset(torch.arange(count) * len(self) // count)
@@ -53,7 +53,7 @@ class Split(ABC):
 
 @dataclass
 class TensorSplit(Split):
-    """A split that lies in memory: images uint8 (n, C, *S)."""
+    """Split in memory: images uint8 (n, C, *S)."""
 
     images: Tensor
 
@@ -72,9 +72,9 @@ class Data(ABC):
     """Base of all data sets; the fields are the keys of the `data` config group. Items are uint8 (C, *S).
 
     ndim: number of data dims. channels: C. flip: mirror training items at random along their last dim. limit: use only that
-    many items of each split, evenly spread; null: all. resident: "device" or "memory" hold all items as one uint8 tensor
-    there, "stream" decodes them as they are needed, "auto" decides by size. workers: processes that decode. cache_dir: where
-    decoded items are kept. Raises ValueError for values out of range.
+    many items of each split, evenly spread; null: all. resident: "device" and "memory" keep all items there as one uint8
+    tensor, "stream" decodes them when needed, "auto" decides by size. workers: decoding processes. cache_dir: folder for
+    decoded items. Raises ValueError for values out of range.
     """
 
     size_key: ClassVar[str]  # the config key that sets `size`, for messages
@@ -101,11 +101,11 @@ class Data(ABC):
     @property
     @abstractmethod
     def size(self) -> tuple[int, ...]:
-        """Data dims *S of an item as the model sees it."""
+        """Data dims *S of an item that the model sees."""
 
     @property
     def read_size(self) -> tuple[int, ...]:
-        """Data dims of the items as they are read: crops to `size` are made from these."""
+        """Data dims *R of an item as read from disk; crops of `size` are taken from it."""
         return self.size
 
     @property
@@ -115,23 +115,23 @@ class Data(ABC):
 
     @abstractmethod
     def split(self, name: str) -> Split:
-        """name: train, val or test. Raises ValueError where there is no such split."""
+        """Split by name: train, val or test. Raises UserError if there is none."""
 
     @abstractmethod
     def show(self, items: Tensor) -> Tensor:
-        """Items uint8 (n, C, *S) -> what to look at: pictures uint8 (n, 1 or 3, H, W)."""
+        """Draw items uint8 (n, C, *S) as images uint8 (n, 1 or 3, H, W)."""
 
     @abstractmethod
     def save(self, path: Path, item: Tensor) -> Path:
-        """Writes an item uint8 (C, *S) to `path`, given without suffix -> the file, which appears when it is whole."""
+        """Write an item uint8 (C, *S) to `path`, given without suffix. Returns the file."""
 
     @abstractmethod
     def load(self, path: Path) -> Tensor:
-        """Anyone's file as an item of this data set, uint8 (C, *read_size). Raises OSError where it cannot be decoded."""
+        """Read any file as an item of this data set, uint8 (C, *R). Raises OSError if it cannot be decoded."""
 
 
 def fingerprint(parts: Sequence[object]) -> str:
-    """A short digest of the printed parts."""
+    """Short digest of the printed parts."""
     return hashlib.sha256(repr(list(parts)).encode()).hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""Decoded pictures on the disk, so that they are decoded once."""
+"""Disk cache of decoded items."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ log = logging.getLogger(__name__)
 
 
 class Cache:
-    """<fingerprint>-images.npy, (n, C, *R) uint8, and -used.npy, (n,) int64: the index of the picture that was read for each.
+    """Cache of one split: <fingerprint>-images.npy (n, C, *R) uint8 and -used.npy (n,) int64, the index read for each row.
 
-    -sums.json, written last, holds their checksums.
+    -sums.json is written last and holds the checksums.
     """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
@@ -24,7 +24,7 @@ class Cache:
         self.sums = folder / f"{fingerprint}-sums.json"
 
     def is_good(self) -> bool:
-        """Whether it is there and whole. A damaged one is not, and the log says so."""
+        """True if the cache exists and its checksums match. Logs a warning if they do not."""
         if not self.sums.is_file():
             return False
         try:
@@ -33,12 +33,12 @@ class Cache:
         except (OSError, ValueError, LookupError, TypeError):
             damaged = [self.sums]
         for file in damaged:
-            log.warning("%s is damaged: it does not match its checksum; pictures are decoded again", file)
+            log.warning("%s is damaged: it does not match its checksum; decoding again", file)
         return not damaged
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[tuple[Path, Path]]:
-        """Yields names to write both files to; they count when the block is left. Two runs may write the same at once."""
+        """Yield temporary names for both files, which replace the cache when the block ends. Safe if two runs write at once."""
         self.images.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.images.parent, "*", hours=24)
         temporary = [temporary_name(file) for file in (self.images, self.used)]

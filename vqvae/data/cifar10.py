@@ -1,4 +1,4 @@
-"""CIFAR-10, by torchvision."""
+"""CIFAR-10 through torchvision."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 import torch
 
 from vqvae.data.base import Split, TensorSplit, fingerprint
-from vqvae.data.pictures import Pictures
+from vqvae.data.images import Images
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
 @dataclass(kw_only=True)
-class CIFAR10(Pictures):
-    """50,000 training and 10,000 test pictures of 32x32 (Krizhevsky 2009), downloaded below `root` on first use.
+class CIFAR10(Images):
+    """50,000 training and 10,000 test images of 32x32 (Krizhevsky 2009), downloaded to `root` on first use.
 
-    Validation is on the test pictures, as in the published VQ-VAE examples: there is no third split.
+    Validation uses the test images, as the published VQ-VAE examples do, because there is no third split.
     """
 
     root: str

@@ -1,4 +1,4 @@
-"""Anyone's pictures: a folder, with or without splits and classes."""
+"""A folder of images, with or without splits and classes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 from torch import Tensor
 
 from vqvae.data.base import Split, fingerprint, no_labels
-from vqvae.data.pictures import ResizedPictures, read_picture
+from vqvae.data.images import ResizedImages, read_image
 from vqvae.storage.files import digest
 
-CONTENT_PROBES = 64  # files whose content goes into the fingerprint, beside the name and size of all
-DECODING = 2  # part of the fingerprint: raised when the same files come to be read as other pixels
+CONTENT_PROBES = 64  # files whose content is part of the fingerprint, with the name and size of all
+DECODING = 2  # part of the fingerprint; raise it when the same files decode to different pixels
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
 @dataclass
 class FolderSplit(Split):
-    """Picture files of one split, decoded, turned upright, resized and cropped to `read_size` when read."""
+    """Image files of one split: decoded, turned upright, resized and cropped to `read_size` when read."""
 
     root: Path
     files: list[str]
@@ -28,7 +28,7 @@ class FolderSplit(Split):
     channels: int
 
     def read(self, index: int) -> Tensor:
-        return read_picture(self.root / self.files[index], self.read_size, self.channels)
+        return read_image(self.root / self.files[index], self.read_size, self.channels)
 
     def title(self, index: int) -> str:
         return printable(str(self.root / self.files[index]))
@@ -38,11 +38,11 @@ class FolderSplit(Split):
 
 
 @dataclass(kw_only=True)
-class Folder(ResizedPictures):
-    """Pictures below `root`: in train/ and val/ or test/, or else all in one folder and split by `split_seed`.
+class Folder(ResizedImages):
+    """Images below `root`: in train/ and val/ or test/, or all in one folder and split by `split_seed`.
 
-    In a split, sub-folders are classes; without sub-folders there are no labels.
-    Raises ValueError for a missing root and a folder without pictures.
+    Subfolders of a split are classes; without subfolders there are no labels.
+    Raises UserError for a missing root and for a folder without images.
     """
 
     root: str
@@ -51,14 +51,14 @@ class Folder(ResizedPictures):
         super().__post_init__()
         self.path = Path(expanduser(self.root))  # Path.expanduser raises RuntimeError for users that are not there
         if not self.path.is_dir():
-            raise ValueError(f"data.root={self.root} is not a folder; name the folder that holds the pictures")
+            raise ValueError(f"data.root={self.root} is not a folder; name the folder that holds the images")
         self.has_splits = (self.path / "train").is_dir()
         train = self.path / "train" if self.has_splits else self.path
         self._class_names = sorted(p.name for p in train.iterdir() if p.is_dir() and not p.name.startswith("."))
-        self.files = find_pictures(train)
+        self.files = find_images(train)
         if not self.files:
             kinds = " ".join(sorted(SUFFIXES))
-            raise ValueError(f"no picture lies in {train} or its sub-folders (looked for {kinds})")
+            raise ValueError(f"no image in {train} or its subfolders (looked for {kinds})")
 
     def split(self, name: str) -> Split:
         if not self.has_splits:
@@ -71,10 +71,10 @@ class Folder(ResizedPictures):
         if not (self.path / name).is_dir():
             name = other
         folder = self.path / name
-        files = find_pictures(folder) if folder.is_dir() else []
+        files = find_images(folder) if folder.is_dir() else []
         if not files:
             wanted = f"{name}/" if name == "train" else "val/ or test/"
-            raise ValueError(f"{self.path} has train/ but no pictures in {wanted}; validation needs some")
+            raise ValueError(f"{self.path} has train/ but no images in {wanted}; validation needs some")
         return self._make(name, folder, files)
 
     def _make(self, name: str, root: Path, files: list[str]) -> Split:
@@ -85,7 +85,7 @@ class Folder(ResizedPictures):
                 class_name = file.split("/")[0]
                 if "/" not in file or class_name not in index:
                     raise ValueError(
-                        f"{root / file} lies in none of the class folders of the training pictures "
+                        f"{root / file} is in none of the class folders of the training images "
                         f"({', '.join(self._class_names[:5])}{', ...' if len(self._class_names) > 5 else ''})"
                     )
                 labels[i] = index[class_name]
@@ -97,7 +97,7 @@ class Folder(ResizedPictures):
 
 
 def content_digest(file: Path) -> str:
-    """Empty for a file that may not be read, which no picture comes from."""
+    """SHA-256 of a file; empty if it cannot be read, because then no image comes from it."""
     try:
         return digest(file)
     except OSError:
@@ -105,11 +105,11 @@ def content_digest(file: Path) -> str:
 
 
 def printable(name: str) -> str:
-    """A file name as one line that any terminal and file takes: line ends and undecodable bytes become escapes."""
+    """File name with line ends and undecodable bytes escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
-def find_pictures(folder: Path) -> list[str]:
-    """Paths of the picture files below `folder`, relative to it, with forward slashes, sorted."""
+def find_images(folder: Path) -> list[str]:
+    """Sorted paths of the image files below `folder`, relative to it, with forward slashes."""
     found = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     return sorted(p.relative_to(folder).as_posix() for p in found if p.is_file())

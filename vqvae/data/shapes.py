@@ -1,4 +1,4 @@
-"""The embedded data set: shapes of ten classes on textured grounds, drawn from a seed."""
+"""The built-in data set: shapes of ten classes on textured backgrounds, drawn from a seed."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae.data.base import Split, TensorSplit, fingerprint
-from vqvae.data.pictures import Pictures
+from vqvae.data.images import Images
 
-VERSION = 1  # of the drawing; part of the fingerprint, so that a changed drawing is a different data set
-DRAW_CHUNK = 250  # pictures drawn at a time: their coordinate planes then stay in cache
+VERSION = 1  # part of the fingerprint; raise it when the drawing changes
+DRAW_CHUNK = 250  # images drawn at a time, so that their coordinate planes stay in cache
 
 
 @dataclass(kw_only=True)
-class Shapes(Pictures):
-    """`train_count` training and `val_count` validation (and as many test) pictures, a function of `draw_seed` alone.
+class Shapes(Images):
+    """`train_count` training images, `val_count` validation and as many test images, determined by `draw_seed`.
 
-    Class, position, size, angle, colours, the texture of shape and ground vary; edges are anti-aliased.
+    Class, position, size, angle, colors and the textures of shape and background vary; edges are anti-aliased.
     """
 
     train_count: int
@@ -31,7 +31,7 @@ class Shapes(Pictures):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.channels != 3:
-            raise ValueError(f"shapes are drawn in colour: channels must be 3, got {self.channels}")
+            raise ValueError(f"shapes are drawn in color: channels must be 3, got {self.channels}")
         for name in ("train_count", "val_count"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -49,24 +49,24 @@ class Shapes(Pictures):
 
 
 def draw_shapes(count: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """-> pictures uint8 (count, 3, size, size), classes int64 (count,). Deterministic."""
+    """Draw images uint8 (count, 3, size, size) and their classes int64 (count,). Deterministic."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(len(SIGNED_DISTANCES), (count,), generator=generator)
-    pictures = [draw_chunk(part, size, generator) for part in labels.split(DRAW_CHUNK)]
-    return torch.cat(pictures), labels
+    images = [draw_chunk(part, size, generator) for part in labels.split(DRAW_CHUNK)]
+    return torch.cat(images), labels
 
 
 def draw_chunk(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """labels (n,) -> uint8 (n, 3, size, size)."""
+    """Draw images uint8 (n, 3, size, size) of the classes `labels` (n,)."""
     n = len(labels)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return torch.rand(n, *shape, 1, 1, generator=generator) * (high - low) + low
 
-    axis = (torch.arange(size) + 0.5) / size * 2 - 1  # pixel centres in [-1, 1]
+    axis = (torch.arange(size) + 0.5) / size * 2 - 1  # pixel centers in [-1, 1]
     y, x = axis[:, None], axis[None, :]
     radius = uniform(0.5, 0.85)
-    slack = 1 - radius  # the whole shape lies inside the picture
+    slack = 1 - radius  # keeps the whole shape inside the image
     dx, dy, angle = x - uniform(-1, 1) * slack, y - uniform(-1, 1) * slack, uniform(-0.5, 0.5)
     u = (dx * angle.cos() + dy * angle.sin()) / radius  # (n, size, size): the shape's own coordinates
     v = (dy * angle.cos() - dx * angle.sin()) / radius
@@ -76,25 +76,25 @@ def draw_chunk(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
         distance[chosen] = signed_distance(u[chosen], v[chosen])
     cover = (0.5 - distance * radius * size / 2).clamp(0, 1)[:, None]  # (n, 1, size, size), edges one pixel wide
 
-    ground, fill = uniform(0.0, 0.45, 3), uniform(0.55, 1.0, 3)  # bright on dark: every shape can be seen
+    ground, fill = uniform(0.0, 0.45, 3), uniform(0.55, 1.0, 3)  # bright on dark, so that every shape is visible
     back = texture(x, y, ground, 1.0, uniform, generator)
     front = texture(u[:, None], v[:, None], fill, 0.5, uniform, generator)
-    picture = back * (1 - cover) + front * cover
-    return (picture.clamp(0, 1) * 255).round().to(torch.uint8)
+    image = back * (1 - cover) + front * cover
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def texture(
-    x: Tensor, y: Tensor, colour: Tensor, strength: float, uniform: Callable[..., Tensor], generator: torch.Generator
+    x: Tensor, y: Tensor, color: Tensor, strength: float, uniform: Callable[..., Tensor], generator: torch.Generator
 ) -> Tensor:
-    """A colour (n, 3, 1, 1) with a gradient, stripes and soft noise on coordinates x, y -> (n, 3, size, size)."""
-    n, size = len(colour), y.shape[-2]
+    """Color (n, 3, 1, 1) plus a gradient, stripes and soft noise on coordinates x, y -> (n, 3, size, size)."""
+    n, size = len(color), y.shape[-2]
     angle, frequency = uniform(0, 2 * math.pi, 1), uniform(2, 7, 1)
     along = x * angle.cos() + y * angle.sin()  # (n, 1, size, size)
     stripes = torch.sin(along * frequency + uniform(0, 2 * math.pi, 1))
     gradient = (x * uniform(-1, 1, 1) + y * uniform(-1, 1, 1)) * uniform(-0.15, 0.15, 3)
     coarse = torch.rand(n, 1, 7, 7, generator=generator) - 0.5
     noise = F.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=True)
-    return colour + strength * (stripes * uniform(-0.08, 0.08, 1) + gradient + noise * uniform(-0.12, 0.12, 1))
+    return color + strength * (stripes * uniform(-0.08, 0.08, 1) + gradient + noise * uniform(-0.12, 0.12, 1))
 
 
 def box(u: Tensor, v: Tensor, half_u: float, half_v: float) -> Tensor:

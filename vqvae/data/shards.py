@@ -1,7 +1,7 @@
-"""Where the pictures lie in a WebDataset shard (a .tar of <key>.jpg, <key>.cls, ...): an index, so that any can be read.
+"""Index of a WebDataset shard (a .tar of <key>.jpg, <key>.cls, ...), for random access to its images.
 
-Nothing is unpacked: a member's bytes are read where they lie. Members that are no plain files (links, devices), or whose names
-lead out of the archive, are left out.
+Nothing is unpacked: bytes are read at their offset. Members that are not plain files (links, devices), or whose names lead
+out of the archive, are skipped.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Rows:
-    """What is being read of a shard: for each sample with a picture, where that lies, its name and its label, if any."""
+    """Index rows while a shard is scanned: offset, size, name and label of each sample's image."""
 
     offsets: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
@@ -38,7 +38,7 @@ class Rows:
     left_out: list[str] = field(default_factory=list)
 
     def table(self) -> np.ndarray:
-        """-> structured array: offset, size, name (UTF-8), label (UTF-8, empty for none)."""
+        """Structured array of offset, size, name (UTF-8) and label (UTF-8, empty for none)."""
         labels = [label.encode() for label in self.labels]
         kinds = [f"S{max(1, *map(len, texts))}" if texts else "S1" for texts in (self.names, labels)]
         table = np.empty(len(self.offsets), [("offset", "i8"), ("size", "i8"), ("name", kinds[0]), ("label", kinds[1])])
@@ -47,9 +47,9 @@ class Rows:
 
 
 def index_file(shard: Path, cache_dir: Path) -> Path:
-    """The file in `cache_dir` with the index of a shard, see `Rows.table`; made now for a new path, size or time.
+    """Index file of a shard in `cache_dir` (see `Rows.table`), made if path, size or time of the shard are new.
 
-    Raises ValueError for a file that is no whole tar.
+    Raises UserError if the file is not a complete tar.
     """
     about = shard.stat()
     key = fingerprint([INDEX_FORMAT, str(shard.resolve()), about.st_size, about.st_mtime_ns])
@@ -63,17 +63,17 @@ def index_file(shard: Path, cache_dir: Path) -> Path:
 
 
 def read_index(file: Path) -> np.ndarray:
-    """See `Rows.table`. Raises ValueError for anything else."""
+    """Read an index (see `Rows.table`). Raises UserError for any other file."""
     try:
         table = np.load(file, allow_pickle=False)
         table["offset"], table["size"], table["name"], table["label"]
-    except Exception as error:  # of a damaged header numpy raises whatever it runs into
-        raise ValueError(f"{file} is no index of a shard ({error}); delete it to have it made again") from error
+    except Exception as error:  # numpy raises many kinds for a damaged header
+        raise ValueError(f"{file} is not a shard index ({error}); delete it to have it made again") from error
     return table
 
 
 def scan(shard: Path) -> np.ndarray:
-    """Reads the headers and labels of all members -> see `Rows.table`."""
+    """Read the headers and labels of all members. Returns the table of `Rows.table`."""
     rows = Rows()
     try:
         with tarfile.open(shard, "r:") as tar:
@@ -83,25 +83,25 @@ def scan(shard: Path) -> np.ndarray:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = str(error) or type(error).__name__
-        raise ValueError(f"{shard} is not a whole, uncompressed tar ({reason}): copy or make it again") from error
+        raise ValueError(f"{shard} is not a complete, uncompressed tar ({reason}): copy or make it again") from error
     with shard.open("rb") as file:
         file.seek(end)
         block = file.read(tarfile.BLOCKSIZE)
-    if len(block) < tarfile.BLOCKSIZE or any(block):  # tarfile takes this for the end
+    if len(block) < tarfile.BLOCKSIZE or any(block):  # tarfile takes this for the end of the archive
         raise ValueError(f"{shard} is cut off or damaged at byte {end}: copy or make it again")
     if rows.left_out:
         shown = f"such as {printable(rows.left_out[0])[:80]}"
         log.warning(
-            "%s: %d members are links, devices or lead out of it, %s: left out", shard, len(rows.left_out), shown
+            "%s: skipped %d members that are links, devices or lead out of it, %s", shard, len(rows.left_out), shown
         )
     return rows.table()
 
 
 def collect(tar: tarfile.TarFile, rows: Rows) -> None:
-    """Goes through the members; those of one key, which follow each other, are one sample with one picture."""
-    current, label, picture = "", "", None
+    """Go through the members. Consecutive members with one key are one sample with one image."""
+    current, label, image = "", "", None
     while (member := tar.next()) is not None:
-        tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+        tar.members.clear()  # type: ignore[attr-defined]  # else it keeps every member in memory
         if member.isdir():
             continue
         path = PurePosixPath(member.name)
@@ -113,40 +113,40 @@ def collect(tar: tarfile.TarFile, rows: Rows) -> None:
             continue
         key, extension = match[1], match[2].lower()
         if key != current:
-            add(rows, picture, label)
-            current, label, picture = key, "", None
-        if f".{extension}" in SUFFIXES and picture is None:
-            picture = member
+            add(rows, image, label)
+            current, label, image = key, "", None
+        if f".{extension}" in SUFFIXES and image is None:
+            image = member
         elif extension == "cls" or (extension == "json" and not label):
             label = read_label(tar, member, extension) or label
-    add(rows, picture, label)
+    add(rows, image, label)
 
 
-def add(rows: Rows, picture: tarfile.TarInfo | None, label: str) -> None:
-    if picture is not None:
-        rows.offsets.append(picture.offset_data)
-        rows.sizes.append(picture.size)
-        rows.names.append(picture.name.encode("utf-8", "surrogateescape"))
+def add(rows: Rows, image: tarfile.TarInfo | None, label: str) -> None:
+    if image is not None:
+        rows.offsets.append(image.offset_data)
+        rows.sizes.append(image.size)
+        rows.names.append(image.name.encode("utf-8", "surrogateescape"))
         rows.labels.append(label)
 
 
 def read_label(tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str) -> str:
-    """The text of a .cls, or `cls` or `label` of a .json -> the label as it is written there; empty where there is none."""
+    """Label as written in a .cls file, or in `cls` or `label` of a .json file; empty if there is none."""
     stream = tar.extractfile(member)
     assert stream is not None, "a plain file"
     text = stream.read(MOST_LABEL_BYTES).decode("utf-8", "replace").strip()
     if extension == "cls":
         return text
     try:
-        found = json.loads(text)
+        content = json.loads(text)
     except (ValueError, RecursionError):
         return ""
-    value = found.get("cls", found.get("label")) if isinstance(found, dict) else None
+    value = content.get("cls", content.get("label")) if isinstance(content, dict) else None
     return str(value) if isinstance(value, (int, str)) and not isinstance(value, bool) else ""
 
 
 def read_bytes(shard: Path, offset: int, size: int) -> bytes:
-    """Raises OSError where the shard has fewer."""
+    """Read `size` bytes at `offset`. Raises OSError if the shard has fewer."""
     with shard.open("rb") as file:
         data = os.pread(file.fileno(), size, offset)
     if len(data) != size:

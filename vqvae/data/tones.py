@@ -1,4 +1,4 @@
-"""The embedded data set of sounds: tones of ten classes, drawn from a seed."""
+"""The built-in data set of sounds: tones of ten classes, drawn from a seed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from vqvae.data.base import Split, TensorSplit, fingerprint
 from vqvae.data.waveforms import Waveforms, compand
 
-VERSION = 1  # of the drawing; part of the fingerprint, so that a changed drawing is a different data set
-DRAW_CHUNK = 50  # waves drawn at a time: they then stay in cache
+VERSION = 1  # part of the fingerprint; raise it when the drawing changes
+DRAW_CHUNK = 50  # waves drawn at a time, so that they stay in cache
 LOWEST, OCTAVES = 80.0, 2.0  # pitches, in Hz: 80 .. 320
 PARTIALS = 10  # of the richest tones: up to 3.2 kHz, below half the sample rate
 LOWEST_RATE = 8000
@@ -22,10 +22,10 @@ NOISE = 1e-3  # standard deviation, at most; full scale is 1
 
 @dataclass(kw_only=True)
 class Tones(Waveforms):
-    """`train_count` training and `val_count` validation (and as many test) sounds, a function of `draw_seed` alone.
+    """`train_count` training sounds, `val_count` validation and as many test sounds, determined by `draw_seed`.
 
-    Class, pitch, phase, loudness, attack and release, and what is special to a class vary; a little noise is added. Waves
-    are made of few partials, so nothing folds back from above half the sample rate. Kept as mu-law uint8: see `Waveforms`.
+    Class, pitch, phase, loudness, attack, release and class-specific parameters vary; a little noise is added. Waves
+    have few partials, so nothing aliases. Stored as mu-law uint8, see `Waveforms`.
     """
 
     train_count: int
@@ -55,7 +55,7 @@ class Tones(Waveforms):
 
 
 def draw_tones(count: int, length: int, sample_rate: int, seed: int) -> tuple[Tensor, Tensor]:
-    """-> companded waves uint8 (count, 1, length), classes int64 (count,). Deterministic."""
+    """Draw companded waves uint8 (count, 1, length) and their classes int64 (count,). Deterministic."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(len(TONES), (count,), generator=generator)
     chunks = [compand(draw_chunk(part, length, sample_rate, generator)) for part in labels.split(DRAW_CHUNK)]
@@ -63,7 +63,7 @@ def draw_tones(count: int, length: int, sample_rate: int, seed: int) -> tuple[Te
 
 
 def draw_chunk(labels: Tensor, length: int, sample_rate: int, generator: torch.Generator) -> Tensor:
-    """labels (n,) -> waves (n, length)."""
+    """Draw waves (n, length) of the classes `labels` (n,)."""
     n = len(labels)
 
     def uniform(low: float, high: float) -> Tensor:
@@ -72,7 +72,11 @@ def draw_chunk(labels: Tensor, length: int, sample_rate: int, generator: torch.G
     t = torch.arange(length) / sample_rate  # (T,) in seconds
     end = length / sample_rate
     pitch = LOWEST * 2 ** uniform(0, OCTAVES)
-    start, shape, speed = uniform(0, 1), uniform(0, 1), uniform(0, 1)  # phase in periods, and what a class makes of two
+    start, shape, speed = (
+        uniform(0, 1),
+        uniform(0, 1),
+        uniform(0, 1),
+    )  # phase in periods, two class parameters
     attack, release = uniform(0.005, 0.05), uniform(0.02, 0.1)
     loudness = 10 ** uniform(-0.6, -0.05)  # -12 .. -1 dB of full scale
     waves = torch.empty(n, length)
@@ -89,7 +93,7 @@ def draw_chunk(labels: Tensor, length: int, sample_rate: int, generator: torch.G
 
 
 def partials(phase: Tensor, amplitudes: dict[int, float]) -> Tensor:
-    """The sum of sin(2 pi h phase) times amplitudes[h], phase (n, T) in periods, brought into [-1, 1]."""
+    """Sum of amplitudes[h] sin(2 pi h phase), phase (n, T) in periods, scaled to [-1, 1]."""
     period = torch.arange(1024) / 1024
     waves, peak = torch.zeros_like(phase), torch.zeros_like(period)
     for number, amplitude in amplitudes.items():
@@ -115,30 +119,30 @@ def triangle(t: Tensor, periods: Tensor, start: Tensor, shape: Tensor, speed: Te
 
 
 def chirp_up(t: Tensor, periods: Tensor, start: Tensor, shape: Tensor, speed: Tensor) -> Tensor:
-    """From the pitch up, evenly in Hz, to 2 .. 4 times of it."""
+    """Linear rise from the pitch to 2 .. 4 times the pitch."""
     return partials(periods * (t + (1 + 2 * shape) * t.square() / 2) + start, {1: 1.0})
 
 
 def chirp_down(t: Tensor, periods: Tensor, start: Tensor, shape: Tensor, speed: Tensor) -> Tensor:
-    """The mirror of chirp_up."""
+    """`chirp_up` in reverse."""
     return chirp_up(1 - t, periods, start, shape, speed)
 
 
 def vibrato(t: Tensor, periods: Tensor, start: Tensor, shape: Tensor, speed: Tensor) -> Tensor:
-    """The pitch swings 2 .. 5 times, by 10 .. 25 %."""
+    """Pitch that swings 2 .. 5 times, by 10 .. 25 %."""
     swings = 2 + 3 * speed
     wobble = (0.1 + 0.15 * shape) * torch.sin(2 * math.pi * (swings * t + start)) / (2 * math.pi * swings)
     return partials(periods * (t + wobble) + start, {1: 1.0})
 
 
 def tremolo(t: Tensor, periods: Tensor, start: Tensor, shape: Tensor, speed: Tensor) -> Tensor:
-    """The loudness swings 2 .. 5 times, down to 40 .. 0 % of the peak."""
+    """Loudness that swings 2 .. 5 times, down to 40 .. 0 % of the peak."""
     swing = (1 + torch.sin(2 * math.pi * ((2 + 3 * speed) * t + start))) / 2
     return partials(t * periods + start, {1: 1.0}) * (1 - (0.6 + 0.4 * shape) * swing)
 
 
 def pluck(t: Tensor, periods: Tensor, start: Tensor, shape: Tensor, speed: Tensor) -> Tensor:
-    """A string: all partials at first, the higher ones fading faster."""
+    """Plucked string: all partials at first, the higher ones fade faster."""
     fading, waves = (-t * (1.5 + 1.5 * shape)).exp(), torch.zeros(len(periods), len(t))
     for number in range(1, PARTIALS + 1):
         waves += fading**number * torch.sin(2 * math.pi * number * (t * periods + start)) / number
@@ -146,7 +150,7 @@ def pluck(t: Tensor, periods: Tensor, start: Tensor, shape: Tensor, speed: Tenso
 
 
 def bell(t: Tensor, periods: Tensor, start: Tensor, shape: Tensor, speed: Tensor) -> Tensor:
-    """Frequency modulation at 1.4 times the pitch, its index fading with the loudness (Chowning 1973)."""
+    """Frequency modulation at 1.4 times the pitch; the index fades with the loudness (Chowning 1973)."""
     fading = (-t * (2 + 2 * speed)).exp()
     index = (1 + 2 * shape) * fading
     return fading * torch.sin(2 * math.pi * (t * periods + start) + index * torch.sin(2.8 * math.pi * t * periods))

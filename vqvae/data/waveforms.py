@@ -1,4 +1,4 @@
-"""What is common to data sets of sounds."""
+"""Base class of sound data sets, mu-law companding, and .wav files."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ from vqvae.data.wave_plot import plot_waves
 from vqvae.images import normalise, to_uint8
 from vqvae.storage.files import write_bytes
 
-MU = 255  # of the companding
+MU = 255  # of the mu-law
 
 
 @dataclass(kw_only=True)
 class Waveforms(Data):
-    """Base of all data sets of sounds: uint8 (C, T) after mu-law companding (arXiv 1609.03499, section 2.2; ITU-T G.711).
+    """Base of sound data sets: uint8 (C, T) after mu-law companding (arXiv 1609.03499, section 2.2; ITU-T G.711).
 
-    The companded wave fits the program's 8 bits where a plain one would drown in rounding noise, and it is what the model
-    sees, in [-1, 1]: errors in quiet passages weigh more than in loud ones, as they do for the ear. What is drawn or written
-    as .wav is expanded again.
+    A plain wave would lose quiet passages when rounded to 8 bits; a companded one does not. The model sees the companded
+    wave in [-1, 1], so errors in quiet passages weigh more than in loud ones, as they do for the ear. Plots and .wav files
+    are expanded again.
 
-    ndim: 1. channels: C, 1 or 2. length: T, in samples. sample_rate: samples per second. Raises ValueError for values out of
-    range.
+    ndim: 1. channels: C, 1 or 2. length: T, in samples. sample_rate: samples per second.
     """
 
     size_key: ClassVar[str] = "length"
@@ -54,17 +53,17 @@ class Waveforms(Data):
         return (self.length,)
 
     def show(self, items: Tensor) -> Tensor:
-        """Companded items (n, C, T) -> plots of the expanded waves."""
+        """Plot the expanded waves of items (n, C, T)."""
         return plot_waves(expand(items))
 
     def save(self, path: Path, item: Tensor) -> Path:
-        """A .wav file of 16 bits."""
+        """Write a 16-bit .wav file."""
         file = path.with_name(path.name + self.suffix)
         write_wav(file, expand(item), self.sample_rate)
         return file
 
     def load(self, path: Path) -> Tensor:
-        """The middle of a .wav file of 16 bits; a shorter one is followed by silence."""
+        """Read the middle of a 16-bit .wav file; shorter sounds are padded with silence."""
         waves = read_wav(path, self.channels, self.sample_rate)
         start = max(0, waves.shape[1] - self.length) // 2
         waves = waves[:, start : start + self.length]
@@ -72,18 +71,18 @@ class Waveforms(Data):
 
 
 def compand(waves: Tensor) -> Tensor:
-    """Waves in [-1, 1] -> uint8: sign(x) ln(1 + mu |x|) / ln(1 + mu), in 256 levels. Any shape."""
+    """Compand waves in [-1, 1] to uint8: sign(x) ln(1 + mu |x|) / ln(1 + mu), in 256 levels. Any shape."""
     return to_uint8(waves.sign() * torch.log1p(MU * waves.abs()) / math.log1p(MU))
 
 
 def expand(items: Tensor) -> Tensor:
-    """uint8 -> waves in [-1, 1], float32: the inverse of `compand`."""
+    """Expand uint8 to waves in [-1, 1], float32: the inverse of `compand`."""
     y = normalise(items)
     return y.sign() * torch.expm1(y.abs() * math.log1p(MU)) / MU
 
 
 def write_wav(path: Path, waves: Tensor, sample_rate: int) -> None:
-    """Waves (C, T) in [-1, 1] -> a .wav file of 16 bits that appears under its name when it is whole."""
+    """Write waves (C, T) in [-1, 1] to a 16-bit .wav file."""
     samples = (waves.T.cpu() * 32767).round().clamp(-32768, 32767).to(torch.int16).contiguous()  # (T, C)
     data = io.BytesIO()
     with wave.open(data, "wb") as file:
@@ -95,17 +94,17 @@ def write_wav(path: Path, waves: Tensor, sample_rate: int) -> None:
 
 
 def read_wav(path: Path, channels: int, sample_rate: int) -> Tensor:
-    """A .wav file of 16 bits -> waves (channels, T) in [-1, 1]: the inverse of `write_wav`.
+    """Read waves (channels, T) in [-1, 1] from a 16-bit .wav file: the inverse of `write_wav`.
 
-    Raises OSError where it cannot be read, or has another sample rate or number of channels.
+    Raises OSError if it cannot be read, or has another sample rate or number of channels.
     """
     try:
         with wave.open(str(path), "rb") as file:
-            found = (8 * file.getsampwidth(), file.getnchannels(), file.getframerate())
+            form = (8 * file.getsampwidth(), file.getnchannels(), file.getframerate())
             samples = torch.frombuffer(bytearray(file.readframes(file.getnframes())), dtype=torch.int16)
     except (wave.Error, EOFError, ValueError, RuntimeError) as error:
         raise OSError(f"{type(error).__name__}: {error}") from error
-    if found != (16, channels, sample_rate):
-        own = f"16 bits, {channels} channels, {sample_rate} samples per second"
-        raise OSError("it has {} bits, {} channels, {} samples per second, and this data {}".format(*found, own))
+    if form != (16, channels, sample_rate):
+        wanted = f"16 bits, {channels} channels, {sample_rate} samples per second"
+        raise OSError("it has {} bits, {} channels, {} samples per second; this data set has {}".format(*form, wanted))
     return (samples.view(-1, channels).T / 32767).clamp(-1, 1)  # (C, T)

@@ -1,4 +1,4 @@
-"""WebDataset shards on this machine's file systems, read at random places: for data that is larger than memory."""
+"""WebDataset shards on local or mounted disks, read by random access, for data larger than memory."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from tqdm import tqdm
 from vqvae import distributed
 from vqvae.data.base import Split, fingerprint, no_labels
 from vqvae.data.folder import CONTENT_PROBES, DECODING, printable
-from vqvae.data.pictures import ResizedPictures, read_picture
+from vqvae.data.images import ResizedImages, read_image
 from vqvae.data.shards import index_file, read_bytes, read_index
 
 MOST_SHARDS = 100_000
 REMOTE = re.compile(r"^(pipe(?=:)|[a-z][a-z0-9+.-]+(?=://))", re.IGNORECASE)
 
 
-PLACE = [("shard", "i4"), ("row", "i4"), ("offset", "i8"), ("size", "i8")]  # row: of the shard's index
+PLACE = [("shard", "i4"), ("row", "i4"), ("offset", "i8"), ("size", "i8")]  # row in the shard's index
 
 
 @dataclass
 class ShardSplit(Split):
-    """Pictures by their places in shards: (n,) of PLACE. Their names lie in `indices`, one file a shard, until asked for."""
+    """Images by their places in shards: (n,) of PLACE. Names stay in the index files, one per shard, until asked for."""
 
     shards: list[Path]
     indices: list[Path]
@@ -43,12 +43,12 @@ class ShardSplit(Split):
     channels: int
 
     def content(self, index: int) -> bytes:
-        """The picture's file. Raises OSError where it cannot be read."""
+        """Bytes of an image file. Raises OSError if it cannot be read."""
         place = self.places[index]
         return read_bytes(self.shards[place["shard"]], int(place["offset"]), int(place["size"]))
 
     def read(self, index: int) -> Tensor:
-        return read_picture(io.BytesIO(self.content(index)), self.read_size, self.channels)
+        return read_image(io.BytesIO(self.content(index)), self.read_size, self.channels)
 
     def title(self, index: int) -> str:
         place = self.places[index]
@@ -60,18 +60,18 @@ class ShardSplit(Split):
 
 
 @dataclass(kw_only=True)
-class WebDataset(ResizedPictures):
-    """Shards `urls`, and `val_urls` or else a share of the first split off by `split_seed`.
+class WebDataset(ResizedImages):
+    """Shards `urls` for training, and `val_urls` or else a share held out by `split_seed` for validation.
 
-    Both are names with braces (train-{000000..000009}.tar) or wildcards (train-*.tar), or a list of such;
-    scripts/make_shards.py writes shards. A sample is a picture <key>.jpg, .png, ... with its class in <key>.cls (a number, or
-    a name of classes.txt beside the first shard), or as `cls` or `label` of <key>.json; without those there are no labels.
-    Pictures are resized and cropped as those of a folder are.
+    Both are names with braces (train-{000000..000009}.tar) or wildcards (train-*.tar), or a list of them;
+    scripts/make_shards.py writes shards. A sample is an image <key>.jpg, .png, ... with its class in <key>.cls (a number, or
+    a name listed in classes.txt beside the first shard), or in `cls` or `label` of <key>.json; else there are no labels.
+    Images are resized and cropped as in `Folder`.
 
-    Shards are read at random places, not in a stream: which pictures a step sees is a function of the seed and the step, as
-    for every data set, so a resumed run goes on with the same batches, and shards give the same batches as a folder with the
-    same pictures in the same order. In memory lie 32 bytes a picture, its place and its label; each shard is indexed once, in
-    `cache_dir`. Raises ValueError for shards that are missing, remote, cut off, or without pictures.
+    Shards are read by random access, not as a stream. So the images of a step depend on the seed and the step alone, as in
+    every data set: a resumed run continues with the same batches, and shards give the same batches as a folder with the
+    same images in the same order. Memory: 32 bytes per image. Each shard is indexed once, in `cache_dir`.
+    Raises UserError for shards that are missing, remote, truncated, or without images.
     """
 
     urls: str | list[str]
@@ -83,7 +83,7 @@ class WebDataset(ResizedPictures):
         self.val_shards = [] if self.val_urls is None else find_shards("val_urls", self.val_urls)
         self.cache = Path(self.cache_dir).expanduser()
         shards = [*self.train_shards, *self.val_shards]
-        if distributed.is_main():  # the other ranks find the indices in the cache
+        if distributed.is_main():  # the other ranks read the indices from the cache
             for shard in tqdm(shards, desc="indexing", unit="shard", disable=None, delay=1):
                 index_file(shard, self.cache)
         distributed.barrier()
@@ -100,17 +100,17 @@ class WebDataset(ResizedPictures):
         if self.val is None:
             count = len(self.train)
             order = array("q", range(count))
-            random.Random(self.split_seed).shuffle(order)  # as a folder does it: the same pictures are held out
+            random.Random(self.split_seed).shuffle(order)  # as in Folder, so that the same images are held out
             held_out = max(1, round(count * self.val_share))
             if held_out == count:
-                raise ValueError(f"{count} pictures are too few to split some off for validation; give val_urls")
+                raise ValueError(f"{count} images are too few to hold some out for validation; give val_urls")
             chosen = np.sort(np.array(order[held_out:] if train else order[:held_out]))
             split = self.train.subset(torch.from_numpy(chosen))  # type: ignore[assignment]
         assert split is not None
         return replace(split, name="train" if train else "val", fingerprint=self._identity(split, train))
 
     def _whole(self, name: str, shards: list[Path]) -> ShardSplit:
-        """All pictures of some shards. Raises ValueError where there are none, or labels that cannot be."""
+        """Split of all images of some shards. Raises UserError if there are none, or for invalid labels."""
         labels, places, indices = [], [], [index_file(shard, self.cache) for shard in shards]
         for number, shard in enumerate(shards):
             table = read_index(indices[number])
@@ -123,20 +123,20 @@ class WebDataset(ResizedPictures):
             labels.append(torch.tensor(numbers, dtype=torch.int64)[torch.from_numpy(inverse)])
         found = torch.cat(labels)
         if not len(found):
-            raise ValueError(f"no picture lies in {shards[0]}{' and the other shards' if shards[1:] else ''}")
+            raise ValueError(f"no image in {shards[0]}{' and the other shards' if shards[1:] else ''}")
         without = int((found < 0).sum())
         if 0 < without < len(found):
             raise ValueError(
-                f"{without} of the {len(found)} pictures in {shards[0].parent} have no class (.cls): all need one, or none"
+                f"{without} of the {len(found)} images in {shards[0].parent} have no class (.cls): all need one, or none"
             )
         if name == "val" and not self._class_names:
             found = no_labels(len(found))
         elif name == "val" and without:
-            raise ValueError("the pictures of val_urls have no classes (.cls), and those of urls have")
+            raise ValueError("the images of val_urls have no classes (.cls), but those of urls do")
         return ShardSplit(name, found, "", shards, indices, np.concatenate(places), self.resize, self.channels)
 
     def _number(self, shard: Path, text: bytes) -> int:
-        """A written label -> its class, -1 for none."""
+        """Class number of a written label, -1 for none."""
         if not text:
             return -1
         name, count = text.decode("utf-8", "replace"), len(self._class_names)
@@ -148,7 +148,7 @@ class WebDataset(ResizedPictures):
         return self._class_names.index(name)
 
     def _identity(self, split: ShardSplit, train: bool) -> str:
-        """The fingerprint: names, sizes and labels of all pictures, the content of some, and how they are read."""
+        """Fingerprint: names, sizes and labels of all images, the content of some, and how they are read."""
         digest = hashlib.sha256(split.labels.numpy().tobytes())
         for number, file in enumerate(split.indices):
             table = read_index(file)[split.places["row"][split.places["shard"] == number]]
@@ -160,7 +160,7 @@ class WebDataset(ResizedPictures):
 
 
 def content_of(split: ShardSplit, index: int) -> bytes:
-    """Of one that cannot be read, which no picture comes from, nothing."""
+    """Bytes of an image file; empty if it cannot be read, because then no image comes from it."""
     try:
         return split.content(index)
     except OSError:
@@ -168,13 +168,13 @@ def content_of(split: ShardSplit, index: int) -> bytes:
 
 
 def find_shards(key: str, urls: str | list[str]) -> list[Path]:
-    """The files that `urls` names, in its order; those of a wildcard sorted. Raises ValueError where one is not there."""
+    """Files that `urls` names, in its order; those of a wildcard sorted. Raises UserError if one is missing."""
     found: list[Path] = []
     for url in [urls] if isinstance(urls, str) else urls:
         if match := REMOTE.match(url):
             raise ValueError(
-                f"{key}={url} is not on this machine, and shards are read at random places, which {match[1]}: cannot do: "
-                "copy them here, or mount the place where they lie, and name the files"
+                f"{key}={url} is remote, and shards need random access, which {match[1]}: does not offer: "
+                "copy the shards here, or mount their disk, and name the files"
             )
         try:
             names = list(itertools.islice(braceexpand(url), MOST_SHARDS + 1))

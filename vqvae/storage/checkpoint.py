@@ -1,4 +1,4 @@
-"""Files of weights and states, with their checksum in their name."""
+"""Checkpoint files with a checksum in the name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PATTERN = re.compile(r"^(?P<name>.+)-(?P<digest>[0-9a-f]{12})\.pt$")
 
 
 def save(folder: Path, name: str, state: dict[str, Any]) -> Path | None:
-    """Writes folder/<name>-<checksum>.pt on rank 0 and removes others of that name. Tensors and plain values only."""
+    """Write folder/<name>-<checksum>.pt on rank 0 and remove older files of that name. Tensors and plain values only."""
     if not distributed.is_main():
         return None
     buffer = io.BytesIO()
@@ -38,14 +38,14 @@ def save(folder: Path, name: str, state: dict[str, Any]) -> Path | None:
 
 
 def find(folder: Path, name: str) -> list[Path]:
-    """The files folder/<name>-<checksum>.pt; `name` may hold * and ?."""
+    """Files folder/<name>-<checksum>.pt, sorted; `name` may contain * and ?."""
     return sorted(p for p in folder.glob(f"{name}-*.pt") if PATTERN.match(p.name))
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Reads a file that `save` wrote; nothing that it brings is run.
+    """Read a file written by `save`. No code in it is run.
 
-    Raises ValueError where its bytes are not those that its name promises, or more than tensors and plain values.
+    Raises UserError if the checksum does not match, or if it holds more than tensors and plain values.
     """
     match = PATTERN.match(path.name)
     data = path.read_bytes()
@@ -53,7 +53,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: its content does not match the checksum in its name")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickles that are refused
+            warnings.simplefilter("ignore")  # about pickles that are refused
             state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} does not hold tensors and plain values ({type(error).__name__})") from error
@@ -63,9 +63,9 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def load_newest(folder: Path, needed: set[str], device: torch.device | str = "cpu") -> dict[str, Any] | None:
-    """The newest good checkpoint step-*.pt of a folder, or None; damaged ones are stepped over, and the log says so.
+    """Load the newest good checkpoint step-*.pt of a folder; None if there is none.
 
-    So are those without what is `needed`: of another version of this program.
+    Skips damaged files, and files without the `needed` keys (of another version of this program), with a warning.
     """
     for path in reversed(find(folder, "step-*")):
         try:
@@ -79,7 +79,7 @@ def load_newest(folder: Path, needed: set[str], device: torch.device | str = "cp
 
 
 def save_step(folder: Path, step: int, state: dict[str, Any], keep: int) -> None:
-    """Writes the checkpoint of a step and removes all but the newest `keep`."""
+    """Write the checkpoint of a step and remove all but the newest `keep`."""
     save(folder, f"step-{step:09d}", state)
     if distributed.is_main():
         for path in find(folder, "step-*")[:-keep]:
@@ -88,7 +88,7 @@ def save_step(folder: Path, step: int, state: dict[str, Any], keep: int) -> None
 
 
 def fingerprint(state: dict[str, Tensor]) -> str:
-    """A digest of names, dtypes, shapes and values: the same weights have the same one, whatever file they lie in."""
+    """Digest of names, dtypes, shapes and values, independent of the file format."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written aside, flushed, renamed."""
+"""Atomic files: written to a temporary name, flushed, renamed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 class WriteError(OSError):
-    """What could not be written, why, and how much room there is. Has the errno of what the system said."""
+    """Failed write: the file, the reason, and the free space. Keeps the system's errno."""
 
     def __init__(self, path: Path, error: OSError, size: int) -> None:
         super().__init__(error.errno, os.strerror(error.errno or 0))
@@ -25,9 +25,9 @@ class WriteError(OSError):
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file that appears under its name when it is complete and on the disk.
+    """Write a file atomically: it appears under its name when it is complete and on disk.
 
-    Raises WriteError; what was there before is still there then.
+    Raises WriteError; an older file of that name is then unchanged.
     """
     temporary = temporary_name(path)
     try:
@@ -46,20 +46,20 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """Where to write what shall appear as `path`: a name beside it that no other process has."""
+    """Temporary name beside `path` that no other process uses."""
     return path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def remove_leftovers(folder: Path, pattern: str, hours: float) -> None:
-    """Removes temporary files and folders, `pattern`.tmp, that were not touched for so long: of processes that were killed."""
+    """Remove files and folders `pattern`.tmp older than `hours`, left by processes that were killed."""
     for path in folder.glob(f"{pattern}.tmp"):
-        with contextlib.suppress(OSError):  # another process may be faster
+        with contextlib.suppress(OSError):  # another process may remove it first
             if time.time() - path.stat().st_mtime > hours * 3600:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def append_line(path: Path, line: str) -> None:
-    """Adds a line to a file. Raises WriteError."""
+    """Append a line to a file. Raises WriteError."""
     try:
         with path.open("a") as file:
             file.write(line + "\n")
@@ -68,7 +68,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def digest(path: Path) -> str:
-    """The SHA-256 of a file, in hex: about a second per GiB."""
+    """SHA-256 of a file, in hex. Takes about a second per GiB."""
     total = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):

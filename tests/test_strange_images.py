@@ -15,9 +15,9 @@ from conftest import TINY, call_inside, error_of, run
 from PIL import Image
 from test_data import CPU, folder, picture
 
-from vqvae.data.folder import find_pictures, printable
+from vqvae.data.folder import find_images, printable
+from vqvae.data.images import read_image
 from vqvae.data.loader import PictureLoader
-from vqvae.data.pictures import read_picture
 from vqvae.sampling.sources import names_in
 
 SIDE = 16
@@ -31,7 +31,7 @@ NAMES = ["two words.png", "line\nend.png", "Grüße 图.PNG", UNDECODABLE, "a,b=
 
 def read(path: Path, channels: int = 3) -> np.ndarray:
     """(SIDE, SIDE, channels)"""
-    return read_picture(path, SIDE, channels).permute(1, 2, 0).numpy()
+    return read_image(path, SIDE, channels).permute(1, 2, 0).numpy()
 
 
 def grey(values: np.ndarray) -> np.ndarray:
@@ -210,7 +210,7 @@ def test_pictures_are_found_by_suffix_in_any_case_and_nothing_else_is(tmp_path: 
     (tmp_path / "nowhere.png").symlink_to(tmp_path / "gone.png")
     (tmp_path / "link.png").symlink_to(tmp_path / "UPPER.JPG")
     os.mkfifo(tmp_path / "pipe.png")
-    assert find_pictures(tmp_path) == sorted([*NAMES, "folder.jpg/inside.png", "link.png"])
+    assert find_images(tmp_path) == sorted([*NAMES, "folder.jpg/inside.png", "link.png"])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
