@@ -1,12 +1,12 @@
-"""Packs a folder of pictures into WebDataset shards, for data=webdataset.
+"""Pack a folder of images into WebDataset shards, for data=webdataset.
 
-    python scripts/make_shards.py my_pictures shards
-    python scripts/make_shards.py my_pictures shards --size 256 --shard_mb 500
+    python scripts/make_shards.py my_images shards
+    python scripts/make_shards.py my_images shards --size 256 --shard_mb 500
 
-my_pictures is what data=folder reads: train/ and val/ or test/, or all in one folder; in it, sub-folders are classes. Makes
-shards/train-000000.tar, val-000000.tar, ... with <number>.jpg (or whatever it is) and <number>.cls, and classes.txt. Files
-are packed byte by byte, in the order in which data=folder has them; with --size as data=folder with data.resize would read
-them: upright, resized, the middle square, as PNG. The same pictures give the same bytes. The folder appears when it is whole.
+my_images is a folder as data=folder reads it: train/ and val/ or test/, or all in one folder, with subfolders as classes.
+Writes shards/train-000000.tar, val-000000.tar, ... with <number>.jpg (or another format) and <number>.cls, and classes.txt.
+Files are packed as they are, in the order of data=folder; with --size, as data=folder with data.resize reads them: upright,
+resized, cropped to the center square, as PNG. The same images give the same bytes. The folder appears when it is complete.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from tqdm import tqdm
 
 from vqvae.data.folder import find_images, printable
 from vqvae.data.images import read_image
+from vqvae.errors import UserError
 
-CHANNELS = 3  # of resized pictures; grey ones survive the way
+CHANNELS = 3  # of resized images; gray ones are unchanged when read with one channel
 
 
 class Shards:
-    """<folder>/<split>-000000.tar, -000001.tar, ...: a new one before a sample would make it larger than `most` bytes."""
+    """Writer of <folder>/<split>-000000.tar, -000001.tar, ..., each at most `most` bytes unless one sample is larger."""
 
     def __init__(self, folder: Path, split: str, most: int) -> None:
         self.folder, self.split, self.most = folder, split, most
@@ -39,7 +40,7 @@ class Shards:
         self.count = self.samples = 0
 
     def add(self, members: dict[str, bytes]) -> None:
-        """One sample: its files by extension."""
+        """Add one sample, given as its files by extension."""
         blocks = tarfile.BLOCKSIZE
         size = sum(blocks + -(-len(data) // blocks) * blocks for data in members.values())
         if self.tar is None or (self.tar.offset > 0 and self.tar.offset + size + tarfile.RECORDSIZE > self.most):
@@ -48,7 +49,9 @@ class Shards:
             self.tar = tarfile.open(file, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115  # closed when it is full
             self.count += 1
         for extension, data in members.items():
-            about = tarfile.TarInfo(f"{self.samples:09d}.{extension}")  # its time and owner are 0
+            about = tarfile.TarInfo(
+                f"{self.samples:09d}.{extension}"
+            )  # time and owner stay 0: equal images, equal bytes
             about.size = len(data)
             self.tar.addfile(about, io.BytesIO(data))
         self.samples += 1
@@ -58,8 +61,8 @@ class Shards:
             self.tar.close()
 
 
-def picture_bytes(root: Path, size: int | None, file: str) -> tuple[str, bytes] | str:
-    """A picture file -> extension and content, or why it cannot be read."""
+def image_bytes(root: Path, size: int | None, file: str) -> tuple[str, bytes] | str:
+    """Extension and content of an image file, or the reason why it cannot be read."""
     path = root / file
     try:
         if size is None:
@@ -72,8 +75,8 @@ def picture_bytes(root: Path, size: int | None, file: str) -> tuple[str, bytes] 
 
 
 def contents(root: Path, files: list[str], size: int | None, workers: int) -> Iterator[tuple[str, bytes] | str]:
-    """`picture_bytes` of all files, in order."""
-    read = partial(picture_bytes, root, size)
+    """`image_bytes` of all files, in order."""
+    read = partial(image_bytes, root, size)
     if workers < 2:
         yield from map(read, files)
         return
@@ -82,43 +85,41 @@ def contents(root: Path, files: list[str], size: int | None, workers: int) -> It
 
 
 def pack(root: Path, out: Path, split: str, classes: list[str], options: argparse.Namespace) -> str:
-    """One split -> what to say about it."""
+    """Pack one split. Returns a line for the user."""
     files = find_images(root)
     if not files:
-        raise ValueError(f"no picture lies in {root} or its sub-folders")
+        raise UserError(f"no image in {root} or its subfolders")
     strangers = [file for file in files if classes and file.split("/")[0] not in classes]
     if strangers:
-        raise ValueError(
-            f"{printable(str(root / strangers[0]))} lies in none of the class folders of the training pictures"
-        )
-    shards, left_out = Shards(out, split, round(options.shard_mb * 1e6)), 0
-    bar = tqdm(files, desc=split, unit="picture", disable=None)
-    for file, found in zip(bar, contents(root, files, options.size, options.workers)):
-        if isinstance(found, str):
-            left_out += 1
-            bar.write(f"left out {found}", file=sys.stderr)
+        raise UserError(f"{printable(str(root / strangers[0]))} is in none of the class folders of the training images")
+    shards, skipped = Shards(out, split, round(options.shard_mb * 1e6)), 0
+    bar = tqdm(files, desc=split, unit="image", disable=None)
+    for file, content in zip(bar, contents(root, files, options.size, options.workers)):
+        if isinstance(content, str):
+            skipped += 1
+            bar.write(f"skipped {content}", file=sys.stderr)
             continue
-        members = {found[0]: found[1]}
+        members = {content[0]: content[1]}
         if classes:
             members["cls"] = str(classes.index(file.split("/")[0])).encode()
         shards.add(members)
     shards.close()
     if not shards.samples:
-        raise ValueError(f"none of the {len(files)} pictures in {root} can be read")
-    return f"{shards.samples} pictures in {split}-{{000000..{shards.count - 1:06d}}}.tar" + (
-        f", {left_out} left out" if left_out else ""
+        raise UserError(f"none of the {len(files)} images in {root} can be read")
+    return f"{shards.samples} images in {split}-{{000000..{shards.count - 1:06d}}}.tar" + (
+        f", {skipped} skipped" if skipped else ""
     )
 
 
 def make(options: argparse.Namespace) -> None:
-    """Writes the folder `out`. Raises ValueError for what cannot be packed."""
-    root, out = Path(options.pictures), Path(options.out)
+    """Write the folder `out`. Raises UserError for what cannot be packed."""
+    root, out = Path(options.images), Path(options.out)
     if not root.is_dir():
-        raise ValueError(f"{root} is not a folder; name the folder that holds the pictures")
+        raise UserError(f"{root} is not a folder; name the folder that holds the images")
     if out.exists():
-        raise ValueError(f"{out} is there already: name a new folder")
+        raise UserError(f"{out} exists already: name a new folder")
     if options.shard_mb <= 0 or options.workers < 1 or (options.size is not None and options.size < 1):
-        raise ValueError("--shard_mb, --size and --workers must be above 0")
+        raise UserError("--shard_mb, --size and --workers must be above 0")
     splits = {name: root / name for name in ("train", "val", "test") if (root / "train").is_dir()} or {"train": root}
     splits = {name: path for name, path in splits.items() if path.is_dir()}
     classes = sorted(p.name for p in splits["train"].iterdir() if p.is_dir() and not p.name.startswith("."))
@@ -126,33 +127,33 @@ def make(options: argparse.Namespace) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        said = [pack(path, temporary, name, classes, options) for name, path in splits.items()]
+        lines = [pack(path, temporary, name, classes, options) for name, path in splits.items()]
     except BaseException:
         shutil.rmtree(temporary)
         raise
     if classes:
         (temporary / "classes.txt").write_text("".join(f"{name}\n" for name in classes), "utf-8")
     temporary.rename(out)
-    print("\n".join(f"{out}: {line}" for line in said))
+    print("\n".join(f"{out}: {line}" for line in lines))
     validation = next((f" 'data.val_urls={out}/{name}-*.tar'" for name in splits if name != "train"), "")
     print(f"python train.py data=webdataset 'data.urls={out}/train-*.tar'{validation}")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", help="a folder of pictures")
+    parser.add_argument("images", help="folder of images")
     parser.add_argument("out", help="the new folder for the shards")
     parser.add_argument(
-        "--size", type=int, help="side of the squares to make of the pictures; without it they stay as they are"
+        "--size", type=int, help="resize to squares of this side; without it, images are packed as they are"
     )
     parser.add_argument(
-        "--shard_mb", type=float, default=500, help="most MB of a shard, unless one picture is larger (500)"
+        "--shard_mb", type=float, default=500, help="size of a shard in MB, at most, unless one image is larger (500)"
     )
-    parser.add_argument("--workers", type=int, default=1, help="processes that read and resize (1)")
+    parser.add_argument("--workers", type=int, default=1, help="number of processes that read and resize (1)")
     options = parser.parse_args(arguments)
     try:
         make(options)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from None
 

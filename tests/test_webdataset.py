@@ -128,7 +128,7 @@ def test_resized_shards_hold_what_the_folder_reads_and_are_the_same_bytes_again(
         make(str(pictures), str(tmp_path / name), "--size", "15")
     said = capsys.readouterr()
     assert "10/3.png: " in said.err, "the broken one is named"
-    assert "17 pictures in train-{000000..000000}.tar, 1 left out" in said.out
+    assert "17 images in train-{000000..000000}.tar, 1 skipped" in said.out
     files = [sorted(one.relative_to(tmp_path / name) for one in (tmp_path / name).iterdir()) for name in ("a", "b")]
     assert files[0] == files[1]
     assert all((tmp_path / "a" / one).read_bytes() == (tmp_path / "b" / one).read_bytes() for one in files[0])
@@ -308,7 +308,7 @@ def test_the_converter_says_in_one_sentence_what_it_cannot_do(
     for arguments, expected in {
         (str(tmp_path / "nowhere"), str(tmp_path / "out")): "is not a folder",
         (str(tmp_path / "empty"), str(tmp_path / "out")): "no image in",
-        (str(tmp_path / "empty"), str(tmp_path / "empty")): "is there already",
+        (str(tmp_path / "empty"), str(tmp_path / "empty")): "exists already",
     }.items():
         with pytest.raises(SystemExit) as stopped:
             make(*arguments)
