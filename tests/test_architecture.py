@@ -83,7 +83,8 @@ def imports_of(path: Path) -> set[str]:
 
 def ours(path: Path) -> set[str]:
     """The rooms and root files that a file names, without its own."""
-    return {name.split(".")[1] for name in imports_of(path) if name.startswith("vqvae.")} - {part_of(path)}
+    parts = {name.split(".")[1] for name in imports_of(path) if name.startswith("vqvae.")}
+    return (parts & ALLOWED.keys()) - {part_of(path)}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
