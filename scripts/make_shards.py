@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from vqvae.data.folder import find_pictures, printable
 from vqvae.data.pictures import read_picture
+from vqvae.errors import UserError
 
 CHANNELS = 3  # of resized pictures; grey ones survive the way
 
@@ -85,10 +86,10 @@ def pack(root: Path, out: Path, split: str, classes: list[str], options: argpars
     """One split -> what to say about it."""
     files = find_pictures(root)
     if not files:
-        raise ValueError(f"no picture lies in {root} or its sub-folders")
+        raise UserError(f"no picture lies in {root} or its sub-folders")
     strangers = [file for file in files if classes and file.split("/")[0] not in classes]
     if strangers:
-        raise ValueError(
+        raise UserError(
             f"{printable(str(root / strangers[0]))} lies in none of the class folders of the training pictures"
         )
     shards, left_out = Shards(out, split, round(options.shard_mb * 1e6)), 0
@@ -104,7 +105,7 @@ def pack(root: Path, out: Path, split: str, classes: list[str], options: argpars
         shards.add(members)
     shards.close()
     if not shards.samples:
-        raise ValueError(f"none of the {len(files)} pictures in {root} can be read")
+        raise UserError(f"none of the {len(files)} pictures in {root} can be read")
     return f"{shards.samples} pictures in {split}-{{000000..{shards.count - 1:06d}}}.tar" + (
         f", {left_out} left out" if left_out else ""
     )
@@ -114,11 +115,11 @@ def make(options: argparse.Namespace) -> None:
     """Writes the folder `out`. Raises ValueError for what cannot be packed."""
     root, out = Path(options.pictures), Path(options.out)
     if not root.is_dir():
-        raise ValueError(f"{root} is not a folder; name the folder that holds the pictures")
+        raise UserError(f"{root} is not a folder; name the folder that holds the pictures")
     if out.exists():
-        raise ValueError(f"{out} is there already: name a new folder")
+        raise UserError(f"{out} is there already: name a new folder")
     if options.shard_mb <= 0 or options.workers < 1 or (options.size is not None and options.size < 1):
-        raise ValueError("--shard_mb, --size and --workers must be above 0")
+        raise UserError("--shard_mb, --size and --workers must be above 0")
     splits = {name: root / name for name in ("train", "val", "test") if (root / "train").is_dir()} or {"train": root}
     splits = {name: path for name, path in splits.items() if path.is_dir()}
     classes = sorted(p.name for p in splits["train"].iterdir() if p.is_dir() and not p.name.startswith("."))

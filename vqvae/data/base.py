@@ -13,6 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vqvae.errors import UserError
+
 RESIDENT = ("auto", "device", "memory", "stream")
 
 
@@ -90,13 +92,13 @@ class Data(ABC):
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit must be at least 1 or null, got {self.limit}")
+            raise UserError(f"limit must be at least 1 or null, got {self.limit}")
         if self.workers < 0:
-            raise ValueError(f"workers must not be negative, got {self.workers}")
+            raise UserError(f"workers must not be negative, got {self.workers}")
         if os.path.expanduser(self.cache_dir).startswith("~"):
-            raise ValueError(f"cache_dir={self.cache_dir} is the folder of a user that this machine does not know")
+            raise UserError(f"cache_dir={self.cache_dir} is the folder of a user that this machine does not know")
         if self.resident not in RESIDENT:
-            raise ValueError(f"resident must be one of {', '.join(RESIDENT)}, got {self.resident!r}")
+            raise UserError(f"resident must be one of {', '.join(RESIDENT)}, got {self.resident!r}")
 
     @property
     @abstractmethod

@@ -8,6 +8,7 @@ import torch
 
 from vqvae.data.base import Split, TensorSplit, fingerprint
 from vqvae.data.pictures import Pictures
+from vqvae.errors import UserError
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -24,7 +25,7 @@ class CIFAR10(Pictures):
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.image_size, self.channels) != (32, 3):
-            raise ValueError(f"CIFAR-10 has image_size=32, channels=3, got {self.image_size}, {self.channels}")
+            raise UserError(f"CIFAR-10 has image_size=32, channels=3, got {self.image_size}, {self.channels}")
 
     @property
     def class_names(self) -> list[str]:
@@ -37,7 +38,7 @@ class CIFAR10(Pictures):
         try:
             data = Torchvision(self.root, train=train, download=True)
         except (OSError, RuntimeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"CIFAR-10 is not in {self.root} and could not be downloaded ({error}); put cifar-10-python.tar.gz "
                 f"from https://www.cs.toronto.edu/~kriz/cifar.html into {self.root}, or name its folder by data.root=..."
             ) from error

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vqvae.data.base import Split, fingerprint, no_labels
 from vqvae.data.pictures import ResizedPictures, read_picture
+from vqvae.errors import UserError
 from vqvae.storage.files import digest
 
 CONTENT_PROBES = 64  # files whose content goes into the fingerprint, beside the name and size of all
@@ -51,14 +52,14 @@ class Folder(ResizedPictures):
         super().__post_init__()
         self.path = Path(expanduser(self.root))  # Path.expanduser raises RuntimeError for users that are not there
         if not self.path.is_dir():
-            raise ValueError(f"data.root={self.root} is not a folder; name the folder that holds the pictures")
+            raise UserError(f"data.root={self.root} is not a folder; name the folder that holds the pictures")
         self.has_splits = (self.path / "train").is_dir()
         train = self.path / "train" if self.has_splits else self.path
         self._class_names = sorted(p.name for p in train.iterdir() if p.is_dir() and not p.name.startswith("."))
         self.files = find_pictures(train)
         if not self.files:
             kinds = " ".join(sorted(SUFFIXES))
-            raise ValueError(f"no picture lies in {train} or its sub-folders (looked for {kinds})")
+            raise UserError(f"no picture lies in {train} or its sub-folders (looked for {kinds})")
 
     def split(self, name: str) -> Split:
         if not self.has_splits:
@@ -74,7 +75,7 @@ class Folder(ResizedPictures):
         files = find_pictures(folder) if folder.is_dir() else []
         if not files:
             wanted = f"{name}/" if name == "train" else "val/ or test/"
-            raise ValueError(f"{self.path} has train/ but no pictures in {wanted}; validation needs some")
+            raise UserError(f"{self.path} has train/ but no pictures in {wanted}; validation needs some")
         return self._make(name, folder, files)
 
     def _make(self, name: str, root: Path, files: list[str]) -> Split:
@@ -84,7 +85,7 @@ class Folder(ResizedPictures):
             for i, file in enumerate(files):
                 class_name = file.split("/")[0]
                 if "/" not in file or class_name not in index:
-                    raise ValueError(
+                    raise UserError(
                         f"{root / file} lies in none of the class folders of the training pictures "
                         f"({', '.join(self._class_names[:5])}{', ...' if len(self._class_names) > 5 else ''})"
                     )

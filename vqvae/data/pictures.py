@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vqvae.data.base import Data
+from vqvae.errors import UserError
 from vqvae.images import write_png
 
 
@@ -32,11 +33,11 @@ class Pictures(Data):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.ndim != 2:
-            raise ValueError(f"pictures have ndim=2, got {self.ndim}")
+            raise UserError(f"pictures have ndim=2, got {self.ndim}")
         if self.channels not in (1, 3):
-            raise ValueError(f"channels must be 1 or 3, got {self.channels}")
+            raise UserError(f"channels must be 1 or 3, got {self.channels}")
         if self.image_size < 1:
-            raise ValueError(f"image_size must be at least 1, got {self.image_size}")
+            raise UserError(f"image_size must be at least 1, got {self.image_size}")
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -74,9 +75,9 @@ class ResizedPictures(Pictures):
         super().__post_init__()
         self._class_names: list[str] = []
         if self.resize < self.image_size:
-            raise ValueError(f"resize must be at least image_size={self.image_size}, got {self.resize}")
+            raise UserError(f"resize must be at least image_size={self.image_size}, got {self.resize}")
         if not 0 < self.val_share < 1:
-            raise ValueError(f"val_share must lie in (0, 1), got {self.val_share}")
+            raise UserError(f"val_share must lie in (0, 1), got {self.val_share}")
 
     @property
     def read_size(self) -> tuple[int, ...]:
@@ -114,7 +115,7 @@ def eight_bits(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith(("I", "F")):
         values, most = np.asarray(picture).astype(np.float32), 1 if picture.mode == "F" else 65535
         if not ((values >= 0) & (values <= most)).all():  # so are NaNs found
-            raise ValueError(f"its values go from {values.min():g} to {values.max():g}, and must lie in 0 .. {most}")
+            raise UserError(f"its values go from {values.min():g} to {values.max():g}, and must lie in 0 .. {most}")
         return Image.fromarray(np.round(values * (255 / most)).astype(np.uint8))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vqvae.data.base import Split, TensorSplit, fingerprint
 from vqvae.data.pictures import Pictures
+from vqvae.errors import UserError
 
 VERSION = 1  # of the drawing; part of the fingerprint, so that a changed drawing is a different data set
 DRAW_CHUNK = 250  # pictures drawn at a time: their coordinate planes then stay in cache
@@ -31,10 +32,10 @@ class Shapes(Pictures):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.channels != 3:
-            raise ValueError(f"shapes are drawn in colour: channels must be 3, got {self.channels}")
+            raise UserError(f"shapes are drawn in colour: channels must be 3, got {self.channels}")
         for name in ("train_count", "val_count"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     @property
     def class_names(self) -> list[str]:

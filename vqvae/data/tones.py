@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vqvae.data.base import Split, TensorSplit, fingerprint
 from vqvae.data.waveforms import Waveforms, compand
+from vqvae.errors import UserError
 
 VERSION = 1  # of the drawing; part of the fingerprint, so that a changed drawing is a different data set
 DRAW_CHUNK = 50  # waves drawn at a time: they then stay in cache
@@ -35,12 +36,12 @@ class Tones(Waveforms):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.channels != 1:
-            raise ValueError(f"tones have one channel: channels must be 1, got {self.channels}")
+            raise UserError(f"tones have one channel: channels must be 1, got {self.channels}")
         if self.sample_rate < LOWEST_RATE:
-            raise ValueError(f"tones have partials up to 3.2 kHz: sample_rate must be at least {LOWEST_RATE}")
+            raise UserError(f"tones have partials up to 3.2 kHz: sample_rate must be at least {LOWEST_RATE}")
         for name in ("train_count", "val_count"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     @property
     def class_names(self) -> list[str]:

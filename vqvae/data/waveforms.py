@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vqvae.data.base import Data
 from vqvae.data.wave_plot import plot_waves
+from vqvae.errors import UserError
 from vqvae.images import normalise, to_uint8
 from vqvae.storage.files import write_bytes
 
@@ -42,12 +43,12 @@ class Waveforms(Data):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.ndim != 1:
-            raise ValueError(f"sounds have ndim=1, got {self.ndim}")
+            raise UserError(f"sounds have ndim=1, got {self.ndim}")
         if self.channels not in (1, 2):
-            raise ValueError(f"channels must be 1 or 2, got {self.channels}")
+            raise UserError(f"channels must be 1 or 2, got {self.channels}")
         for name in ("length", "sample_rate"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     @property
     def size(self) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ from vqvae.data.base import Split, fingerprint, no_labels
 from vqvae.data.folder import CONTENT_PROBES, DECODING, printable
 from vqvae.data.pictures import ResizedPictures, read_picture
 from vqvae.data.shards import index_file, read_bytes, read_index
+from vqvae.errors import UserError
 
 MOST_SHARDS = 100_000
 REMOTE = re.compile(r"^(pipe(?=:)|[a-z][a-z0-9+.-]+(?=://))", re.IGNORECASE)
@@ -103,7 +104,7 @@ class WebDataset(ResizedPictures):
             random.Random(self.split_seed).shuffle(order)  # as a folder does it: the same pictures are held out
             held_out = max(1, round(count * self.val_share))
             if held_out == count:
-                raise ValueError(f"{count} pictures are too few to split some off for validation; give val_urls")
+                raise UserError(f"{count} pictures are too few to split some off for validation; give val_urls")
             chosen = np.sort(np.array(order[held_out:] if train else order[:held_out]))
             split = self.train.subset(torch.from_numpy(chosen))  # type: ignore[assignment]
         assert split is not None
@@ -123,16 +124,16 @@ class WebDataset(ResizedPictures):
             labels.append(torch.tensor(numbers, dtype=torch.int64)[torch.from_numpy(inverse)])
         found = torch.cat(labels)
         if not len(found):
-            raise ValueError(f"no picture lies in {shards[0]}{' and the other shards' if shards[1:] else ''}")
+            raise UserError(f"no picture lies in {shards[0]}{' and the other shards' if shards[1:] else ''}")
         without = int((found < 0).sum())
         if 0 < without < len(found):
-            raise ValueError(
+            raise UserError(
                 f"{without} of the {len(found)} pictures in {shards[0].parent} have no class (.cls): all need one, or none"
             )
         if name == "val" and not self._class_names:
             found = no_labels(len(found))
         elif name == "val" and without:
-            raise ValueError("the pictures of val_urls have no classes (.cls), and those of urls have")
+            raise UserError("the pictures of val_urls have no classes (.cls), and those of urls have")
         return ShardSplit(name, found, "", shards, indices, np.concatenate(places), self.resize, self.channels)
 
     def _number(self, shard: Path, text: bytes) -> int:
@@ -144,7 +145,7 @@ class WebDataset(ResizedPictures):
             return int(text)  # before names: a class may be called 7 and not be the seventh
         if name not in self._class_names:
             classes = f"one of the {count} classes" if count else "a class number, and there is no classes.txt"
-            raise ValueError(f"{shard}: the class {printable(name)[:80]} is not {classes}")
+            raise UserError(f"{shard}: the class {printable(name)[:80]} is not {classes}")
         return self._class_names.index(name)
 
     def _identity(self, split: ShardSplit, train: bool) -> str:
@@ -172,24 +173,24 @@ def find_shards(key: str, urls: str | list[str]) -> list[Path]:
     found: list[Path] = []
     for url in [urls] if isinstance(urls, str) else urls:
         if match := REMOTE.match(url):
-            raise ValueError(
+            raise UserError(
                 f"{key}={url} is not on this machine, and shards are read at random places, which {match[1]}: cannot do: "
                 "copy them here, or mount the place where they lie, and name the files"
             )
         try:
             names = list(itertools.islice(braceexpand(url), MOST_SHARDS + 1))
         except ValueError as error:
-            raise ValueError(f"{key}={url}: {error}") from error
+            raise UserError(f"{key}={url}: {error}") from error
         if len(names) > MOST_SHARDS:
-            raise ValueError(f"{key}={url} names more than {MOST_SHARDS} shards")
+            raise UserError(f"{key}={url} names more than {MOST_SHARDS} shards")
         for name in names:
             path = expanduser(name)
             files = sorted(glob.glob(path)) if glob.has_magic(path) and not Path(path).is_file() else [path]
             found += [Path(file) for file in files]
             if not files or not all(Path(file).is_file() for file in files):
-                raise ValueError(f"{key}={url}: there is no shard {name}; python scripts/make_shards.py makes some")
+                raise UserError(f"{key}={url}: there is no shard {name}; python scripts/make_shards.py makes some")
     if not found:
-        raise ValueError(f"{key} names no shards, got {urls}")
+        raise UserError(f"{key} names no shards, got {urls}")
     if len(set(found)) != len(found):
-        raise ValueError(f"{key}={urls} names a shard twice")
+        raise UserError(f"{key}={urls} names a shard twice")
     return found

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqvae.errors import UserError
 from vqvae.losses.reconstruction import ReconstructionLoss
 
 LEVELS = 256
@@ -100,7 +101,7 @@ class Logistic(Likelihood):
     def __init__(self, weight: float, mixtures: int, variance: float) -> None:
         super().__init__(weight, variance)
         if mixtures < 1:
-            raise ValueError(f"mixtures must be at least 1, got {mixtures}")
+            raise UserError(f"mixtures must be at least 1, got {mixtures}")
         self.mixtures = mixtures
         self.first_log_scale = math.log(math.sqrt(3 * variance) / math.pi)  # a logistic's variance is pi^2 scale^2 / 3
 

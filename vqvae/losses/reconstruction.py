@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqvae.errors import UserError
+
 
 class ReconstructionLoss(nn.Module):
     """forward: decoder output, x (B, C, *S) in [-1, 1] -> scalar before the weight, float32.
@@ -22,9 +24,9 @@ class ReconstructionLoss(nn.Module):
     def __init__(self, weight: float, variance: float) -> None:
         super().__init__()
         if weight < 0:
-            raise ValueError(f"weight must not be negative, got {weight}")
+            raise UserError(f"weight must not be negative, got {weight}")
         if variance <= 0:
-            raise ValueError(f"the training pictures are all one colour (variance {variance}): nothing to learn")
+            raise UserError(f"the training pictures are all one colour (variance {variance}): nothing to learn")
         self.weight = weight
 
     @abstractmethod

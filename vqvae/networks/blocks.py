@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae import distributed
+from vqvae.errors import UserError
 
 CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 SHORT_ATTENTION = 256
@@ -19,7 +20,7 @@ CONV_TRANSPOSE: dict[int, type[nn.Module]] = {1: nn.ConvTranspose1d, 2: nn.ConvT
 def conv(ndim: int, *args: Any, **kwargs: Any) -> nn.Module:
     """nn.Conv1d, 2d or 3d; raises ValueError for another number of dims."""
     if ndim not in CONV:
-        raise ValueError(f"ndim must be 1, 2 or 3, got {ndim}")
+        raise UserError(f"ndim must be 1, 2 or 3, got {ndim}")
     return CONV[ndim](*args, **kwargs)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from vqvae.errors import UserError
 from vqvae.networks import blocks
 from vqvae.networks.blocks import ReluResidual, conv, conv_transpose
 
@@ -11,7 +12,7 @@ from vqvae.networks.blocks import ReluResidual, conv, conv_transpose
 def check_widths(widths: list[int]) -> None:
     """Raises ValueError unless there is at least one width and all are positive."""
     if not widths or min(widths) < 1:
-        raise ValueError(f"widths needs one positive number per down-sampling, got {widths}")
+        raise UserError(f"widths needs one positive number per down-sampling, got {widths}")
 
 
 class Encoder(blocks.Encoder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from vqvae.errors import UserError
 from vqvae.networks import blocks
 from vqvae.networks.blocks import DepthToSpace, ReluResidual, SpaceToDepth, conv
 
@@ -60,4 +61,4 @@ def check_sizes(patch: int, width: int, hidden: int, depth: int) -> None:
     """Raises ValueError unless all are positive."""
     for name, value in {"patch": patch, "width": width, "hidden": hidden, "depth": depth}.items():
         if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+            raise UserError(f"{name} must be at least 1, got {value}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from vqvae.errors import UserError
 from vqvae.networks import blocks
 from vqvae.networks.blocks import NormResidual, SelfAttention, Upsample, conv, group_norm
 from vqvae.networks.conv import check_widths
@@ -70,8 +71,8 @@ def check_resnet(widths: list[int], depth: int, attention_strides: list[int]) ->
     """Raises ValueError for sizes that make no network."""
     check_widths(widths)
     if depth < 1:
-        raise ValueError(f"depth must be at least 1, got {depth}")
+        raise UserError(f"depth must be at least 1, got {depth}")
     strides = [2**level for level in range(len(widths))]
     for chosen in attention_strides:
         if chosen not in strides:
-            raise ValueError(f"attention_strides may hold {strides} with {len(widths)} widths, got {chosen}")
+            raise UserError(f"attention_strides may hold {strides} with {len(widths)} widths, got {chosen}")

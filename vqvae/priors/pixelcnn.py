@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqvae.errors import UserError
 from vqvae.networks.blocks import Dropout, ShiftedConv2d, linear, shift
 from vqvae.priors.autoregressive import AutoregressivePrior, MapNetwork
 from vqvae.priors.base import check_network, check_planes, plane_of
@@ -201,7 +202,7 @@ class GatedPixelCNN(AutoregressivePrior):
         check_planes(code_shapes, "a PixelCNN")
         check_network(dropout, layers=layers)
         if kernel < 3 or kernel % 2 == 0:
-            raise ValueError(f"kernel must be odd and at least 3, got {kernel}")
+            raise UserError(f"kernel must be odd and at least 3, got {kernel}")
 
         def network(size: int, shape: tuple[int, ...]) -> PixelCNNMap:
             return PixelCNNMap(size, shape, width, layers, kernel, dropout)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vqvae.errors import UserError
+
 GUIDANCE_SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
     "constant": torch.ones_like,
     "linear": lambda progress: progress,
@@ -43,17 +45,17 @@ class Sampling:
     def __post_init__(self) -> None:
         for name in ("temperature", "guidance"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a number and not negative, got {getattr(self, name)}")
+                raise UserError(f"{name} must be a number and not negative, got {getattr(self, name)}")
         if self.top_k < 0:
-            raise ValueError(f"top_k must not be negative, got {self.top_k} (0 keeps all codes)")
+            raise UserError(f"top_k must not be negative, got {self.top_k} (0 keeps all codes)")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+            raise UserError(f"top_p must lie in (0, 1], got {self.top_p}")
         if self.guidance_schedule not in GUIDANCE_SCHEDULES:
-            raise ValueError(
+            raise UserError(
                 f"guidance_schedule must be one of {', '.join(GUIDANCE_SCHEDULES)}, got {self.guidance_schedule!r}"
             )
         if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+            raise UserError(f"steps must be at least 1, got {self.steps}")
 
     @property
     def guided(self) -> bool:

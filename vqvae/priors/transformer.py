@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae import distributed
+from vqvae.errors import UserError
 from vqvae.networks.blocks import Dropout, attend
 from vqvae.priors.autoregressive import AutoregressivePrior, MapNetwork
 from vqvae.priors.base import Positions, check_network
@@ -78,7 +79,7 @@ def make_blocks(width: int, layers: int, heads: int, dropout: float) -> nn.Modul
     Raises ValueError for a width that heads cannot share in pairs of channels.
     """
     if heads < 1 or width % (2 * heads):
-        raise ValueError(f"heads must be at least 1, and width {width} a multiple of twice their number, got {heads}")
+        raise UserError(f"heads must be at least 1, and width {width} a multiple of twice their number, got {heads}")
     blocks = [Block(width, heads, dropout) for _ in range(layers)]
     with torch.no_grad():
         for block in blocks:
@@ -278,7 +279,7 @@ class Transformer(AutoregressivePrior):
     ) -> None:
         check_network(dropout, layers=layers)
         if not 0 <= random_order_until <= 1:
-            raise ValueError(f"random_order_until must lie in [0, 1], got {random_order_until}")
+            raise UserError(f"random_order_until must lie in [0, 1], got {random_order_until}")
 
         def network(size: int, shape: tuple[int, ...]) -> TransformerMap:
             return TransformerMap(size, shape, width, layers, heads, dropout, random_orders=random_order_until > 0)

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqvae.errors import UserError
+
 MAX_CODEBOOK_SIZE = 2**18
 
 
@@ -72,10 +74,10 @@ class Quantizer(nn.Module):
     def __init__(self, dim: int, code_dim: int, codebook_sizes: list[int]) -> None:
         super().__init__()
         if dim < 1 or code_dim < 1:
-            raise ValueError(f"latent width and code width must be at least 1, got dim={dim}, code_dim={code_dim}")
+            raise UserError(f"latent width and code width must be at least 1, got dim={dim}, code_dim={code_dim}")
         for size in codebook_sizes:
             if not 1 <= size <= MAX_CODEBOOK_SIZE:
-                raise ValueError(
+                raise UserError(
                     f"a codebook has 1 to {MAX_CODEBOOK_SIZE} codes, got {size}; split it into several maps"
                 )
         self.dim, self.code_dim, self.codebook_sizes = dim, code_dim, list(codebook_sizes)
@@ -149,7 +151,7 @@ class Quantizer(nn.Module):
     def with_size(self, size: int | None) -> Quantizer:
         """A new quantizer of the same kind with K = size (None: the same); codes that are drawn at random are drawn anew."""
         if size is not None and [size] != self.codebook_sizes:
-            raise ValueError(
+            raise UserError(
                 f"the number of codes of {type(self).__name__} cannot be set by sizes: leave sizes=null, "
                 "and set it in the inner quantizer"
             )
@@ -190,7 +192,7 @@ def with_value(value: Tensor, path: Tensor) -> Tensor:
 def checked_weight(weight: float) -> float:
     """The weight of a loss. Raises ValueError unless it is a number from 0 on."""
     if not 0 <= weight < math.inf:
-        raise ValueError(f"the weight of a loss must be a number from 0 on, got {weight}")
+        raise UserError(f"the weight of a loss must be a number from 0 on, got {weight}")
     return weight
 
 
@@ -202,5 +204,5 @@ def unit(x: Tensor) -> Tensor:
 def checked_decay(decay: float) -> float:
     """The decay of a moving average. Raises ValueError outside of [0, 1)."""
     if not 0 <= decay < 1:
-        raise ValueError(f"decay must lie in [0, 1), got {decay}")
+        raise UserError(f"decay must lie in [0, 1), got {decay}")
     return decay

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae import distributed
+from vqvae.errors import UserError
 from vqvae.quantizers.base import FlatQuantized, Loss, Quantizer, checked_weight, unit
 from vqvae.quantizers.chunked import sum_rows
 from vqvae.quantizers.regularizers import checked_temperature, mean_square_error
@@ -37,7 +38,7 @@ class LFQ(Quantizer):
         commitment_weight: float,
     ) -> None:
         if bits_per_map < 1 or bits % bits_per_map:
-            raise ValueError(f"bits_per_map={bits_per_map} does not divide bits={bits}")
+            raise UserError(f"bits_per_map={bits_per_map} does not divide bits={bits}")
         super().__init__(dim, bits, [2**bits_per_map] * (bits // bits_per_map))
         self.bits, self.bits_per_map = bits, bits_per_map
         self.temperature = checked_temperature(temperature)

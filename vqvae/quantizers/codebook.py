@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae import distributed
+from vqvae.errors import UserError
 from vqvae.quantizers.base import checked_decay
 
 
@@ -26,7 +27,7 @@ class Codebook(nn.Module):
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
         if size < 2:
-            raise ValueError(f"a codebook needs at least 2 codes, got size={size}")
+            raise UserError(f"a codebook needs at least 2 codes, got size={size}")
         self.size, self.dim = size, dim
 
     @abstractmethod
@@ -69,7 +70,7 @@ class GradientCodebook(Codebook):
     def __init__(self, size: int, dim: int, speed: float) -> None:
         super().__init__(size, dim)
         if not 0 < speed < math.inf:
-            raise ValueError(f"speed must be a number above 0, got {speed}")
+            raise UserError(f"speed must be a number above 0, got {speed}")
         self.speed = speed
         self.weight = nn.Parameter(torch.zeros(size, dim))
         self.weight.no_weight_decay = True  # type: ignore[attr-defined]  # decay would pull unused codes to 0
@@ -106,7 +107,7 @@ class EMACodebook(Codebook):
     def __init__(self, size: int, dim: int, decay: float, epsilon: float) -> None:
         super().__init__(size, dim)
         if epsilon < 0:
-            raise ValueError(f"epsilon must not be negative, got {epsilon}")
+            raise UserError(f"epsilon must not be negative, got {epsilon}")
         self.decay, self.epsilon = checked_decay(decay), epsilon
         self.register_buffer("weight", torch.zeros(size, dim))
         self.register_buffer("mean_count", torch.ones(size))
@@ -206,9 +207,9 @@ class BridgeCodebook(GradientCodebook):
     def __init__(self, size: int, dim: int, speed: float, patch: int, width: int, layers: int) -> None:
         super().__init__(size, dim, speed)
         if patch < 1 or size % patch:
-            raise ValueError(f"patch={patch} does not divide the codebook's size {size}")
+            raise UserError(f"patch={patch} does not divide the codebook's size {size}")
         if width < 8 or width % 8 or layers < 1:
-            raise ValueError(f"width must be a multiple of 8 and layers at least 1, got {width} and {layers}")
+            raise UserError(f"width must be a multiple of 8 and layers at least 1, got {width} and {layers}")
         self.patch, self.width, self.layers = patch, width, layers
         self.compress = nn.Linear(patch * dim, width)
         block = nn.TransformerEncoderLayer(width, 8, 4 * width, dropout=0.0, batch_first=True, norm_first=True)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae import distributed
+from vqvae.errors import UserError
 from vqvae.quantizers.base import FlatQuantized, Loss, Quantizer, with_value
 
 
@@ -23,9 +24,9 @@ class Composition(Quantizer):
         self.parts = nn.ModuleList(dict.fromkeys(uses))  # type: ignore[assignment]
         self.trains_encoder = all(part.trains_encoder for part in self.parts)
         if not self.codebook_sizes:
-            raise ValueError("quantizer=identity has no codes, so nothing can be composed of it")
+            raise UserError("quantizer=identity has no codes, so nothing can be composed of it")
         if any(part.needs_grid for part in self.parts):
-            raise ValueError(
+            raise UserError(
                 "quantizer=multiscale works on whole grids: it can only be outermost, around other quantizers"
             )
 
@@ -54,12 +55,12 @@ class Composition(Quantizer):
 def copies(inner: Quantizer, count: int, shared: bool, sizes: list[int] | None) -> list[Quantizer]:
     """`count` quantizers like inner: itself if shared, else new ones, with K = sizes[i] where sizes are given."""
     if count < 1:
-        raise ValueError(f"a composition needs at least 1 part, got {count}")
+        raise UserError(f"a composition needs at least 1 part, got {count}")
     if sizes is not None and len(sizes) != count:
-        raise ValueError(f"sizes={sizes} must have one entry for each of the {count} parts")
+        raise UserError(f"sizes={sizes} must have one entry for each of the {count} parts")
     if shared:
         if sizes is not None:
-            raise ValueError("shared=true and sizes exclude each other: a shared codebook has one size")
+            raise UserError("shared=true and sizes exclude each other: a shared codebook has one size")
         return [inner] * count
     wanted: list[int | None] = [None] * count if sizes is None else [*sizes]
     return [inner.with_size(size) for size in wanted]
@@ -83,7 +84,7 @@ class Residual(Composition):
         refuse_other_width(inner, dim)
         super().__init__(dim, copies(inner, depth, shared, sizes))
         if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout is a share of the pictures in [0, 1], got {dropout}")
+            raise UserError(f"dropout is a share of the pictures in [0, 1], got {dropout}")
         self.dropout = dropout
         self.init_vectors = max(part.init_vectors for part in self.parts)
 
@@ -133,7 +134,7 @@ class Product(Composition):
 
     def __init__(self, dim: int, inner: Quantizer, splits: int, shared: bool, sizes: list[int] | None) -> None:
         if splits < 1 or dim % splits:
-            raise ValueError(f"splits={splits} does not divide the latent width {dim}")
+            raise UserError(f"splits={splits} does not divide the latent width {dim}")
         refuse_other_width(inner, dim // splits)
         super().__init__(dim, copies(inner, splits, shared, sizes))
         self.shared, self.splits = shared, splits
@@ -203,7 +204,7 @@ class Rotated(Composition):
 
 def refuse_other_width(inner: Quantizer, dim: int) -> None:
     if inner.dim != dim:
-        raise ValueError(
+        raise UserError(
             f"the inner quantizer works on vectors of width {inner.dim}, not {dim}: set quantizer.inner.dim={dim}"
         )
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae import distributed
+from vqvae.errors import UserError
 from vqvae.quantizers.base import with_value
 
 
@@ -39,7 +40,7 @@ class Synchronised(Estimator):
     def __init__(self, nu: float) -> None:
         super().__init__()
         if nu <= 0:
-            raise ValueError(f"nu must be above 0, got {nu}; for 0 use estimator=straight_through")
+            raise UserError(f"nu must be above 0, got {nu}; for 0 use estimator=straight_through")
         self.nu = nu
 
     def forward(self, z: Tensor, q: Tensor) -> Tensor:
@@ -105,7 +106,7 @@ class DiVeQ(Estimator):
     def __init__(self, noise_std: float) -> None:
         super().__init__()
         if noise_std < 0:
-            raise ValueError(f"noise_std must not be negative, got {noise_std}")
+            raise UserError(f"noise_std must not be negative, got {noise_std}")
         self.noise_std = noise_std
 
     def forward(self, z: Tensor, q: Tensor) -> Tensor:

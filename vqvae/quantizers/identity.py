@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from vqvae.errors import UserError
 from vqvae.quantizers.base import Quantized, Quantizer
 
 
@@ -17,4 +18,4 @@ class Identity(Quantizer):
         return Quantized(z_e.float(), [])
 
     def decode(self, codes: list[Tensor]) -> Tensor:
-        raise ValueError("quantizer=identity has no codes, so there is nothing to decode; choose another quantizer")
+        raise UserError("quantizer=identity has no codes, so there is nothing to decode; choose another quantizer")

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from vqvae.errors import UserError
 from vqvae.quantizers.nearest import nearest_code
 
 
@@ -34,7 +35,7 @@ class Uniform(Init):
 
     def __init__(self, scale: float) -> None:
         if scale <= 0:
-            raise ValueError(f"scale must be above 0, got {scale}")
+            raise UserError(f"scale must be above 0, got {scale}")
         self.scale = scale
 
     def draw(self, size: int, dim: int) -> Tensor:
@@ -47,7 +48,7 @@ class Normal(Init):
 
     def __init__(self, scale: float) -> None:
         if scale <= 0:
-            raise ValueError(f"scale must be above 0, got {scale}")
+            raise UserError(f"scale must be above 0, got {scale}")
         self.scale = scale
 
     def draw(self, size: int, dim: int) -> Tensor:
@@ -78,7 +79,7 @@ class DataSample(Init):
 
     def __init__(self, vectors_per_code: int) -> None:
         if vectors_per_code < 1:
-            raise ValueError(f"vectors_per_code must be at least 1, got {vectors_per_code}")
+            raise UserError(f"vectors_per_code must be at least 1, got {vectors_per_code}")
         self.vectors_per_code = vectors_per_code
 
     def vectors_wanted(self, size: int) -> int:
@@ -99,7 +100,7 @@ class KMeans(DataSample):
     def __init__(self, vectors_per_code: int, iterations: int) -> None:
         super().__init__(vectors_per_code)
         if iterations < 0:
-            raise ValueError(f"iterations must not be negative, got {iterations}")
+            raise UserError(f"iterations must not be negative, got {iterations}")
         self.iterations = iterations
 
     def choose(self, vectors: Tensor, size: int) -> Tensor:
@@ -131,4 +132,4 @@ def spread(vectors: Tensor, size: int) -> Tensor:
 
 def refuse_too_few(vectors: Tensor, size: int, way_out: str) -> None:
     if len(vectors) < size:
-        raise ValueError(f"{len(vectors)} latent vectors cannot start {size} codes: {way_out}")
+        raise UserError(f"{len(vectors)} latent vectors cannot start {size} codes: {way_out}")

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae import distributed
+from vqvae.errors import UserError
 from vqvae.quantizers.base import unit
 from vqvae.quantizers.nearest import nearest_code, nearest_code_sampled, nearest_codes
 
@@ -99,20 +100,20 @@ class CosineVote(Cosine):
     def __init__(self, neighbours: int, labels: list[int] | None, nearest_winner: bool, min_share: float) -> None:
         super().__init__()
         if neighbours < 1:
-            raise ValueError(f"neighbours must be at least 1, got {neighbours}")
+            raise UserError(f"neighbours must be at least 1, got {neighbours}")
         if not 0 <= min_share <= 1:
-            raise ValueError(f"min_share is a share of the votes in [0, 1], got {min_share}")
+            raise UserError(f"min_share is a share of the votes in [0, 1], got {min_share}")
         if labels is not None and min(labels, default=-1) < 0:
-            raise ValueError(f"labels must be numbers from 0, one a code, got {labels}")
+            raise UserError(f"labels must be numbers from 0, one a code, got {labels}")
         self.neighbours, self.nearest_winner, self.min_share = neighbours, nearest_winner, min_share
         self.given = labels
 
     def check(self, size: int, dim: int) -> None:
         if self.neighbours > size:
-            raise ValueError(f"neighbours={self.neighbours} are more than the {size} codes; choose at most {size}")
+            raise UserError(f"neighbours={self.neighbours} are more than the {size} codes; choose at most {size}")
         labels = list(range(size)) if self.given is None else self.given
         if len(labels) != size:
-            raise ValueError(f"{len(labels)} labels for {size} codes; give one label a code, or null")
+            raise UserError(f"{len(labels)} labels for {size} codes; give one label a code, or null")
         self.register_buffer("labels", torch.tensor(labels), persistent=False)
 
     def forward(self, z: Tensor, codes: Tensor) -> Found:
@@ -141,7 +142,7 @@ class Stochastic(Lookup):
     def __init__(self, temperature: float) -> None:
         super().__init__()
         if temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}; for the nearest use lookup=euclidean")
+            raise UserError(f"temperature must be above 0, got {temperature}; for the nearest use lookup=euclidean")
         self.temperature = temperature
 
     def forward(self, z: Tensor, codes: Tensor) -> Found:
@@ -162,16 +163,16 @@ class PCA(Lookup):
     def __init__(self, inner: Lookup, components: int) -> None:
         super().__init__()
         if components < 1:
-            raise ValueError(f"components must be at least 1, got {components}")
+            raise UserError(f"components must be at least 1, got {components}")
         if isinstance(inner, PCA):
-            raise ValueError(
+            raise UserError(
                 "a PCA within a PCA finds nothing new: choose another quantizer/lookup@quantizer.lookup.inner"
             )
         self.inner, self.components, self.picks_nearest = inner, components, inner.picks_nearest
 
     def check(self, size: int, dim: int) -> None:
         if self.components > dim:
-            raise ValueError(f"components={self.components} are more than the code width {dim}; choose at most {dim}")
+            raise UserError(f"components={self.components} are more than the code width {dim}; choose at most {dim}")
         self.inner.check(size, self.components)
         self.register_buffer("centre", torch.zeros(dim))
         self.register_buffer("axes", torch.eye(dim)[:, : self.components].contiguous())

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae import distributed
+from vqvae.errors import UserError
 from vqvae.quantizers.base import checked_weight
 from vqvae.quantizers.chunked import squared_distances, sum_rows
 
@@ -54,7 +55,7 @@ class Ordered(Regularizer):
     def __init__(self, weight: float, order: float) -> None:
         super().__init__(weight)
         if order not in (1, 2, float("inf")):
-            raise ValueError(f"order must be 1, 2 or inf, got {order}")
+            raise UserError(f"order must be 1, 2 or inf, got {order}")
         self.order = order
 
     def norm(self, x: Tensor) -> Tensor:
@@ -103,7 +104,7 @@ class Coulomb(Ordered):
     def __init__(self, weight: float, order: float, bound: float) -> None:
         super().__init__(weight, order)
         if bound <= 0:
-            raise ValueError(f"bound must be above 0, got {bound}")
+            raise UserError(f"bound must be above 0, got {bound}")
         self.bound = bound
 
     def forward(self, z: Tensor, q: Tensor, codes: Tensor) -> Tensor:
@@ -139,7 +140,7 @@ class Orthogonal(Regularizer):
     def __init__(self, weight: float, max_codes: int) -> None:
         super().__init__(weight)
         if max_codes < 2:
-            raise ValueError(f"max_codes must be at least 2, got {max_codes}")
+            raise UserError(f"max_codes must be at least 2, got {max_codes}")
         self.max_codes = max_codes
 
     def forward(self, z: Tensor, q: Tensor, codes: Tensor) -> Tensor:
@@ -225,5 +226,5 @@ def mean_square_error(a: Tensor, b: Tensor) -> Tensor:
 def checked_temperature(temperature: float) -> float:
     """Raises ValueError unless it is a number above 0."""
     if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be a number above 0, got {temperature}")
+        raise UserError(f"temperature must be a number above 0, got {temperature}")
     return temperature

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae import distributed
+from vqvae.errors import UserError
 from vqvae.quantizers.base import checked_decay
 from vqvae.quantizers.codebook import Codebook
 from vqvae.quantizers.nearest import nearest_code
@@ -97,7 +98,7 @@ class RandomRevival(BatchRevival):
     def __init__(self, threshold: float, decay: float, every_steps: int, until: float) -> None:
         super().__init__(every_steps, until)
         if not 0 < threshold < 1:
-            raise ValueError(f"threshold must lie in (0, 1), got {threshold}")
+            raise UserError(f"threshold must lie in (0, 1), got {threshold}")
         self.threshold, self.decay = threshold, checked_decay(decay)
 
     def attach(self, codebook: Codebook) -> None:
@@ -128,7 +129,7 @@ class LeastRecentlyUsed(BatchRevival):
     def __init__(self, patience: float, every_steps: int, until: float) -> None:
         super().__init__(every_steps, until)
         if patience <= 0:
-            raise ValueError(f"patience must be above 0, got {patience}")
+            raise UserError(f"patience must be above 0, got {patience}")
         self.patience = patience
 
     def attach(self, codebook: Codebook) -> None:
@@ -164,14 +165,14 @@ class FarthestRevival(Revival):
     def __init__(self, replaced: int, every_steps: int, until: float) -> None:
         super().__init__()
         if replaced < 1:
-            raise ValueError(f"replaced must be at least 1, got {replaced}")
+            raise UserError(f"replaced must be at least 1, got {replaced}")
         self.replaced = replaced
         self.every_steps, self.until = checked_interval(every_steps), checked_share(until)
         self.due, self.active = False, True
 
     def attach(self, codebook: Codebook) -> None:
         if self.replaced > codebook.size:
-            raise ValueError(f"replaced={self.replaced} is more than the {codebook.size} codes; choose fewer")
+            raise UserError(f"replaced={self.replaced} is more than the {codebook.size} codes; choose fewer")
         self.register_buffer("usage", torch.zeros(codebook.size))
         self.register_buffer("farthest", torch.zeros(self.replaced, codebook.dim))
         self.register_buffer("distance", torch.full((self.replaced,), -1.0))  # -1: no input yet
@@ -230,7 +231,7 @@ class AnchorRevival(Revival):
     def __init__(self, strength: float, decay: float, until: float) -> None:
         super().__init__()
         if strength <= 0:
-            raise ValueError(f"strength must be above 0, got {strength}")
+            raise UserError(f"strength must be above 0, got {strength}")
         self.strength, self.decay, self.until = strength, checked_decay(decay), checked_share(until)
         self.active = True
 
@@ -269,13 +270,13 @@ class AnchorRevival(Revival):
 
 def checked_interval(every_steps: int) -> int:
     if every_steps < 1:
-        raise ValueError(f"every_steps must be at least 1, got {every_steps}")
+        raise UserError(f"every_steps must be at least 1, got {every_steps}")
     return every_steps
 
 
 def checked_share(until: float) -> float:
     if not 0 < until <= 1:
-        raise ValueError(f"until must lie in (0, 1], got {until}")
+        raise UserError(f"until must lie in (0, 1], got {until}")
     return until
 
 

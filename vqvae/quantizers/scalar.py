@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae import distributed
+from vqvae.errors import UserError
 from vqvae.quantizers.base import FlatQuantized, Loss, Quantizer, checked_weight
 from vqvae.quantizers.regularizers import mean_square_error
 
@@ -58,7 +59,7 @@ class FSQ(ScalarQuantizer):
 
     def __init__(self, dim: int, levels: list[int]) -> None:
         if not levels or min(levels) < 3:
-            raise ValueError(
+            raise UserError(
                 f"every FSQ level must be at least 3, got {levels}; the paper's 1,024 codes are [8, 5, 5, 5], "
                 "and quantizer=fsq_symmetric takes 2"
             )
@@ -95,9 +96,9 @@ class SymmetricFSQ(ScalarQuantizer):
 
     def __init__(self, dim: int, levels: list[int], noise: float) -> None:
         if not levels or min(levels) < 2:
-            raise ValueError(f"every FSQ level must be at least 2, got {levels}")
+            raise UserError(f"every FSQ level must be at least 2, got {levels}")
         if not 0 <= noise <= 1:
-            raise ValueError(f"noise is a share of the vectors in [0, 1], got {noise}")
+            raise UserError(f"noise is a share of the vectors in [0, 1], got {noise}")
         super().__init__(dim, levels)
         self.noise = noise
 
@@ -128,7 +129,7 @@ class LatentQuantizer(ScalarQuantizer):
 
     def __init__(self, dim: int, levels: list[int], quantization_weight: float, commitment_weight: float) -> None:
         if not levels or min(levels) < 2:
-            raise ValueError(f"every coordinate needs at least 2 values, got {levels}")
+            raise UserError(f"every coordinate needs at least 2 values, got {levels}")
         super().__init__(dim, levels)
         self.quantization_weight = checked_weight(quantization_weight)
         self.commitment_weight = checked_weight(commitment_weight)

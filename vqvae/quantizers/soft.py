@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae import distributed
+from vqvae.errors import UserError
 from vqvae.quantizers.base import FlatQuantized, Loss, Quantizer, checked_weight
 from vqvae.quantizers.chunked import map_rows, squared_distances, sum_rows
 from vqvae.quantizers.init import Init
@@ -27,7 +28,7 @@ class SoftQuantizer(Quantizer):
     def __init__(self, dim: int, size: int, code_dim: int, init: Init, start: float, end: float) -> None:
         super().__init__(dim, code_dim, [size])
         if not (0 < start < math.inf and 0 < end < math.inf):
-            raise ValueError(f"temperatures must be above 0, got {start} to {end}")
+            raise UserError(f"temperatures must be above 0, got {start} to {end}")
         self.size, self.start, self.end = size, start, end
         self.init, self.init_vectors = init, init.vectors_wanted(size)
         self.codebook = nn.Parameter(init.draw(size, code_dim))

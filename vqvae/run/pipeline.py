@@ -77,7 +77,7 @@ class Run:
             checkpoint.load(file[0]).get("variance") if distributed.is_main() else 0.0
         )
         if not isinstance(variance, float) or not 0 <= variance < math.inf:
-            raise ValueError(f"{file} does not hold a variance; delete it to have it computed again")
+            raise UserError(f"{file} does not hold a variance; delete it to have it computed again")
         return variance
 
     def check(self) -> None:
@@ -160,7 +160,7 @@ class Run:
         store.require(**header)
         most = max(len(self.data.class_names) - 1, 0)
         if len(store) and not -1 <= int(store.labels.min()) <= int(store.labels.max()) <= most:
-            raise ValueError(f"{path / 'labels.npy'} has labels that are no class; delete {path} to encode again")
+            raise UserError(f"{path / 'labels.npy'} has labels that are no class; delete {path} to encode again")
         return store
 
     def trainer(self, stage_name: str, node: Any, stop: StopRequest, stage: Any, feed: Any) -> Trainer:

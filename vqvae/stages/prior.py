@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae import distributed
+from vqvae.errors import UserError
 from vqvae.images import grid
 from vqvae.priors.base import Prior, Scored
 from vqvae.priors.sampling import Sampling
@@ -41,7 +42,7 @@ class PriorStage(Stage):
     ) -> None:
         for name, value in {"class_dropout": class_dropout, "label_smoothing": label_smoothing}.items():
             if not 0 <= value < 1:
-                raise ValueError(f"prior.{name} must lie in [0, 1), got {value}")
+                raise UserError(f"prior.{name} must lie in [0, 1), got {value}")
         self.prior, self.draw, self.sampling = prior, draw, sampling
         self.class_dropout, self.label_smoothing = class_dropout, label_smoothing
         self.monitor, self.train_monitor = prior.bits_name, f"train_{prior.bits_name}"

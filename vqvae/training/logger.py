@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from vqvae import distributed
+from vqvae.errors import UserError
 from vqvae.images import write_png
 from vqvae.storage.files import append_line, write_bytes
 
@@ -35,7 +36,7 @@ class Wandb:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
+            raise UserError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
 
 
 class Logger:
@@ -154,9 +155,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             lines.append(json.loads(text))
             lines[-1]["step"] + 0
         except (ValueError, TypeError, LookupError, RecursionError) as error:
-            raise ValueError(
-                f"line {number} of {path} is damaged ({error}); take it out to go on without it"
-            ) from error
+            raise UserError(f"line {number} of {path} is damaged ({error}); take it out to go on without it") from error
     return lines
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 
+from vqvae.errors import UserError
+
 
 class Schedule(ABC):
     """Linear warm-up over the first `warmup_steps`, then `decay`. Called with a 0-based step -> factor on the rate."""
 
     def __init__(self, warmup_steps: int) -> None:
         if warmup_steps < 0:
-            raise ValueError(f"warmup_steps must not be negative, got {warmup_steps}")
+            raise UserError(f"warmup_steps must not be negative, got {warmup_steps}")
         self.warmup_steps = warmup_steps
 
     @abstractmethod
@@ -37,7 +39,7 @@ class Cosine(Schedule):
     def __init__(self, warmup_steps: int, final: float) -> None:
         super().__init__(warmup_steps)
         if not 0 <= final <= 1:
-            raise ValueError(f"final must lie in [0, 1], got {final}")
+            raise UserError(f"final must lie in [0, 1], got {final}")
         self.final = final
 
     def decay(self, progress: float) -> float:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from vqvae import distributed
+from vqvae.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -39,28 +40,26 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError(
-                f"set steps or epochs, and the other to null; got steps={self.steps}, epochs={self.epochs}"
-            )
+            raise UserError(f"set steps or epochs, and the other to null; got steps={self.steps}, epochs={self.epochs}")
         for name in ("steps", "epochs", "max_time_minutes", "early_stop_evals", "clip_grad_norm"):
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise ValueError(f"{name} must be above 0 or null, got {value}")
+                raise UserError(f"{name} must be above 0 or null, got {value}")
         for name in ("batch_size", "eval_batch_size", "accumulation", "log_every_steps", "checkpoint_every_steps"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("eval_every_steps", "preview_every_steps", "max_skipped_steps"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)} (0 is never)")
+                raise UserError(f"{name} must not be negative, got {getattr(self, name)} (0 is never)")
         if self.early_stop_evals is not None and self.eval_every_steps == 0:
-            raise ValueError(f"early_stop_evals={self.early_stop_evals} needs eval_every_steps above 0")
+            raise UserError(f"early_stop_evals={self.early_stop_evals} needs eval_every_steps above 0")
         if not 0 <= self.weight_average_decay < 1:
-            raise ValueError(f"weight_average_decay must lie in [0, 1), got {self.weight_average_decay} (0 is off)")
+            raise UserError(f"weight_average_decay must lie in [0, 1), got {self.weight_average_decay} (0 is off)")
         for name, choices in {"precision": ("auto", "fp32", "bf16"), "on_nonfinite": ("stop", "skip")}.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+                raise UserError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         if self.batch_size % (self.accumulation * distributed.world_size()):
-            raise ValueError(
+            raise UserError(
                 f"batch_size={self.batch_size} does not divide by accumulation={self.accumulation} x "
                 f"{distributed.world_size()} processes"
             )
