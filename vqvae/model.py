@@ -14,6 +14,7 @@ from vqvae import distributed
 from vqvae.errors import UserError
 from vqvae.networks.blocks import Decoder, Encoder
 from vqvae.quantizers.base import Loss, Quantized, Quantizer
+from vqvae.ranges import CountOrZero, checked
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Output:
     histograms: dict[str, Tensor]
 
 
+@checked
 class VQVAE(nn.Module):
     """L levels, finest first in the lists, codes reported coarse to fine; L = 1 is the plain VQ-VAE.
 
@@ -51,11 +53,9 @@ class VQVAE(nn.Module):
         encoders: list[Encoder],
         quantizers: list[Quantizer],
         decoders: list[Decoder],
-        search_sweeps: int = 0,
+        search_sweeps: CountOrZero = 0,
     ) -> None:
         super().__init__()
-        if search_sweeps < 0:
-            raise UserError(f"search_sweeps must not be negative, got {search_sweeps}")
         self.search_sweeps = search_sweeps
         if not len(encoders) == len(quantizers) == len(decoders) > 0:
             raise UserError(

@@ -7,8 +7,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from vqvae.config.schema import check, check_keys
-from vqvae.config.types import describe, fits
+from vqvae.config.keys import check_keys
+from vqvae.config.types import mistake_in
 from vqvae.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -63,10 +63,12 @@ def check_keys_of(config_name: str, cfg: DictConfig) -> None:
     for key in valid:
         default = None if OmegaConf.is_missing(defaults, key) else defaults[key]
         kind = float if isinstance(default, float) else type(default)
-        if isinstance(default, (bool, int, float, str)) and not fits(cfg[key], kind):
-            raise UserError(f"{key}={cfg[key]} is not {describe(kind)}")
+        if isinstance(default, (bool, int, float, str)) and (message := mistake_in(key, cfg[key], kind)):
+            raise UserError(message)
 
 
 def check_train(cfg: DictConfig) -> None:
-    """Checks a resolved config of train.yaml: see config_check."""
+    """Checks a resolved config of train.yaml: see `schema.check`."""
+    from vqvae.config.schema import check  # imports torch
+
     check(plain(cfg))

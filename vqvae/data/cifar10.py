@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
 from vqvae.data.base import Split, TensorSplit, fingerprint
 from vqvae.data.pictures import Pictures
 from vqvae.errors import UserError
+from vqvae.ranges import In, checked
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
+@checked
 @dataclass(kw_only=True)
 class CIFAR10(Pictures):
     """50,000 training and 10,000 test pictures of 32x32 (Krizhevsky 2009), downloaded below `root` on first use.
@@ -20,12 +23,9 @@ class CIFAR10(Pictures):
     Validation is on the test pictures, as in the published VQ-VAE examples: there is no third split.
     """
 
+    channels: Annotated[int, In(3)]
+    image_size: Annotated[int, In(32)]
     root: str
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if (self.image_size, self.channels) != (32, 3):
-            raise UserError(f"CIFAR-10 has image_size=32, channels=3, got {self.image_size}, {self.channels}")
 
     @property
     def class_names(self) -> list[str]:

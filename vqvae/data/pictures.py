@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, ClassVar
+from typing import Annotated, BinaryIO, ClassVar
 
 import numpy as np
 import torch
@@ -15,8 +15,10 @@ from torch import Tensor
 from vqvae.data.base import Data
 from vqvae.errors import UserError
 from vqvae.images import write_png
+from vqvae.ranges import Gt, In, Lt, PositiveInt, checked
 
 
+@checked
 @dataclass(kw_only=True)
 class Pictures(Data):
     """Base of all picture data sets: square, uint8 (C, H, W).
@@ -28,16 +30,9 @@ class Pictures(Data):
     size_key: ClassVar[str] = "image_size"
     suffix: ClassVar[str] = ".png"
 
-    image_size: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.ndim != 2:
-            raise UserError(f"pictures have ndim=2, got {self.ndim}")
-        if self.channels not in (1, 3):
-            raise UserError(f"channels must be 1 or 3, got {self.channels}")
-        if self.image_size < 1:
-            raise UserError(f"image_size must be at least 1, got {self.image_size}")
+    ndim: Annotated[int, In(2)]
+    channels: Annotated[int, In(1, 3)]
+    image_size: PositiveInt
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -58,6 +53,7 @@ class Pictures(Data):
         return read_picture(path, self.read_size[0], self.channels)
 
 
+@checked
 @dataclass(kw_only=True)
 class ResizedPictures(Pictures):
     """Base of picture data sets whose files have any size.
@@ -67,8 +63,8 @@ class ResizedPictures(Pictures):
     chooses a share `val_share`. Raises ValueError for values out of range.
     """
 
-    resize: int
-    val_share: float
+    resize: PositiveInt
+    val_share: Annotated[float, Gt(0), Lt(1)]
     split_seed: int
 
     def __post_init__(self) -> None:
@@ -76,8 +72,6 @@ class ResizedPictures(Pictures):
         self._class_names: list[str] = []
         if self.resize < self.image_size:
             raise UserError(f"resize must be at least image_size={self.image_size}, got {self.resize}")
-        if not 0 < self.val_share < 1:
-            raise UserError(f"val_share must lie in (0, 1), got {self.val_share}")
 
     @property
     def read_size(self) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +13,13 @@ from torch import Tensor
 
 from vqvae.data.base import Split, TensorSplit, fingerprint
 from vqvae.data.pictures import Pictures
-from vqvae.errors import UserError
+from vqvae.ranges import In, PositiveInt, checked
 
 VERSION = 1  # of the drawing; part of the fingerprint, so that a changed drawing is a different data set
 DRAW_CHUNK = 250  # pictures drawn at a time: their coordinate planes then stay in cache
 
 
+@checked
 @dataclass(kw_only=True)
 class Shapes(Pictures):
     """`train_count` training and `val_count` validation (and as many test) pictures, a function of `draw_seed` alone.
@@ -25,17 +27,10 @@ class Shapes(Pictures):
     Class, position, size, angle, colours, the texture of shape and ground vary; edges are anti-aliased.
     """
 
-    train_count: int
-    val_count: int
+    channels: Annotated[int, In(3)]
+    train_count: PositiveInt
+    val_count: PositiveInt
     draw_seed: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.channels != 3:
-            raise UserError(f"shapes are drawn in colour: channels must be 3, got {self.channels}")
-        for name in ("train_count", "val_count"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     @property
     def class_names(self) -> list[str]:

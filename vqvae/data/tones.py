@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from vqvae.data.base import Split, TensorSplit, fingerprint
 from vqvae.data.waveforms import Waveforms, compand
-from vqvae.errors import UserError
+from vqvae.ranges import Ge, In, PositiveInt, checked
 
 VERSION = 1  # of the drawing; part of the fingerprint, so that a changed drawing is a different data set
 DRAW_CHUNK = 50  # waves drawn at a time: they then stay in cache
@@ -21,6 +22,7 @@ LOWEST_RATE = 8000
 NOISE = 1e-3  # standard deviation, at most; full scale is 1
 
 
+@checked
 @dataclass(kw_only=True)
 class Tones(Waveforms):
     """`train_count` training and `val_count` validation (and as many test) sounds, a function of `draw_seed` alone.
@@ -29,19 +31,11 @@ class Tones(Waveforms):
     are made of few partials, so nothing folds back from above half the sample rate. Kept as mu-law uint8: see `Waveforms`.
     """
 
-    train_count: int
-    val_count: int
+    channels: Annotated[int, In(1)]
+    sample_rate: Annotated[int, Ge(LOWEST_RATE)]
+    train_count: PositiveInt
+    val_count: PositiveInt
     draw_seed: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.channels != 1:
-            raise UserError(f"tones have one channel: channels must be 1, got {self.channels}")
-        if self.sample_rate < LOWEST_RATE:
-            raise UserError(f"tones have partials up to 3.2 kHz: sample_rate must be at least {LOWEST_RATE}")
-        for name in ("train_count", "val_count"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     @property
     def class_names(self) -> list[str]:

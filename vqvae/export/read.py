@@ -209,7 +209,7 @@ def construct(path: str, node: Any, base: type, allowed: tuple[str, ...], **runt
     """
     try:
         check_parts(path, node)
-        check_node(path, node, allowed)
+        check_node(path, node, allowed, given=runtime)
         built = assemble(node, runtime)
     except UserError:
         raise

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from vqvae import distributed
 from vqvae.errors import UserError
-from vqvae.quantizers.base import checked_decay
+from vqvae.quantizers.base import MAX_CODEBOOK_SIZE
+from vqvae.ranges import Count, Ge, Le, LessThanOne, NonNegativeFloat, PositiveFloat, PositiveInt, checked
+
+CodebookSize = Annotated[int, Ge(2), Le(MAX_CODEBOOK_SIZE)]
 
 
+@checked
 class Codebook(nn.Module):
     """K codes of width d.
 
@@ -24,10 +28,8 @@ class Codebook(nn.Module):
     takes_vectors: bool = True
     can_be_revived: bool = True
 
-    def __init__(self, size: int, dim: int) -> None:
+    def __init__(self, size: CodebookSize, dim: PositiveInt) -> None:
         super().__init__()
-        if size < 2:
-            raise UserError(f"a codebook needs at least 2 codes, got size={size}")
         self.size, self.dim = size, dim
 
     @abstractmethod
@@ -57,6 +59,7 @@ class Codebook(nn.Module):
         return distributed.all_reduce_sum([counts])[0]
 
 
+@checked
 class GradientCodebook(Codebook):
     """Codes as a parameter, moved by the optimizer through the codebook loss (arXiv 1711.00937, equation 3).
 
@@ -67,10 +70,8 @@ class GradientCodebook(Codebook):
 
     learns_by_gradient = True
 
-    def __init__(self, size: int, dim: int, speed: float) -> None:
+    def __init__(self, size: CodebookSize, dim: PositiveInt, speed: PositiveFloat) -> None:
         super().__init__(size, dim)
-        if not 0 < speed < math.inf:
-            raise UserError(f"speed must be a number above 0, got {speed}")
         self.speed = speed
         self.weight = nn.Parameter(torch.zeros(size, dim))
         self.weight.no_weight_decay = True  # type: ignore[attr-defined]  # decay would pull unused codes to 0
@@ -87,6 +88,7 @@ class GradientCodebook(Codebook):
         return {self.weight: rows}
 
 
+@checked
 class EMACodebook(Codebook):
     """Codes as exponential moving averages of the vectors that chose them (arXiv 1711.00937, appendix A.1).
 
@@ -104,11 +106,15 @@ class EMACodebook(Codebook):
     mean_sum: Tensor
     batch_sum: Tensor
 
-    def __init__(self, size: int, dim: int, decay: float, epsilon: float) -> None:
+    def __init__(
+        self,
+        size: CodebookSize,
+        dim: PositiveInt,
+        decay: LessThanOne,
+        epsilon: NonNegativeFloat,
+    ) -> None:
         super().__init__(size, dim)
-        if epsilon < 0:
-            raise UserError(f"epsilon must not be negative, got {epsilon}")
-        self.decay, self.epsilon = checked_decay(decay), epsilon
+        self.decay, self.epsilon = decay, epsilon
         self.register_buffer("weight", torch.zeros(size, dim))
         self.register_buffer("mean_count", torch.ones(size))
         self.register_buffer("mean_sum", torch.zeros(size, dim))
@@ -147,13 +153,14 @@ class EMACodebook(Codebook):
         return counts
 
 
+@checked
 class FrozenCodebook(Codebook):
     """Codes that never move: from data (init=data or kmeans), or random (init=normal)."""
 
     can_be_revived = False
     weight: Tensor
 
-    def __init__(self, size: int, dim: int) -> None:
+    def __init__(self, size: CodebookSize, dim: PositiveInt) -> None:
         super().__init__(size, dim)
         self.register_buffer("weight", torch.zeros(size, dim))
 
@@ -167,6 +174,7 @@ class FrozenCodebook(Codebook):
         self.weight.copy_(vectors)
 
 
+@checked
 class SimVQCodebook(Codebook):
     """e_k = W c_k + b, where c is frozen, N(0, 1/d), and only the linear map learns (Zhu et al. 2024, arXiv 2411.02038).
 
@@ -178,7 +186,7 @@ class SimVQCodebook(Codebook):
     can_be_revived = False
     basis: Tensor
 
-    def __init__(self, size: int, dim: int) -> None:
+    def __init__(self, size: CodebookSize, dim: PositiveInt) -> None:
         super().__init__(size, dim)
         self.register_buffer("basis", torch.zeros(size, dim))
         self.map = nn.Linear(dim, dim)
@@ -194,6 +202,7 @@ class SimVQCodebook(Codebook):
         self.basis.copy_(vectors)
 
 
+@checked
 class BridgeCodebook(GradientCodebook):
     """e = c + bridge(c), where the bridge is a transformer over patches of codes (FVQ, arXiv 2509.10140, section 3.2).
 
@@ -204,12 +213,20 @@ class BridgeCodebook(GradientCodebook):
 
     can_be_revived = False
 
-    def __init__(self, size: int, dim: int, speed: float, patch: int, width: int, layers: int) -> None:
+    def __init__(
+        self,
+        size: CodebookSize,
+        dim: PositiveInt,
+        speed: PositiveFloat,
+        patch: PositiveInt,
+        width: PositiveInt,
+        layers: Count,
+    ) -> None:
         super().__init__(size, dim, speed)
-        if patch < 1 or size % patch:
+        if size % patch:
             raise UserError(f"patch={patch} does not divide the codebook's size {size}")
-        if width < 8 or width % 8 or layers < 1:
-            raise UserError(f"width must be a multiple of 8 and layers at least 1, got {width} and {layers}")
+        if width % 8:
+            raise UserError(f"width must be a multiple of 8, got {width}")
         self.patch, self.width, self.layers = patch, width, layers
         self.compress = nn.Linear(patch * dim, width)
         block = nn.TransformerEncoderLayer(width, 8, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
@@ -228,6 +245,7 @@ class BridgeCodebook(GradientCodebook):
         return BridgeCodebook(size, self.dim, self.speed, self.patch, self.width, self.layers)
 
 
+@checked
 class AffineCodebook(GradientCodebook):
     """e = (c - mean_c) std_z / std_c + mean_z per coordinate: the codes follow the latents as a whole (arXiv 2305.08842, 4.1).
 
@@ -242,9 +260,15 @@ class AffineCodebook(GradientCodebook):
     c_mean: Tensor
     c_std: Tensor
 
-    def __init__(self, size: int, dim: int, speed: float, decay: float) -> None:
+    def __init__(
+        self,
+        size: CodebookSize,
+        dim: PositiveInt,
+        speed: PositiveFloat,
+        decay: LessThanOne,
+    ) -> None:
         super().__init__(size, dim, speed)
-        self.decay = checked_decay(decay)
+        self.decay = decay
         for name in ("z_mean", "c_mean"):
             self.register_buffer(name, torch.zeros(dim))
         for name in ("z_std", "c_std"):

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from vqvae import distributed
 from vqvae.errors import UserError
-from vqvae.quantizers.base import FlatQuantized, Loss, Quantizer, with_value
+from vqvae.quantizers.base import FlatQuantized, Loss, NumCodes, Quantizer, with_value
+from vqvae.ranges import Count, PositiveInt, Share, checked
 
 
 class Composition(Quantizer):
@@ -66,6 +67,7 @@ def copies(inner: Quantizer, count: int, shared: bool, sizes: list[int] | None) 
     return [inner.with_size(size) for size in wanted]
 
 
+@checked
 class Residual(Composition):
     """Each stage quantizes what those before it left over: z_q = sum_i q_i, r_(i+1) = r_i - sg q_i (arXiv 2107.03312).
 
@@ -79,12 +81,16 @@ class Residual(Composition):
     """
 
     def __init__(
-        self, dim: int, inner: Quantizer, depth: int, shared: bool, sizes: list[int] | None, dropout: float
+        self,
+        dim: PositiveInt,
+        inner: Quantizer,
+        depth: Count,
+        shared: bool,
+        sizes: list[NumCodes] | None,
+        dropout: Share,
     ) -> None:
         refuse_other_width(inner, dim)
         super().__init__(dim, copies(inner, depth, shared, sizes))
-        if not 0 <= dropout <= 1:
-            raise UserError(f"dropout is a share of the pictures in [0, 1], got {dropout}")
         self.dropout = dropout
         self.init_vectors = max(part.init_vectors for part in self.parts)
 
@@ -125,6 +131,7 @@ class Residual(Composition):
             rest = rest - stage.quantize_flat(rest, rest, 1).q
 
 
+@checked
 class Product(Composition):
     """The vector is cut into `splits` pieces of D / splits, each quantized by itself; K^splits outputs (Jegou et al. 2011).
 
@@ -132,8 +139,10 @@ class Product(Composition):
     same; `sizes`: K of each, or null. Losses of one name are averaged over pieces.
     """
 
-    def __init__(self, dim: int, inner: Quantizer, splits: int, shared: bool, sizes: list[int] | None) -> None:
-        if splits < 1 or dim % splits:
+    def __init__(
+        self, dim: PositiveInt, inner: Quantizer, splits: Count, shared: bool, sizes: list[NumCodes] | None
+    ) -> None:
+        if dim % splits:
             raise UserError(f"splits={splits} does not divide the latent width {dim}")
         refuse_other_width(inner, dim // splits)
         super().__init__(dim, copies(inner, splits, shared, sizes))
@@ -170,6 +179,7 @@ class Product(Composition):
                 part.begin_run(piece)
 
 
+@checked
 class Rotated(Composition):
     """A fixed random orthogonal matrix before `inner` and its transpose after it, so that no coordinate is special.
 
@@ -178,7 +188,7 @@ class Rotated(Composition):
 
     rotation: Tensor
 
-    def __init__(self, dim: int, inner: Quantizer) -> None:
+    def __init__(self, dim: PositiveInt, inner: Quantizer) -> None:
         super().__init__(dim, [inner])
         self.code_dim = inner.dim
         if dim != inner.dim:

@@ -6,12 +6,14 @@ from torch import Tensor
 
 from vqvae.errors import UserError
 from vqvae.quantizers.base import Quantized, Quantizer
+from vqvae.ranges import PositiveInt, checked
 
 
+@checked
 class Identity(Quantizer):
     """z_q = z_e, no codes; a prior on it is refused."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: PositiveInt) -> None:
         super().__init__(dim, dim, [])
 
     def forward(self, z_e: Tensor) -> Quantized:

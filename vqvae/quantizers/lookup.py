@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from vqvae import distributed
 from vqvae.errors import UserError
 from vqvae.quantizers.base import unit
 from vqvae.quantizers.nearest import nearest_code, nearest_code_sampled, nearest_codes
+from vqvae.ranges import Count, NonNegativeInt, NotEmpty, PositiveFloat, PositiveInt, Share, checked
 
 
 class Found(NamedTuple):
@@ -85,6 +86,7 @@ class Cosine(Lookup):
         return 1 - F.cosine_similarity(z, q, dim=1)
 
 
+@checked
 class CosineVote(Cosine):
     """The `neighbours` codes at the smallest angles vote by their labels.
 
@@ -97,14 +99,14 @@ class CosineVote(Cosine):
     picks_nearest = False
     labels: Tensor
 
-    def __init__(self, neighbours: int, labels: list[int] | None, nearest_winner: bool, min_share: float) -> None:
+    def __init__(
+        self,
+        neighbours: Count,
+        labels: Annotated[list[NonNegativeInt], NotEmpty] | None,
+        nearest_winner: bool,
+        min_share: Share,
+    ) -> None:
         super().__init__()
-        if neighbours < 1:
-            raise UserError(f"neighbours must be at least 1, got {neighbours}")
-        if not 0 <= min_share <= 1:
-            raise UserError(f"min_share is a share of the votes in [0, 1], got {min_share}")
-        if labels is not None and min(labels, default=-1) < 0:
-            raise UserError(f"labels must be numbers from 0, one a code, got {labels}")
         self.neighbours, self.nearest_winner, self.min_share = neighbours, nearest_winner, min_share
         self.given = labels
 
@@ -134,15 +136,14 @@ class CosineVote(Cosine):
         return Found(indices, most[:, 0] < self.min_share * self.neighbours)
 
 
+@checked
 class Stochastic(Lookup):
     """In training a code drawn from softmax(-|z - e|^2 / temperature) (RQ-VAE, arXiv 2203.01941); in eval the nearest."""
 
     picks_nearest = False
 
-    def __init__(self, temperature: float) -> None:
+    def __init__(self, temperature: PositiveFloat) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise UserError(f"temperature must be above 0, got {temperature}; for the nearest use lookup=euclidean")
         self.temperature = temperature
 
     def forward(self, z: Tensor, codes: Tensor) -> Found:
@@ -151,6 +152,7 @@ class Stochastic(Lookup):
         return Found(nearest_code(z, codes))
 
 
+@checked
 class PCA(Lookup):
     """Looks up with `inner` in the span of the first `components` principal axes; output and losses stay in full space.
 
@@ -160,10 +162,8 @@ class PCA(Lookup):
     centre: Tensor
     axes: Tensor
 
-    def __init__(self, inner: Lookup, components: int) -> None:
+    def __init__(self, inner: Lookup, components: PositiveInt) -> None:
         super().__init__()
-        if components < 1:
-            raise UserError(f"components must be at least 1, got {components}")
         if isinstance(inner, PCA):
             raise UserError(
                 "a PCA within a PCA finds nothing new: choose another quantizer/lookup@quantizer.lookup.inner"

@@ -17,10 +17,12 @@ from vqvae.quantizers.lookup import Lookup
 from vqvae.quantizers.regularizers import Regularizer
 from vqvae.quantizers.revival import NoRevival, Revival
 from vqvae.quantizers.space import Space
+from vqvae.ranges import PositiveInt, checked
 
 HISTOGRAM_BINS = 40
 
 
+@checked
 class VectorQuantizer(Quantizer):
     """Replaces each latent vector by the nearest of K codes (van den Oord et al. 2017, arXiv 1711.00937).
 
@@ -33,7 +35,7 @@ class VectorQuantizer(Quantizer):
 
     def __init__(
         self,
-        dim: int,
+        dim: PositiveInt,
         space: Space,
         lookup: Lookup,
         codebook: Codebook,

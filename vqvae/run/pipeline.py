@@ -190,12 +190,12 @@ def build_model(cfg: Any, data: Data, variance: float) -> tuple[VQVAE, Reconstru
     model: VQVAE = build(node, "model")
     try:
         model.code_shapes(data.size)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"data.{data.size_key}={getattr(data, data.size_key)}: {error}") from error
     if model.search_sweeps:
         try:
             Tokenizer(model, reconstruction, fingerprint="").check_searchable(data.size)
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"model.search_sweeps={model.search_sweeps}: {error}; 0 turns the search off") from error
     return model, reconstruction
 
@@ -208,7 +208,9 @@ def check_settings(node: Any, prefix: str, train_size: int) -> None:
     hidden.hidden_matrix = True  # type: ignore[attr-defined]  # so that what Muon takes is seen, too
     try:
         build(node.optimizer, prefix + "optimizer")([{"params": [torch.nn.Parameter(torch.zeros(1)), hidden]}])
-    except (ValueError, TypeError, IndexError) as error:
+    except ValueError as error:
+        if not isinstance(error, UserError) and not node.optimizer["_target_"].startswith("torch.optim."):
+            raise
         raise UserError(f"{prefix}optimizer: {error}") from error
     if settings.batch_size > train_size:
         raise UserError(

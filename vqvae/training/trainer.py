@@ -79,7 +79,7 @@ class Trainer:
     def fit(self) -> None:
         """Trains to the last step, or until `max_time_minutes` or `early_stop_evals` ends it.
 
-        Raises Stopped after a requested stop, FloatingPointError where losses are not finite and on_nonfinite=stop.
+        Raises Stopped after a requested stop, UserError where losses are not finite and on_nonfinite=stop.
         """
         with self.stop.deferred():
             self.train()
