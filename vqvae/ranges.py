@@ -17,33 +17,33 @@ Class = TypeVar("Class", bound=Any)
 
 
 class Bound(NamedTuple):
-    """A condition on a value, and the words that follow "must be"."""
+    """A condition on a value, and the words that follow "must"."""
 
     words: str
     holds: Callable[[Any], bool]
 
 
 def Ge(low: float) -> Bound:
-    return Bound(f"at least {low}", lambda value: value >= low)
+    return Bound(f"be at least {low}", lambda value: value >= low)
 
 
 def Gt(low: float) -> Bound:
-    return Bound(f"above {low}", lambda value: value > low)
+    return Bound(f"be above {low}", lambda value: value > low)
 
 
 def Le(high: float) -> Bound:
-    return Bound(f"at most {high}", lambda value: value <= high)
+    return Bound(f"be at most {high}", lambda value: value <= high)
 
 
 def Lt(high: float) -> Bound:
-    return Bound(f"below {high}", lambda value: value < high)
+    return Bound(f"be below {high}", lambda value: value < high)
 
 
 def In(*choices: Any) -> Bound:
-    return Bound(f"one of {', '.join(map(str, choices))}", lambda value: value in choices)
+    return Bound(f"be one of {', '.join(map(str, choices))}", lambda value: value in choices)
 
 
-NotEmpty = Bound("not empty", lambda value: len(value) > 0)
+NotEmpty = Bound("not be empty", lambda value: len(value) > 0)
 
 PositiveInt = Annotated[int, Ge(1), Le(2**31 - 1)]
 NonNegativeInt = Annotated[int, Ge(0), Le(2**31 - 1)]
@@ -100,12 +100,12 @@ def out_of_range(value: Any, annotation: Any) -> str | None:
 
 
 def broken(value: Any, bounds: list[Bound]) -> str | None:
-    """-> 'must be' and the words of all bounds, if the value breaks one of them."""
+    """-> 'must' and the words of the bounds that the value breaks, or None."""
     try:
-        holds = all(bound.holds(value) for bound in bounds)
+        words = [bound.words for bound in bounds if not bound.holds(value)]
     except TypeError:  # a text where a number belongs
-        holds = False
-    return None if holds else "must be " + " and ".join(bound.words for bound in bounds)
+        words = [bound.words for bound in bounds]
+    return "must " + " and ".join(words) if words else None
 
 
 def is_union(annotation: Any) -> bool:

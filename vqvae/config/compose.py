@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from vqvae.config.keys import check_keys
@@ -22,9 +26,27 @@ def compose(config_name: str, overrides: list[str] | None = None) -> DictConfig:
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
+    check_group_choices(overrides or [])
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return hydra_compose(config_name, overrides or [])
+
+
+def check_group_choices(arguments: Iterable[str]) -> None:
+    """Raises UserError for group=value where the value is no name: hydra itself would end in an error of its own code."""
+    parser = OverridesParser.create()
+    for argument in arguments:
+        try:
+            override = parser.parse_override(argument)
+        except HydraException:  # an option such as --help, or what Hydra will refuse
+            continue
+        value = override.value()
+        for choice in value.list if isinstance(value, ChoiceSweep) else [value]:
+            nameless = isinstance(choice, (bool, int, float, list, dict)) or (
+                choice is None and not override.is_delete()
+            )
+            if nameless and override.key_or_group in groups():
+                raise UserError(f"{argument} cannot be used: a group takes the name of one choice")
 
 
 def choices(group: str) -> list[str]:

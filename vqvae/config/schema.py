@@ -79,9 +79,7 @@ def check_settings(prefix: str, values: dict[str, Any], annotations: dict[str, A
             raise UserError(message)
 
 
-def check_node(
-    path: str, node: Any, allowed: tuple[str, ...], wanted: Any = Any, given: Collection[str] = ()
-) -> None:
+def check_node(path: str, node: Any, allowed: tuple[str, ...], wanted: Any = Any, given: Collection[str] = ()) -> None:
     """Checks a node and all below it: see `check`. `wanted` is what the place is annotated with; if that is a class which
     configs build, the node must build one of its subclasses. `given` names arguments that the node need not have.
     """

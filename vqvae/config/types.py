@@ -56,7 +56,7 @@ def describe(annotation: Any) -> str:
         return " or ".join(dict.fromkeys(describe(type(choice)) for choice in arguments))
     if origin in (list, tuple):
         length = fixed_length(annotation)
-        return f"a list of which each item is {describe(arguments[0])}" + (f", and has {length}" if length else "")
+        return f"a list of {f'{length} items' if length else 'items'}, each {describe(arguments[0])}"
     if arguments:
         return " or ".join(describe(member) for member in arguments if getattr(member, "__name__", "") != "Tensor")
     if isinstance(annotation, type) and annotation not in NAMES:

@@ -13,7 +13,7 @@ from vqvae.priors.autoregressive import AutoregressivePrior, MapNetwork
 from vqvae.priors.base import check_planes, plane_of
 from vqvae.ranges import Bound, Count, Ge, Le, LessThanOne, PositiveInt, checked
 
-ODD = Bound("odd", lambda value: value % 2 == 1)
+ODD = Bound("be odd", lambda value: value % 2 == 1)
 
 
 class GatedLayer(nn.Module):

@@ -106,13 +106,7 @@ class EMACodebook(Codebook):
     mean_sum: Tensor
     batch_sum: Tensor
 
-    def __init__(
-        self,
-        size: CodebookSize,
-        dim: PositiveInt,
-        decay: LessThanOne,
-        epsilon: NonNegativeFloat,
-    ) -> None:
+    def __init__(self, size: CodebookSize, dim: PositiveInt, decay: LessThanOne, epsilon: NonNegativeFloat) -> None:
         super().__init__(size, dim)
         self.decay, self.epsilon = decay, epsilon
         self.register_buffer("weight", torch.zeros(size, dim))
@@ -260,13 +254,7 @@ class AffineCodebook(GradientCodebook):
     c_mean: Tensor
     c_std: Tensor
 
-    def __init__(
-        self,
-        size: CodebookSize,
-        dim: PositiveInt,
-        speed: PositiveFloat,
-        decay: LessThanOne,
-    ) -> None:
+    def __init__(self, size: CodebookSize, dim: PositiveInt, speed: PositiveFloat, decay: LessThanOne) -> None:
         super().__init__(size, dim, speed)
         self.decay = decay
         for name in ("z_mean", "c_mean"):

@@ -102,11 +102,7 @@ class RandomRevival(BatchRevival):
     usage: Tensor
 
     def __init__(
-        self,
-        threshold: Annotated[float, Gt(0), Lt(1)],
-        decay: LessThanOne,
-        every_steps: PositiveInt,
-        until: Until,
+        self, threshold: Annotated[float, Gt(0), Lt(1)], decay: LessThanOne, every_steps: PositiveInt, until: Until
     ) -> None:
         super().__init__(every_steps, until)
         self.threshold, self.decay = threshold, decay
