@@ -36,11 +36,11 @@ def Le(high: float) -> Bound:
 
 
 def Lt(high: float) -> Bound:
-    return Bound(f"be below {high}", lambda value: value < high)
+    return Bound("be finite" if high == math.inf else f"be below {high}", lambda value: value < high)
 
 
 def In(*choices: Any) -> Bound:
-    return Bound(f"be one of {', '.join(map(str, choices))}", lambda value: value in choices)
+    return Bound(f"be {'one of ' * (len(choices) > 1)}{', '.join(map(str, choices))}", lambda value: value in choices)
 
 
 NotEmpty = Bound("not be empty", lambda value: len(value) > 0)

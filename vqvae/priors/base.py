@@ -73,7 +73,7 @@ class Positions(nn.Module):
 def check_heads(heads: int, width: int) -> None:
     """Raises ValueError unless `heads` divides `width`."""
     if width % heads:
-        raise UserError(f"heads={heads} must divide width={width}")
+        raise UserError(f"heads must divide width={width}, got {heads}")
 
 
 def plane_of(grid: tuple[int, ...]) -> tuple[int, int]:

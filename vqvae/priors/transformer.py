@@ -80,7 +80,7 @@ def make_blocks(width: int, layers: int, heads: int, dropout: float) -> nn.Modul
     Raises ValueError for a width that heads cannot share in pairs of channels.
     """
     if width % (2 * heads):
-        raise UserError(f"width={width} must be a multiple of twice heads={heads}")
+        raise UserError(f"heads must divide half of width={width}, got {heads}")
     blocks = [Block(width, heads, dropout) for _ in range(layers)]
     with torch.no_grad():
         for block in blocks:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vqvae import distributed
 from vqvae.errors import UserError
 from vqvae.quantizers.base import MAX_CODEBOOK_SIZE
-from vqvae.ranges import Count, Ge, Le, LessThanOne, NonNegativeFloat, PositiveFloat, PositiveInt, checked
+from vqvae.ranges import Bound, Count, Ge, Le, LessThanOne, NonNegativeFloat, PositiveFloat, PositiveInt, checked
 
 CodebookSize = Annotated[int, Ge(2), Le(MAX_CODEBOOK_SIZE)]
 
@@ -213,14 +213,12 @@ class BridgeCodebook(GradientCodebook):
         dim: PositiveInt,
         speed: PositiveFloat,
         patch: PositiveInt,
-        width: PositiveInt,
+        width: Annotated[int, Ge(8), Bound("be a multiple of 8", lambda value: value % 8 == 0)],
         layers: Count,
     ) -> None:
         super().__init__(size, dim, speed)
         if size % patch:
             raise UserError(f"patch={patch} does not divide the codebook's size {size}")
-        if width % 8:
-            raise UserError(f"width must be a multiple of 8, got {width}")
         self.patch, self.width, self.layers = patch, width, layers
         self.compress = nn.Linear(patch * dim, width)
         block = nn.TransformerEncoderLayer(width, 8, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
@@ -257,13 +255,10 @@ class AffineCodebook(GradientCodebook):
     def __init__(self, size: CodebookSize, dim: PositiveInt, speed: PositiveFloat, decay: LessThanOne) -> None:
         super().__init__(size, dim, speed)
         self.decay = decay
-        for name in ("z_mean", "c_mean"):
-            self.register_buffer(name, torch.zeros(dim))
-        for name in ("z_std", "c_std"):
-            self.register_buffer(name, torch.ones(dim))
-        self.register_buffer(
-            "batch", torch.zeros(2, dim), persistent=False
-        )  # this step's sums of z - z_mean and its square
+        for name in ("z_mean", "c_mean", "z_std", "c_std"):
+            self.register_buffer(name, torch.zeros(dim) if name.endswith("mean") else torch.ones(dim))
+        # This step's sums of z - z_mean and its square.
+        self.register_buffer("batch", torch.zeros(2, dim), persistent=False)
 
     def codes(self) -> Tensor:
         return (super().codes() - self.c_mean) * (self.z_std / self.c_std) + self.z_mean

@@ -55,8 +55,6 @@ class Composition(Quantizer):
 
 def copies(inner: Quantizer, count: int, shared: bool, sizes: list[int] | None) -> list[Quantizer]:
     """`count` quantizers like inner: itself if shared, else new ones, with K = sizes[i] where sizes are given."""
-    if count < 1:
-        raise UserError(f"a composition needs at least 1 part, got {count}")
     if sizes is not None and len(sizes) != count:
         raise UserError(f"sizes={sizes} must have one entry for each of the {count} parts")
     if shared:
