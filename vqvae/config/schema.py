@@ -131,7 +131,7 @@ def find_target(path: str, target: Any, allowed: tuple[str, ...]) -> type:
     if not isinstance(target, str) or not target.startswith(allowed) or not DOTTED.fullmatch(target):
         raise refused
     cls = named(target)
-    if not isinstance(cls, type) or not cls.__module__.startswith(allowed) or not issubclass(cls, BASES):
+    if not isinstance(cls, type) or not f"{cls.__module__}.".startswith(allowed) or not issubclass(cls, BASES):
         raise refused
     return cls
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from vqvae.data.base import Split, fingerprint, no_labels
 from vqvae.data.pictures import ResizedPictures, read_picture
 from vqvae.errors import UserError
+from vqvae.ranges import checked
 from vqvae.storage.files import digest
 
 CONTENT_PROBES = 64  # files whose content goes into the fingerprint, beside the name and size of all
@@ -38,6 +39,7 @@ class FolderSplit(Split):
         return replace(self, labels=self.labels[indices], files=[self.files[i] for i in indices.tolist()])
 
 
+@checked
 @dataclass(kw_only=True)
 class Folder(ResizedPictures):
     """Pictures below `root`: in train/ and val/ or test/, or else all in one folder and split by `split_seed`.

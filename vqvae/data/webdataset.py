@@ -25,6 +25,7 @@ from vqvae.data.folder import CONTENT_PROBES, DECODING, printable
 from vqvae.data.pictures import ResizedPictures, read_picture
 from vqvae.data.shards import index_file, read_bytes, read_index
 from vqvae.errors import UserError
+from vqvae.ranges import checked
 
 MOST_SHARDS = 100_000
 REMOTE = re.compile(r"^(pipe(?=:)|[a-z][a-z0-9+.-]+(?=://))", re.IGNORECASE)
@@ -60,6 +61,7 @@ class ShardSplit(Split):
         return replace(self, labels=self.labels[indices], places=self.places[indices.numpy()])
 
 
+@checked
 @dataclass(kw_only=True)
 class WebDataset(ResizedPictures):
     """Shards `urls`, and `val_urls` or else a share of the first split off by `split_seed`.

@@ -244,8 +244,5 @@ def assemble(node: Any, runtime: dict[str, Any]) -> Any:
 
 def fill(network: nn.Module, state: dict[str, Tensor], file: Path) -> Any:
     """Loads all weights -> the network. Raises UserError where they do not fit."""
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"{file} does not fit the config beside it: {' '.join(str(error).split())[:300]}") from error
+    checkpoint.load_weights(network, state, file)
     return network

@@ -107,7 +107,7 @@ class Run:
         """The finished stage 1. Raises UserError where it is not finished."""
         state = self.folder.weights("autoencoder")["networks"]["model"]
         stage = self.autoencoder_stage(self.variance())
-        stage.model.load_state_dict(state)
+        checkpoint.load_weights(stage.model, state, self.folder.stage("autoencoder"))
         stage.model.to(self.device).eval()
         return Tokenizer(stage.model, stage.reconstruction, checkpoint.fingerprint(state))
 
@@ -138,7 +138,8 @@ class Run:
     def prior(self, model: VQVAE) -> Prior:
         """The finished stage 2. Raises UserError where it is not finished."""
         prior = self.new_prior(model)
-        prior.load_state_dict(self.folder.weights("prior")["networks"]["prior"])
+        state = self.folder.weights("prior")["networks"]["prior"]
+        checkpoint.load_weights(prior, state, self.folder.stage("prior"))
         return prior.to(self.device).eval()
 
     def code_store(self, tokenizer: Tokenizer, split: str, flipped: bool = False) -> CodeStore:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqvae import distributed
 from vqvae.errors import UserError
@@ -61,6 +61,16 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     if not isinstance(state, dict):
         raise UserError(f"{path} does not hold what its name says")
     return state
+
+
+def load_weights(network: nn.Module, state: dict[str, Tensor], source: Path) -> None:
+    """Loads all weights of a network. Raises UserError where they do not fit it; `source` is where they come from."""
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        if "Error(s) in loading state_dict" not in str(error):
+            raise
+        raise UserError(f"{source} does not fit the config beside it: {' '.join(str(error).split())[:300]}") from error
 
 
 def load_newest(folder: Path, needed: set[str], device: torch.device | str = "cpu") -> dict[str, Any] | None:

@@ -258,7 +258,7 @@ class Trainer:
         if state is None:
             return 0, []
         for name, network in self.stage.networks.items():
-            network.load_state_dict(state["networks"][name])
+            checkpoint.load_weights(network, state["networks"][name], self.checkpoints)
             self.optimizers[name].load_state_dict(state["optimizers"][name])
         if self.average is not None:
             self.average.load(state["average"])
