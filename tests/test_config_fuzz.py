@@ -23,7 +23,8 @@ from omegaconf import OmegaConf
 
 from vqvae.config.compose import check_train, choices, compose, resolve
 from vqvae.config.messages import flatten as flat_keys
-from vqvae.config.program import mistake, one_line
+from vqvae.config.messages import user_message
+from vqvae.config.program import one_line
 from vqvae.run.folder import RunFolder
 from vqvae.run.pipeline import Run, train_autoencoder, train_prior
 from vqvae.training.stop import StopRequest
@@ -131,7 +132,7 @@ def fault(overrides: list[str]) -> str | None:
         with little_memory():
             two_steps(overrides, folder)
     except Exception as error:
-        said = mistake(error, "train")
+        said = user_message(error, "train")
         if said is None:
             return f"{overrides}\n{traceback.format_exc()}"
         if not one_line(said) or len(said) > 2000 or "Traceback" in said:
@@ -151,14 +152,14 @@ def test_a_random_command_runs_or_ends_in_one_sentence(overrides: list[str]) -> 
 
 WHOLE = {
     "trainer.steps=${oc.env:HOME}": "is not an integer or null",
-    "quantizer.codebook.size=9223372036854775807": "quantizer.codebook: Storage size calculation overflowed",
+    "quantizer.codebook.size=9223372036854775807": "quantizer.codebook.size=9223372036854775807 must be at most 262144",
     "model.encoders.0.widths=[999999999,8]": "model.encoders.0: this does not fit in memory: 178.8 GiB were asked for at once",
     "data.cache_dir='日本": "data.cache_dir='日本 cannot be read as key=value",
-    "trainer=[-1,0]": "hydra cannot put this command together",
+    "trainer=[-1,0]": "cannot be used: a group takes the name of one choice",
     "~model": "is not a config key or group; did you mean",
     "+quantizer.codebook.sise=nan": "did you mean quantizer.codebook.size?",
     "optimizer.lr=1e400": "the loss was not finite in",
-    "prior.network.layers=999999999999": "prior.network.layers=999999999999 is more than 10000",
+    "prior.network.layers=999999999999": "prior.network.layers=999999999999 must be at most 10000",
 }
 
 

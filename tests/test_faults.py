@@ -162,7 +162,7 @@ def test_a_damaged_file_of_weights_is_refused_wherever_the_damage_is(finished_ru
 @pytest.mark.slow
 def test_damage_anywhere_in_a_run_folder_is_one_sentence_or_stepped_over(finished_run: Path, tmp_path: Path) -> None:
     """Every file, cut off and with bits flipped: continued and drawn from, it says something or does what it always does."""
-    from vqvae.config.program import mistake
+    from vqvae.config.messages import user_message
 
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
@@ -176,7 +176,7 @@ def test_damage_anywhere_in_a_run_folder_is_one_sentence_or_stepped_over(finishe
                 try:
                     use(folder)
                 except Exception as error:  # a user would see a traceback of what `mistake` does not know
-                    if mistake(error, "train") is None:
+                    if user_message(error, "train") is None:
                         raise
         path.write_bytes(whole)
 

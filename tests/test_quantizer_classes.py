@@ -58,7 +58,7 @@ def test_fsq_codes_and_values_are_those_of_vector_quantize_pytorch(symmetric: bo
 
 @pytest.mark.parametrize("levels", [[1], [8, 2], []])
 def test_fsq_refuses_levels_below_three(levels: list[int]) -> None:
-    with pytest.raises(ValueError, match="at least 3"):
+    with pytest.raises(ValueError, match=r"at least 3|must not be empty"):
         FSQ(4, levels)
 
 
@@ -248,10 +248,10 @@ def test_random_projection_is_frozen_and_gives_the_encoder_no_gradient() -> None
     ("build", "message"),
     [
         (lambda: LFQ(8, 8, 3, 1.0, 0.1, 0.1, 0.0), "bits_per_map=3 does not divide bits=8"),
-        (lambda: LFQ(8, 19, 19, 1.0, 0.1, 0.1, 0.0), "split it into several maps"),
+        (lambda: LFQ(8, 19, 19, 1.0, 0.1, 0.1, 0.0), "bits_per_map must be at most 18, got 19"),
         (lambda: SymmetricFSQ(8, [4, 1], 0.0), "at least 2"),
-        (lambda: GumbelSoftmax(8, 16, 8, Normal(1.0), 1.0, 0.0, 0.1), "temperatures must be above 0"),
-        (lambda: LatentQuantizer(8, [], 1.0, 1.0), "at least 2 values"),
+        (lambda: GumbelSoftmax(8, 16, 8, Normal(1.0), 1.0, 0.0, 0.1), "end must be above 0, got 0.0"),
+        (lambda: LatentQuantizer(8, [], 1.0, 1.0), "levels must not be empty"),
     ],
 )
 def test_values_out_of_range_are_refused(build: type[Quantizer], message: str) -> None:

@@ -211,8 +211,8 @@ def test_scales_share_one_codebook_that_moves_once_after_all_of_them() -> None:
             "copies",
         ),
         (lambda: Residual(4, MultiScale(4, ema(), [1.0], 1, 0.5), 2, False, None, 0.0), "can only be outermost"),
-        (lambda: Residual(4, ema(), 2, False, [0, 16], 0.0), "at least 2 codes"),
-        (lambda: Residual(4, ema(), 0, False, None, 0.0), "at least 1 part"),
+        (lambda: Residual(4, ema(), 2, False, [0, 16], 0.0), "sizes must have every value at least 1"),
+        (lambda: Residual(4, ema(), 0, False, None, 0.0), "depth must be at least 1, got 0"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_way_out(build: type[Quantizer], message: str) -> None:

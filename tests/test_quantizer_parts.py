@@ -172,5 +172,5 @@ def test_a_speed_that_is_no_number_above_zero_is_refused(speed: float) -> None:
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
 def test_a_weight_that_is_no_number_from_zero_on_is_refused(weight: float) -> None:
-    with pytest.raises(ValueError, match="weight of a loss"):
+    with pytest.raises(ValueError, match="weight must be"):
         Commitment(weight)

@@ -23,7 +23,8 @@ import torch
 from conftest import ROOT, SMALL_CODEBOOK, TINY, call_inside, command, train_inside
 from omegaconf import OmegaConf
 
-from vqvae.config.program import mistake, one_line
+from vqvae.config.messages import user_message
+from vqvae.config.program import one_line
 from vqvae.config.schema import find_target
 from vqvae.data.folder import Folder
 from vqvae.data.loader import PictureLoader
@@ -57,7 +58,7 @@ def refused(run_dir: Path, use: Callable[[Run], object] = lambda run: None) -> s
     """What is said of a folder that is refused: one sentence."""
     with pytest.raises((ValueError, OSError, RuntimeError)) as caught:
         use(Run(RunFolder.load(run_dir, [])))
-    said = mistake(caught.value, "sample")
+    said = user_message(caught.value, "sample")
     assert said is not None, caught.value
     assert 0 < len(one_line(said)) < 1500
     return said

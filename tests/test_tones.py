@@ -190,8 +190,8 @@ def test_a_length_that_does_not_fit_is_named(tmp_path: Path, capsys: pytest.Capt
     ("settings", "expected"),
     [
         ({"sample_rate": 4000}, "sample_rate must be at least 8000"),
-        ({"channels": 2}, "tones have one channel"),
-        ({"ndim": 2}, "sounds have ndim=1, got 2"),
+        ({"channels": 2}, "channels must be 1, got 2"),
+        ({"ndim": 2}, "ndim must be 1, got 2"),
         ({"length": 0}, "length must be at least 1, got 0"),
         ({"val_count": 0}, "val_count must be at least 1, got 0"),
     ],

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from vqvae import distributed
+from vqvae.errors import UserError
 from vqvae.networks.blocks import Decoder, Encoder
 from vqvae.quantizers.base import Loss, Quantized, Quantizer
+from vqvae.ranges import CountOrZero, checked
 
 
 @dataclass
@@ -26,6 +28,7 @@ class Output:
     histograms: dict[str, Tensor]
 
 
+@checked
 class VQVAE(nn.Module):
     """L levels, finest first in the lists, codes reported coarse to fine; L = 1 is the plain VQ-VAE.
 
@@ -50,14 +53,12 @@ class VQVAE(nn.Module):
         encoders: list[Encoder],
         quantizers: list[Quantizer],
         decoders: list[Decoder],
-        search_sweeps: int = 0,
+        search_sweeps: CountOrZero = 0,
     ) -> None:
         super().__init__()
-        if search_sweeps < 0:
-            raise ValueError(f"search_sweeps must not be negative, got {search_sweeps}")
         self.search_sweeps = search_sweeps
         if not len(encoders) == len(quantizers) == len(decoders) > 0:
-            raise ValueError(
+            raise UserError(
                 "encoders, quantizers and decoders need one entry a level, got "
                 f"{len(encoders)}, {len(quantizers)} and {len(decoders)}"
             )
@@ -95,7 +96,7 @@ class VQVAE(nn.Module):
         for length in size:
             if length % self.stride:
                 below = max(self.stride, length - length % self.stride)
-                raise ValueError(
+                raise UserError(
                     f"a size of {length} does not divide by the encoder's stride {self.stride}; "
                     f"the nearest that does is {below}"
                 )

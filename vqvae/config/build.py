@@ -7,26 +7,26 @@ from typing import Any
 
 import hydra
 from hydra.errors import InstantiationException
-from omegaconf import OmegaConf
 
-from vqvae.config.program import is_ours, words
+from vqvae.config.messages import user_message
 from vqvae.errors import UserError
 
 
 def build(node: Any, path: str, **runtime: Any) -> Any:
     """Instantiates a checked node with arguments that are known only at run time.
 
-    A ValueError of a constructor becomes a UserError that begins with the key.
+    What a constructor says about a user's mistake becomes a UserError that begins with the key; its other errors are raised
+    as they are.
     """
     try:
         return hydra.utils.instantiate(node, _convert_="all", **runtime)
     except InstantiationException as error:
-        if not isinstance(error.__cause__, (ValueError, TypeError, AttributeError)) and not is_ours(
-            error.__cause__ or error
-        ):
+        cause = error.__cause__
+        if not isinstance(cause, Exception):
             raise
+        message = user_message(cause)
+        if message is None:
+            raise cause from None
         match = re.search(r"full_key: (\S+)", str(error))
-        key, message = match[1] if match else path, words(error.__cause__ or error)
-        key = re.sub(r"(coders|quantizers)(\d)", r"\1.\2", key)  # hydra leaves out the dot before a list index
-        about_a_key = message.split()[0].split("=")[0] in (OmegaConf.select(node._get_root(), key) or {})
-        raise UserError(f"{key}.{message}" if about_a_key else f"{key}: {message}") from error
+        key = re.sub(r"(coders|quantizers)(\d)", r"\1.\2", match[1] if match else path)  # hydra leaves out this dot
+        raise UserError(f"{key}: {message}") from error

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from vqvae.config.schema import check, check_keys
-from vqvae.config.types import describe, fits
+from vqvae.config.keys import check_keys
+from vqvae.config.types import mistake_in
 from vqvae.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -22,9 +26,27 @@ def compose(config_name: str, overrides: list[str] | None = None) -> DictConfig:
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
+    check_group_choices(overrides or [])
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return hydra_compose(config_name, overrides or [])
+
+
+def check_group_choices(arguments: Iterable[str]) -> None:
+    """Raises UserError for group=value where the value is no name: hydra itself would end in an error of its own code."""
+    parser = OverridesParser.create()
+    for argument in arguments:
+        try:
+            override = parser.parse_override(argument)
+        except HydraException:  # an option such as --help, or what Hydra will refuse
+            continue
+        value = override.value()
+        for choice in value.list if isinstance(value, ChoiceSweep) else [value]:
+            nameless = isinstance(choice, (bool, int, float, list, dict)) or (
+                choice is None and not override.is_delete()
+            )
+            if nameless and override.key_or_group in groups():
+                raise UserError(f"{argument} cannot be used: a group takes the name of one choice")
 
 
 def choices(group: str) -> list[str]:
@@ -63,10 +85,12 @@ def check_keys_of(config_name: str, cfg: DictConfig) -> None:
     for key in valid:
         default = None if OmegaConf.is_missing(defaults, key) else defaults[key]
         kind = float if isinstance(default, float) else type(default)
-        if isinstance(default, (bool, int, float, str)) and not fits(cfg[key], kind):
-            raise UserError(f"{key}={cfg[key]} is not {describe(kind)}")
+        if isinstance(default, (bool, int, float, str)) and (message := mistake_in(key, cfg[key], kind)):
+            raise UserError(message)
 
 
 def check_train(cfg: DictConfig) -> None:
-    """Checks a resolved config of train.yaml: see config_check."""
+    """Checks a resolved config of train.yaml: see `schema.check`."""
+    from vqvae.config.schema import check  # imports torch
+
     check(plain(cfg))

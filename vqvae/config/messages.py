@@ -1,4 +1,4 @@
-"""Hydra's and OmegaConf's errors as one sentence with the nearest valid name."""
+"""An error as one sentence for the user, with the nearest valid name."""
 
 from __future__ import annotations
 
@@ -7,12 +7,36 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from vqvae.config.compose import choices, compose, groups
-from vqvae.config.schema import TOP_LEVEL
-from vqvae.errors import suggest
+from vqvae.config.keys import TOP_LEVEL
+from vqvae.errors import UserError, suggest
+
+OUT_OF_MEMORY = re.compile(r"allocate memory|out of memory|[Ss]torage size calculation overflowed")
+OTHER_RANK = re.compile(r"Connection (closed|reset) by peer|Broken pipe")  # as gloo says it
+
+
+def user_message(error: BaseException, config_name: str = "train") -> str | None:
+    """What to tell the user about an error: his mistake, or a limit of his machine. None for a bug of the program."""
+    text = str(error)
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        return user_message(error.__cause__, config_name)
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return explain(error, config_name)
+    if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno is not None):
+        return text
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(text)):
+        asked = re.search(r"tried to allocate (\d+) bytes", text)
+        size = f": {int(asked[1]) / 2**30:,.1f} GiB were asked for at once" if asked else ""
+        return f"this does not fit in memory{size}"
+    if isinstance(error, RuntimeError) and OTHER_RANK.search(text):
+        return "another process of this run has ended"
+    if isinstance(error, RuntimeError) and "Could not detect" in text:  # submitit, without Slurm
+        return f"hydra/launcher=submitit_slurm: {text}; this needs a machine that submits to Slurm"
+    return None
 
 
 def explain(error: Exception, config_name: str) -> str:
@@ -28,7 +52,9 @@ def explain(error: Exception, config_name: str) -> str:
         if key in groups():
             hint = re.search(r"Did you mean to override (\S+?)\?", text)
             way_out = (
-                f"did you mean {hint[1]}?" if hint else "no choice made here has it; --cfg job shows what is there"
+                f"did you mean {hint[1]}?"
+                if hint
+                else "the selected options do not define this key; --cfg job shows those that they define"
             )
             return f"{match[1]} is not a part of this config; {way_out}"
         if match := re.search(r"Missing mandatory value: (\S+)", text):
@@ -42,7 +68,7 @@ def explain(error: Exception, config_name: str) -> str:
 
 def unknown_key(key: str, config_name: str) -> str:
     """-> '<key> is not a config key; did you mean ...'."""
-    with_groups = [] if "." in key else [g for g in groups() if g not in TOP_LEVEL.split()]
+    with_groups = [] if "." in key else [group for group in groups() if group not in TOP_LEVEL]
     chosen = [a.split(",")[0] for a in sys.argv[1:] if a.split("=")[0] in groups()]  # of a sweep, the first choice
     keys = list(flatten(OmegaConf.to_container(compose(config_name, chosen), resolve=False)))
     same_parent = [k for k in keys if k.rpartition(".")[0] == key.rpartition(".")[0]]

@@ -28,9 +28,9 @@ def read_saved(file: Path) -> DictConfig:
         text, depth = data.decode(), 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            strange = strangeness(event, depth)
-            if strange:
-                raise UserError(f"{file}, line {event.start_mark.line + 1}: {strange}, which no saved config has")
+            forbidden = forbidden_yaml(event, depth)
+            if forbidden:
+                raise UserError(f"{file}, line {event.start_mark.line + 1}: {forbidden}, which no saved config has")
         cfg = OmegaConf.load(io.StringIO(text))  # by a safe loader that refuses a key given twice
     except UserError:
         raise
@@ -41,8 +41,8 @@ def read_saved(file: Path) -> DictConfig:
     return OmegaConf.create(rename_targets(OmegaConf.to_container(cfg)))
 
 
-def strangeness(event: yaml.Event, depth: int) -> str | None:
-    """What a saved config must not hold, if this event of its YAML is that."""
+def forbidden_yaml(event: yaml.Event, depth: int) -> str | None:
+    """The name of this YAML event if a saved config must not hold it, else None."""
     if isinstance(event, yaml.AliasEvent):
         return f"an alias (*{event.anchor})"
     if depth > SAVED_DEPTH:

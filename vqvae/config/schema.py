@@ -1,140 +1,122 @@
-"""Checks of a whole config before anything is built: keys, types, and which classes a `_target_` may name."""
+"""Checks of a whole config before anything is built: keys, types, ranges, and which classes a `_target_` may name."""
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
 import re
 import typing
-from typing import Any
+from collections.abc import Collection
+from typing import Annotated, Any
 
-from vqvae.config.types import describe, fits, inner, is_union, shorten
+from torch import nn
+from torch.optim import Optimizer
+
+from vqvae.config.keys import GROUPS, PRIOR, PRIOR_SETTINGS, SETTINGS, TOP_LEVEL, check_keys
+from vqvae.config.types import describe, inner, mistake_in, shorten
+from vqvae.data.base import Data
 from vqvae.errors import UserError, suggest
+from vqvae.losses.reconstruction import ReconstructionLoss
+from vqvae.model import VQVAE
+from vqvae.priors.base import Prior
+from vqvae.quantizers.base import Quantizer
+from vqvae.quantizers.init import Init
+from vqvae.ranges import argument_types, is_union
+from vqvae.training.logger import Wandb
+from vqvae.training.schedules import Schedule
+from vqvae.training.settings import TrainerConfig
 
-MOST_BUILT = 10_000
-# Numbers of things, and not of channels: so many would be built one after the other until memory or patience ends.
-BUILT = re.compile(r"(layers|depth|blocks|splits|phis|heads|cycle|iterations|workers|bits|sweeps|network\.steps)$")
 ALLOWED_PREFIXES = ("vqvae.", "torch.optim.", "torch.nn.")
 SPECIAL_KEYS = {"_target_", "_partial_"}
 DOTTED = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\._?[A-Za-z][A-Za-z0-9_]*)+")  # no look-alike letters, no __names__
-# What a `_target_` may be at all; and in a group, what it must be. Names, for nothing is imported before it is needed.
-BASES = (
-    "torch.nn.Module",
-    "torch.optim.Optimizer",
-    "vqvae.data.base.Data",
-    "vqvae.quantizers.init.Init",
-    "vqvae.training.schedules.Schedule",
-    "vqvae.training.settings.TrainerConfig",
-    "vqvae.training.logger.Wandb",
-)
-GROUPS = {
-    "data": "vqvae.data.base.Data",
-    "quantizer": "vqvae.quantizers.base.Quantizer",
-    "loss": "vqvae.losses.reconstruction.ReconstructionLoss",
-    "optimizer": "torch.optim.Optimizer",
-    "schedule": "vqvae.training.schedules.Schedule",
-    "trainer": "vqvae.training.settings.TrainerConfig",
-    "prior.network": "vqvae.priors.base.Prior",
-    "prior.optimizer": "torch.optim.Optimizer",
-    "prior.schedule": "vqvae.training.schedules.Schedule",
-    "prior.trainer": "vqvae.training.settings.TrainerConfig",
-    "logger": "vqvae.training.logger.Wandb",
-    "model": "vqvae.model.VQVAE",  # last, for it holds a copy of the quantizer
+BASES = (nn.Module, Optimizer, Data, Init, Schedule, TrainerConfig, Wandb)  # what a `_target_` may be at all
+# What a group's `_target_` must be, and the arguments that only the run knows.
+BUILT: dict[str, tuple[type, Collection[str]]] = {
+    "data": (Data, ()),
+    "quantizer": (Quantizer, ()),
+    "loss": (ReconstructionLoss, ["variance"]),
+    "optimizer": (Optimizer, ["params"]),
+    "schedule": (Schedule, ()),
+    "trainer": (TrainerConfig, ()),
+    "prior.network": (Prior, ["code_shapes", "codebook_sizes", "num_classes"]),
+    "prior.optimizer": (Optimizer, ["params"]),
+    "prior.schedule": (Schedule, ()),
+    "prior.trainer": (TrainerConfig, ()),
+    "logger": (Wandb, ()),
+    "model": (VQVAE, ()),  # last, because it holds a copy of the quantizer
 }
-TOP_LEVEL = (
-    "seed run_dir stages tokenizer init_from allow_targets "
-    "data model quantizer loss optimizer schedule trainer prior logger"
-)
-TOP_LEVEL_TYPES: dict[str, typing.Any] = {
-    "seed": int,
-    "run_dir": str | None,
-    "stages": list[str],
-    "tokenizer": str | None,
-    "init_from": str | None,
-    "allow_targets": list[str],
-}
-PRIOR = "network optimizer schedule trainer flip class_dropout label_smoothing guidance"
-PRIOR_TYPES: dict[str, typing.Any] = {"flip": bool, "class_dropout": float, "label_smoothing": float, "guidance": float}
+STAGES = ["autoencoder", "prior"]
 
 
 def check(cfg: dict[str, Any]) -> None:
-    """Raises UserError unless all keys are known, all targets allowed, all values of the type that is asked for.
+    """Raises UserError unless all keys are known, all targets allowed, all values of their type and in their range.
 
     It builds nothing, and imports nothing but the modules of allowed targets.
     """
-    check_keys("", list(cfg), TOP_LEVEL.split(), required=True)
-    for key, kind in TOP_LEVEL_TYPES.items():
-        if not fits(cfg[key], kind):
-            raise UserError(f"{key}={cfg[key]} is not {describe(kind)}")
+    check_keys("", list(cfg), TOP_LEVEL, required=TOP_LEVEL)
+    check_settings("", cfg, SETTINGS)
     for prefix in cfg["allow_targets"]:
         if not prefix.endswith("."):
             raise UserError(f"allow_targets={prefix} must end with a dot, such as my_package.")
     allowed = (*ALLOWED_PREFIXES, *cfg["allow_targets"])
-    for group in TOP_LEVEL.split()[len(TOP_LEVEL_TYPES) :]:
+    for group in GROUPS:
         if not isinstance(cfg[group], dict):
             raise UserError(f"{group}={cfg[group]} is not a choice of this group; see --help")
-    check_keys("prior", list(cfg["prior"]), PRIOR.split(), required=True)
-    for key, kind in PRIOR_TYPES.items():
-        if not fits(value := cfg["prior"][key], kind):
-            raise UserError(f"prior.{key}={value} is not {describe(kind)}")
-    for path, base in GROUPS.items():
+    check_keys("prior", list(cfg["prior"]), PRIOR, required=PRIOR)
+    check_settings("prior.", cfg["prior"], PRIOR_SETTINGS)
+    for path, (base, given) in BUILT.items():
         group, _, part = path.partition(".")
-        check_node(path, cfg[group][part] if part else cfg[group], allowed, named(base))
-    if cfg["seed"] < 0:
-        raise UserError(f"seed must not be negative, got {cfg['seed']}")
+        check_node(path, cfg[group][part] if part else cfg[group], allowed, base, given)
     for stage in cfg["stages"]:
-        if stage not in ("autoencoder", "prior"):
-            raise UserError(
-                f"stages may hold autoencoder and prior, got {stage}; " + suggest(stage, ["autoencoder", "prior"])
-            )
+        if stage not in STAGES:
+            raise UserError(f"stages may hold autoencoder and prior, got {stage}; " + suggest(stage, STAGES))
 
 
-def check_node(path: str, node: Any, allowed: tuple[str, ...], wanted: Any = Any) -> None:
-    """Checks a node and all below it: see `check`. `wanted` is what the place is annotated with.
+def check_settings(prefix: str, values: dict[str, Any], annotations: dict[str, Any]) -> None:
+    """Raises UserError for a value that its annotation excludes."""
+    for name, annotation in annotations.items():
+        if message := mistake_in(f"{prefix}{name}", values[name], annotation):
+            raise UserError(message)
 
-    Where that is a class which configs build, the node must build one of its subclasses.
+
+def check_node(path: str, node: Any, allowed: tuple[str, ...], wanted: Any = Any, given: Collection[str] = ()) -> None:
+    """Checks a node and all below it: see `check`. `wanted` is what the place is annotated with; if that is a class which
+    configs build, the node must build one of its subclasses. `given` names arguments that the node need not have.
     """
-    to_build = buildable(wanted)
+    base = buildable(wanted)
     if isinstance(node, list):
         for index, item in enumerate(node):
             check_node(f"{path}.{index}", item, allowed, inner(wanted))
     is_built = isinstance(node, dict) and "_target_" in node
-    if to_build is not None and not is_built and not (node is None and is_union(wanted)):
-        raise UserError(f"{path}={shorten(node)} is not {describe(to_build)}")
+    if base is not None and not is_built and not (node is None and is_union(wanted)):
+        raise UserError(f"{path}={shorten(node)} is not {describe(base)}")
     if not isinstance(node, dict):
         return
-    parameters: dict[str, Any] = {}
+    annotations: dict[str, Any] = {}
     if is_built:
-        target = find_target(path, node["_target_"], allowed)
-        if to_build is not None and not issubclass(target, to_build):
-            raise UserError(f"{path}._target_={node['_target_']} is not {describe(to_build)}")
-        if node.get("_partial_", False) is not issubclass(target, named("torch.optim.Optimizer")):
-            raise UserError(f"{path}._partial_={node.get('_partial_')} does not go with {node['_target_']}")
-        parameters = signature(target)
-        check_keys(path, [k for k in node if k not in SPECIAL_KEYS], [*parameters])
-        for key, annotation in parameters.items():
-            if key in node and not fits(node[key], annotation):
-                raise UserError(f"{path}.{key}={shorten(node[key])} is not {describe(annotation)}")
-            if isinstance(node.get(key), int) and node[key] > MOST_BUILT and BUILT.search(f"{path}.{key}"):
-                raise UserError(f"{path}.{key}={node[key]} is more than {MOST_BUILT}: they are built one by one")
-    elif special := [k for k in node if str(k).startswith("_")]:
+        annotations = check_arguments(path, node, find_target(path, node["_target_"], allowed), base, given)
+    elif special := [key for key in node if str(key).startswith("_")]:
         raise UserError(f"{path}.{special[0]} is not allowed")
     for key, value in node.items():
         if key not in SPECIAL_KEYS:
-            check_node(f"{path}.{key}", value, allowed, parameters.get(key, inner(wanted)))
+            check_node(f"{path}.{key}", value, allowed, annotations.get(key, inner(wanted)))
 
 
-def check_keys(path: str, keys: list[Any], valid: list[str], required: bool = False) -> None:
-    """Raises UserError for a key that is not valid and, where all are `required`, for one that is missing."""
-    names = [f"{path}.{name}" if path else name for name in valid]
-    for key in keys:
-        if key not in valid:
-            full = f"{path}.{key}" if path else str(key)
-            raise UserError(f"{full} is not a config key; " + suggest(full, names))
-    missing = [name for name, key in zip(names, valid) if key not in keys]
-    if required and missing:
-        raise UserError(f"{missing[0]} is missing")
+def check_arguments(
+    path: str, node: dict[str, Any], target: type, base: type | None, given: Collection[str]
+) -> dict[str, Any]:
+    """Checks a node against the constructor of its target -> the constructor's annotations by name."""
+    if base is not None and not issubclass(target, base):
+        raise UserError(f"{path}._target_={node['_target_']} is not {describe(base)}")
+    if node.get("_partial_", False) is not issubclass(target, Optimizer):
+        raise UserError(f"{path}._partial_={node.get('_partial_')} does not go with {node['_target_']}")
+    annotations = annotations_of(target)
+    parameters = inspect.signature(target).parameters
+    required = [name for name in annotations if parameters[name].default is inspect.Parameter.empty]
+    keys = [key for key in node if key not in SPECIAL_KEYS]
+    check_keys(path, keys, [*annotations], required=[name for name in required if name not in given])
+    check_settings(f"{path}.", node, {key: annotations[key] for key in keys})
+    return annotations
 
 
 def find_target(path: str, target: Any, allowed: tuple[str, ...]) -> type:
@@ -148,41 +130,37 @@ def find_target(path: str, target: Any, allowed: tuple[str, ...]) -> type:
     )
     if not isinstance(target, str) or not target.startswith(allowed) or not DOTTED.fullmatch(target):
         raise refused
-    try:
-        found = named(target)
-    except (ImportError, AttributeError):
-        raise refused from None
-    if not isinstance(found, type) or not found.__module__.startswith(allowed):
+    cls = named(target)
+    if not isinstance(cls, type) or not f"{cls.__module__}.".startswith(allowed) or not issubclass(cls, BASES):
         raise refused
-    if not issubclass(found, bases()):
-        raise refused
-    return found
+    return cls
 
 
 def named(dotted: str) -> Any:
-    """module.name -> what the module holds by that name."""
+    """module.name -> what the module holds by that name, or None. An error within the module is the module's own."""
     module, _, name = dotted.rpartition(".")
-    return getattr(importlib.import_module(module), name)
-
-
-@functools.cache
-def bases() -> tuple[type, ...]:
-    return tuple(named(base) for base in BASES)
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        if f"{module}.".startswith(f"{error.name}."):
+            return None
+        raise
 
 
 def buildable(annotation: Any) -> type | None:
     """The class in an annotation `X` or `X | None` that a node must build, if X is one that configs build."""
-    for one in (annotation, *(typing.get_args(annotation) if is_union(annotation) else ())):
-        if isinstance(one, type) and not typing.get_origin(one) and issubclass(one, bases()):
-            return one
+    if typing.get_origin(annotation) is Annotated:
+        return buildable(typing.get_args(annotation)[0])
+    for member in typing.get_args(annotation) if is_union(annotation) else [annotation]:
+        if isinstance(member, type) and not typing.get_origin(member) and issubclass(member, BASES):
+            return member
     return None
 
 
-def signature(target: type) -> dict[str, Any]:
-    """Constructor arguments and their types."""
+def annotations_of(target: type) -> dict[str, Any]:
+    """Constructor arguments and their annotations; those of other packages need not resolve."""
     try:
-        hints = typing.get_type_hints(target.__init__)  # type: ignore[misc]
-    except (NameError, TypeError):  # annotations of other packages need not resolve
-        hints = {}
-    found = inspect.signature(target).parameters.values()
-    return {p.name: hints.get(p.name, Any) for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        return argument_types(target)
+    except (NameError, TypeError):
+        parameters = inspect.signature(target).parameters.values()
+        return {p.name: Any for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}

@@ -3,56 +3,79 @@
 from __future__ import annotations
 
 import math
-import types
 import typing
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from vqvae.ranges import is_union, out_of_range
+
+NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+
+
+def mistake_in(key: str, value: Any, annotation: Any) -> str | None:
+    """The sentence about a config value that is of another type than annotated or out of its range, else None."""
+    if not fits(value, annotation):
+        return f"{key}={shorten(value)} is not {describe(annotation)}"
+    problem = out_of_range(value, annotation)
+    return problem and f"{key}={shorten(value)} {problem}"
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Whether a config value is of a plain annotated type; classes of objects are for their constructors to judge."""
+    """Whether a config value is of the annotated type. A class of objects is fitted by a node with a `_target_`."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return fits(value, arguments[0])
+    if origin is Literal:
+        return any(type(value) is type(choice) for choice in arguments)
     if is_union(annotation):
-        return any(fits(value, one) for one in arguments)
+        return any(fits(value, member) for member in arguments)
     if origin in (list, tuple):
-        inner = arguments[0] if arguments else Any
-        return (
-            not isinstance(value, (str, dict)) and hasattr(value, "__iter__") and all(fits(one, inner) for one in value)
-        )
+        if isinstance(value, (str, dict)) or not hasattr(value, "__iter__"):
+            return False
+        if (length := fixed_length(annotation)) is not None and len(value) != length:
+            return False
+        return all(fits(item, arguments[0]) for item in value)
     if origin is dict:
-        return isinstance(value, dict) and all(fits(one, arguments[-1]) for one in value.values())
+        return isinstance(value, dict) and all(fits(item, arguments[-1]) for item in value.values())
     if annotation is float:
         if isinstance(value, float):
             return not math.isnan(value)
         return fits(value, int) and abs(value) < 2**40  # torch computes with it as an integer, which must not overflow
     if annotation is int:
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
-    if annotation in (str, bool):
-        return isinstance(value, annotation)
-    if isinstance(annotation, type):
-        return (value is None) == (annotation is type(None))
-    return True
+    if annotation is Any or not isinstance(annotation, type):
+        return True
+    return isinstance(value, annotation) or (isinstance(value, dict) and "_target_" in value)
 
 
 def describe(annotation: Any) -> str:
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
-    arguments = typing.get_args(annotation)
-    if typing.get_origin(annotation) in (list, tuple):
-        return f"a list of which each item is {describe(arguments[0])}"
+    """The words for a type, ranges left out: "an integer or null"."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return describe(arguments[0])
+    if origin is Literal:
+        return " or ".join(dict.fromkeys(describe(type(choice)) for choice in arguments))
+    if origin in (list, tuple):
+        length = fixed_length(annotation)
+        return f"a list of {f'{length} items' if length else 'items'}, each {describe(arguments[0])}"
     if arguments:
-        return " or ".join(describe(one) for one in arguments)
-    if isinstance(annotation, type) and annotation not in names:
+        return " or ".join(describe(member) for member in arguments if getattr(member, "__name__", "") != "Tensor")
+    if isinstance(annotation, type) and annotation not in NAMES:
         return f"a choice for {annotation.__name__}"
-    return names.get(annotation, str(annotation))
+    return NAMES.get(annotation, str(annotation))
 
 
-def is_union(annotation: Any) -> bool:
-    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+def fixed_length(annotation: Any) -> int | None:
+    """2 for tuple[float, float], None for lists and tuple[float, ...]."""
+    arguments = typing.get_args(annotation)
+    return len(arguments) if typing.get_origin(annotation) is tuple and Ellipsis not in arguments else None
 
 
 def inner(annotation: Any) -> Any:
     """What the items of a list or the values of a dict are annotated with."""
-    arguments = typing.get_args(annotation)
-    return arguments[-1] if typing.get_origin(annotation) in (list, dict) and arguments else Any
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return inner(arguments[0])
+    return arguments[-1] if origin in (list, dict) and arguments else Any
 
 
 def shorten(value: Any) -> str:

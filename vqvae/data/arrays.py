@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vqvae.errors import UserError
 from vqvae.storage.files import WriteError
 
 
@@ -47,7 +48,7 @@ def read(path: Path, dtype: np.dtype, shape: tuple[int, ...] | None = None) -> n
     try:
         array = np.lib.format.open_memmap(path, "r")
     except Exception as error:  # numpy raises many kinds for a damaged header
-        raise ValueError(f"{path} is damaged ({error})") from error
+        raise UserError(f"{path} is damaged ({error})") from error
     if array.dtype != dtype or shape not in (None, array.shape):
-        raise ValueError(f"{path} holds {array.dtype} {array.shape}, not {dtype} {shape or ''}")
+        raise UserError(f"{path} holds {array.dtype} {array.shape}, not {dtype} {shape or ''}")
     return array

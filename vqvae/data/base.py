@@ -8,12 +8,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-RESIDENT = ("auto", "device", "memory", "stream")
+from vqvae.errors import UserError
+from vqvae.ranges import CountOrZero, PositiveInt, checked
 
 
 @dataclass
@@ -67,6 +68,7 @@ class TensorSplit(Split):
         return replace(self, labels=self.labels[indices], images=self.images[indices])
 
 
+@checked
 @dataclass(kw_only=True)
 class Data(ABC):
     """Base of all data sets; the fields are the keys of the `data` config group. Items are uint8 (C, *S).
@@ -83,20 +85,14 @@ class Data(ABC):
     ndim: int
     channels: int
     flip: bool
-    limit: int | None
-    resident: str
-    workers: int
+    limit: PositiveInt | None
+    resident: Literal["auto", "device", "memory", "stream"]
+    workers: CountOrZero
     cache_dir: str
 
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit must be at least 1 or null, got {self.limit}")
-        if self.workers < 0:
-            raise ValueError(f"workers must not be negative, got {self.workers}")
         if os.path.expanduser(self.cache_dir).startswith("~"):
-            raise ValueError(f"cache_dir={self.cache_dir} is the folder of a user that this machine does not know")
-        if self.resident not in RESIDENT:
-            raise ValueError(f"resident must be one of {', '.join(RESIDENT)}, got {self.resident!r}")
+            raise UserError(f"cache_dir={self.cache_dir} is the folder of a user that this machine does not know")
 
     @property
     @abstractmethod

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
 from vqvae.data.base import Split, TensorSplit, fingerprint
 from vqvae.data.images import Images
+from vqvae.errors import UserError
+from vqvae.ranges import In, checked
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
+@checked
 @dataclass(kw_only=True)
 class CIFAR10(Images):
     """50,000 training and 10,000 test images of 32x32 (Krizhevsky 2009), downloaded to `root` on first use.
@@ -19,12 +23,9 @@ class CIFAR10(Images):
     Validation uses the test images, as the published VQ-VAE examples do, because there is no third split.
     """
 
+    channels: Annotated[int, In(3)]
+    image_size: Annotated[int, In(32)]
     root: str
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if (self.image_size, self.channels) != (32, 3):
-            raise ValueError(f"CIFAR-10 has image_size=32, channels=3, got {self.image_size}, {self.channels}")
 
     @property
     def class_names(self) -> list[str]:
@@ -37,7 +38,7 @@ class CIFAR10(Images):
         try:
             data = Torchvision(self.root, train=train, download=True)
         except (OSError, RuntimeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"CIFAR-10 is not in {self.root} and could not be downloaded ({error}); put cifar-10-python.tar.gz "
                 f"from https://www.cs.toronto.edu/~kriz/cifar.html into {self.root}, or name its folder by data.root=..."
             ) from error

@@ -17,6 +17,7 @@ from vqvae import distributed
 from vqvae.data import arrays
 from vqvae.data.loader import Batch
 from vqvae.data.sampler import chunks_of_rank, rank_batches, training_indices
+from vqvae.errors import UserError
 from vqvae.seeding import mix
 from vqvae.storage.files import digest, temporary_name, write_bytes
 
@@ -35,7 +36,7 @@ class CodeStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         if not (path / HEADER).is_file():
-            raise ValueError(f"{path} holds no code store; make one with scripts/encode.py")
+            raise UserError(f"{path} holds no code store; make one with scripts/encode.py")
         self.header = read_header(path / HEADER)
         self.code_shapes = [tuple(shape) for shape in self.header["code_shapes"]]
         self.codebook_sizes: list[int] = self.header["codebook_sizes"]
@@ -52,9 +53,9 @@ class CodeStore:
         try:
             array = arrays.read(self.path / name, dtype, shape)
             if digest(self.path / name) != self.header["sha256"].get(name):
-                raise ValueError(f"{self.path / name} is damaged: it does not have the checksum")
+                raise UserError(f"{self.path / name} is damaged: it does not have the checksum")
         except ValueError as error:
-            raise ValueError(f"{error} as its header says; delete {self.path} to encode again") from error
+            raise UserError(f"{error} as its header says; delete {self.path} to encode again") from error
         return array
 
     def codes(self, indices: Tensor) -> list[Tensor]:
@@ -63,7 +64,7 @@ class CodeStore:
         maps = [torch.from_numpy(m[rows].astype(np.int64)) for m in self.maps]
         for m, (codes, size) in enumerate(zip(maps, self.codebook_sizes)):
             if len(rows) and int(codes.max()) >= size:
-                raise ValueError(
+                raise UserError(
                     f"{self.path / f'codes_{m}.npy'} is damaged: it holds code {codes.max()} of {size} codes"
                 )
         return maps
@@ -73,7 +74,7 @@ class CodeStore:
         wanted = json.loads(json.dumps(expected))
         differing = [f"{k} is {self.header.get(k)}, not {v}" for k, v in wanted.items() if self.header.get(k) != v]
         if differing:
-            raise ValueError(
+            raise UserError(
                 f"the code store {self.path} does not fit: {'; '.join(differing)}; delete it to encode again"
             )
 
@@ -113,7 +114,7 @@ def read_header(file: Path) -> dict[str, Any]:
     try:
         header = json.loads(file.read_text())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is damaged ({error})") from error
+        raise UserError(f"{file} is damaged ({error})") from error
     header = header if isinstance(header, dict) else {}
     shapes, sizes = header.get("code_shapes", []), header.get("codebook_sizes", [])
     good = (
@@ -125,7 +126,7 @@ def read_header(file: Path) -> dict[str, Any]:
         and isinstance(header.get("sha256"), dict)
     )
     if not good:
-        raise ValueError(f"{file} does not describe maps of codes; delete {file.parent} to encode again")
+        raise UserError(f"{file} does not describe maps of codes; delete {file.parent} to encode again")
     return header
 
 

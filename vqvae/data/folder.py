@@ -11,6 +11,8 @@ from torch import Tensor
 
 from vqvae.data.base import Split, fingerprint, no_labels
 from vqvae.data.images import ResizedImages, read_image
+from vqvae.errors import UserError
+from vqvae.ranges import checked
 from vqvae.storage.files import digest
 
 CONTENT_PROBES = 64  # files whose content is part of the fingerprint, with the name and size of all
@@ -37,6 +39,7 @@ class FolderSplit(Split):
         return replace(self, labels=self.labels[indices], files=[self.files[i] for i in indices.tolist()])
 
 
+@checked
 @dataclass(kw_only=True)
 class Folder(ResizedImages):
     """Images below `root`: in train/ and val/ or test/, or all in one folder and split by `split_seed`.
@@ -51,14 +54,14 @@ class Folder(ResizedImages):
         super().__post_init__()
         self.path = Path(expanduser(self.root))  # Path.expanduser raises RuntimeError for users that are not there
         if not self.path.is_dir():
-            raise ValueError(f"data.root={self.root} is not a folder; name the folder that holds the images")
+            raise UserError(f"data.root={self.root} is not a folder; name the folder that holds the images")
         self.has_splits = (self.path / "train").is_dir()
         train = self.path / "train" if self.has_splits else self.path
         self._class_names = sorted(p.name for p in train.iterdir() if p.is_dir() and not p.name.startswith("."))
         self.files = find_images(train)
         if not self.files:
             kinds = " ".join(sorted(SUFFIXES))
-            raise ValueError(f"no image in {train} or its subfolders (looked for {kinds})")
+            raise UserError(f"no image in {train} or its subfolders (looked for {kinds})")
 
     def split(self, name: str) -> Split:
         if not self.has_splits:
@@ -74,7 +77,7 @@ class Folder(ResizedImages):
         files = find_images(folder) if folder.is_dir() else []
         if not files:
             wanted = f"{name}/" if name == "train" else "val/ or test/"
-            raise ValueError(f"{self.path} has train/ but no images in {wanted}; validation needs some")
+            raise UserError(f"{self.path} has train/ but no images in {wanted}; validation needs some")
         return self._make(name, folder, files)
 
     def _make(self, name: str, root: Path, files: list[str]) -> Split:
@@ -84,7 +87,7 @@ class Folder(ResizedImages):
             for i, file in enumerate(files):
                 class_name = file.split("/")[0]
                 if "/" not in file or class_name not in index:
-                    raise ValueError(
+                    raise UserError(
                         f"{root / file} is in none of the class folders of the training images "
                         f"({', '.join(self._class_names[:5])}{', ...' if len(self._class_names) > 5 else ''})"
                     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, ClassVar
+from typing import Annotated, BinaryIO, ClassVar
 
 import numpy as np
 import torch
@@ -13,9 +13,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vqvae.data.base import Data
+from vqvae.errors import UserError
 from vqvae.images import write_png
+from vqvae.ranges import Gt, In, Lt, PositiveInt, checked
 
 
+@checked
 @dataclass(kw_only=True)
 class Images(Data):
     """Base of image data sets: square, uint8 (C, H, W).
@@ -26,16 +29,9 @@ class Images(Data):
     size_key: ClassVar[str] = "image_size"
     suffix: ClassVar[str] = ".png"
 
-    image_size: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.ndim != 2:
-            raise ValueError(f"images have ndim=2, got {self.ndim}")
-        if self.channels not in (1, 3):
-            raise ValueError(f"channels must be 1 or 3, got {self.channels}")
-        if self.image_size < 1:
-            raise ValueError(f"image_size must be at least 1, got {self.image_size}")
+    ndim: Annotated[int, In(2)]
+    channels: Annotated[int, In(1, 3)]
+    image_size: PositiveInt
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -56,6 +52,7 @@ class Images(Data):
         return read_image(path, self.read_size[0], self.channels)
 
 
+@checked
 @dataclass(kw_only=True)
 class ResizedImages(Images):
     """Base of data sets of images of any size.
@@ -65,17 +62,15 @@ class ResizedImages(Images):
     share `val_share` of the images.
     """
 
-    resize: int
-    val_share: float
+    resize: PositiveInt
+    val_share: Annotated[float, Gt(0), Lt(1)]
     split_seed: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._class_names: list[str] = []
         if self.resize < self.image_size:
-            raise ValueError(f"resize must be at least image_size={self.image_size}, got {self.resize}")
-        if not 0 < self.val_share < 1:
-            raise ValueError(f"val_share must lie in (0, 1), got {self.val_share}")
+            raise UserError(f"resize must be at least image_size={self.image_size}, got {self.resize}")
 
     @property
     def read_size(self) -> tuple[int, ...]:
@@ -113,7 +108,7 @@ def eight_bits(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         values, most = np.asarray(image).astype(np.float32), 1 if image.mode == "F" else 65535
         if not ((values >= 0) & (values <= most)).all():  # also False for NaN
-            raise ValueError(f"its values go from {values.min():g} to {values.max():g}, and must lie in 0 .. {most}")
+            raise UserError(f"its values go from {values.min():g} to {values.max():g}, and must lie in 0 .. {most}")
         return Image.fromarray(np.round(values * (255 / most)).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -19,6 +19,7 @@ from vqvae.data import arrays
 from vqvae.data.base import Data, Split, TensorSplit
 from vqvae.data.cache import Cache
 from vqvae.data.sampler import chunks_of_rank, rank_batches, training_indices
+from vqvae.errors import UserError
 from vqvae.images import normalise
 from vqvae.seeding import mix
 
@@ -115,7 +116,7 @@ class PictureLoader:
         )
         for images, used in loader:
             if used[0] < 0:
-                raise ValueError(f"none of the {len(self)} pictures of the split '{self.split.name}' can be decoded")
+                raise UserError(f"none of the {len(self)} pictures of the split '{self.split.name}' can be decoded")
             yield images, used, wanted.pop(0)
 
     def _report(self, replaced: Tensor) -> None:

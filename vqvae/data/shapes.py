@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +13,13 @@ from torch import Tensor
 
 from vqvae.data.base import Split, TensorSplit, fingerprint
 from vqvae.data.images import Images
+from vqvae.ranges import In, PositiveInt, checked
 
 VERSION = 1  # part of the fingerprint; raise it when the drawing changes
 DRAW_CHUNK = 250  # images drawn at a time, so that their coordinate planes stay in cache
 
 
+@checked
 @dataclass(kw_only=True)
 class Shapes(Images):
     """`train_count` training images, `val_count` validation and as many test images, determined by `draw_seed`.
@@ -24,17 +27,10 @@ class Shapes(Images):
     Class, position, size, angle, colors and the textures of shape and background vary; edges are anti-aliased.
     """
 
-    train_count: int
-    val_count: int
+    channels: Annotated[int, In(3)]
+    train_count: PositiveInt
+    val_count: PositiveInt
     draw_seed: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.channels != 3:
-            raise ValueError(f"shapes are drawn in color: channels must be 3, got {self.channels}")
-        for name in ("train_count", "val_count"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     @property
     def class_names(self) -> list[str]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from vqvae.data.base import fingerprint
 from vqvae.data.folder import SUFFIXES, printable
+from vqvae.errors import UserError
 from vqvae.storage.files import write_bytes
 
 INDEX_FORMAT = 1
@@ -68,7 +69,7 @@ def read_index(file: Path) -> np.ndarray:
         table = np.load(file, allow_pickle=False)
         table["offset"], table["size"], table["name"], table["label"]
     except Exception as error:  # numpy raises many kinds for a damaged header
-        raise ValueError(f"{file} is not a shard index ({error}); delete it to have it made again") from error
+        raise UserError(f"{file} is not a shard index ({error}); delete it to have it made again") from error
     return table
 
 
@@ -83,12 +84,12 @@ def scan(shard: Path) -> np.ndarray:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = str(error) or type(error).__name__
-        raise ValueError(f"{shard} is not a complete, uncompressed tar ({reason}): copy or make it again") from error
+        raise UserError(f"{shard} is not a complete, uncompressed tar ({reason}): copy or make it again") from error
     with shard.open("rb") as file:
         file.seek(end)
         block = file.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE or any(block):  # tarfile takes this for the end of the archive
-        raise ValueError(f"{shard} is cut off or damaged at byte {end}: copy or make it again")
+        raise UserError(f"{shard} is cut off or damaged at byte {end}: copy or make it again")
     if rows.left_out:
         shown = f"such as {printable(rows.left_out[0])[:80]}"
         log.warning(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from vqvae.data.base import Split, TensorSplit, fingerprint
 from vqvae.data.waveforms import Waveforms, compand
+from vqvae.ranges import Ge, In, PositiveInt, checked
 
 VERSION = 1  # part of the fingerprint; raise it when the drawing changes
 DRAW_CHUNK = 50  # waves drawn at a time, so that they stay in cache
@@ -20,6 +22,7 @@ LOWEST_RATE = 8000
 NOISE = 1e-3  # standard deviation, at most; full scale is 1
 
 
+@checked
 @dataclass(kw_only=True)
 class Tones(Waveforms):
     """`train_count` training sounds, `val_count` validation and as many test sounds, determined by `draw_seed`.
@@ -28,19 +31,11 @@ class Tones(Waveforms):
     have few partials, so nothing aliases. Stored as mu-law uint8, see `Waveforms`.
     """
 
-    train_count: int
-    val_count: int
+    channels: Annotated[int, In(1)]
+    sample_rate: Annotated[int, Ge(LOWEST_RATE)]
+    train_count: PositiveInt
+    val_count: PositiveInt
     draw_seed: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.channels != 1:
-            raise ValueError(f"tones have one channel: channels must be 1, got {self.channels}")
-        if self.sample_rate < LOWEST_RATE:
-            raise ValueError(f"tones have partials up to 3.2 kHz: sample_rate must be at least {LOWEST_RATE}")
-        for name in ("train_count", "val_count"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     @property
     def class_names(self) -> list[str]:

@@ -7,7 +7,7 @@ import math
 import wave
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,13 @@ from torch import Tensor
 from vqvae.data.base import Data
 from vqvae.data.wave_plot import plot_waves
 from vqvae.images import normalise, to_uint8
+from vqvae.ranges import In, PositiveInt, checked
 from vqvae.storage.files import write_bytes
 
 MU = 255  # of the mu-law
 
 
+@checked
 @dataclass(kw_only=True)
 class Waveforms(Data):
     """Base of sound data sets: uint8 (C, T) after mu-law companding (arXiv 1609.03499, section 2.2; ITU-T G.711).
@@ -35,18 +37,10 @@ class Waveforms(Data):
     size_key: ClassVar[str] = "length"
     suffix: ClassVar[str] = ".wav"
 
-    length: int
-    sample_rate: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.ndim != 1:
-            raise ValueError(f"sounds have ndim=1, got {self.ndim}")
-        if self.channels not in (1, 2):
-            raise ValueError(f"channels must be 1 or 2, got {self.channels}")
-        for name in ("length", "sample_rate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+    ndim: Annotated[int, In(1)]
+    channels: Annotated[int, In(1, 2)]
+    length: PositiveInt
+    sample_rate: PositiveInt
 
     @property
     def size(self) -> tuple[int, ...]:

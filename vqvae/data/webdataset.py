@@ -24,6 +24,8 @@ from vqvae.data.base import Split, fingerprint, no_labels
 from vqvae.data.folder import CONTENT_PROBES, DECODING, printable
 from vqvae.data.images import ResizedImages, read_image
 from vqvae.data.shards import index_file, read_bytes, read_index
+from vqvae.errors import UserError
+from vqvae.ranges import checked
 
 MOST_SHARDS = 100_000
 REMOTE = re.compile(r"^(pipe(?=:)|[a-z][a-z0-9+.-]+(?=://))", re.IGNORECASE)
@@ -59,6 +61,7 @@ class ShardSplit(Split):
         return replace(self, labels=self.labels[indices], places=self.places[indices.numpy()])
 
 
+@checked
 @dataclass(kw_only=True)
 class WebDataset(ResizedImages):
     """Shards `urls` for training, and `val_urls` or else a share held out by `split_seed` for validation.
@@ -103,7 +106,7 @@ class WebDataset(ResizedImages):
             random.Random(self.split_seed).shuffle(order)  # as in Folder, so that the same images are held out
             held_out = max(1, round(count * self.val_share))
             if held_out == count:
-                raise ValueError(f"{count} images are too few to hold some out for validation; give val_urls")
+                raise UserError(f"{count} images are too few to hold some out for validation; give val_urls")
             chosen = np.sort(np.array(order[held_out:] if train else order[:held_out]))
             split = self.train.subset(torch.from_numpy(chosen))  # type: ignore[assignment]
         assert split is not None
@@ -123,16 +126,16 @@ class WebDataset(ResizedImages):
             labels.append(torch.tensor(numbers, dtype=torch.int64)[torch.from_numpy(inverse)])
         found = torch.cat(labels)
         if not len(found):
-            raise ValueError(f"no image in {shards[0]}{' and the other shards' if shards[1:] else ''}")
+            raise UserError(f"no image in {shards[0]}{' and the other shards' if shards[1:] else ''}")
         without = int((found < 0).sum())
         if 0 < without < len(found):
-            raise ValueError(
+            raise UserError(
                 f"{without} of the {len(found)} images in {shards[0].parent} have no class (.cls): all need one, or none"
             )
         if name == "val" and not self._class_names:
             found = no_labels(len(found))
         elif name == "val" and without:
-            raise ValueError("the images of val_urls have no classes (.cls), but those of urls do")
+            raise UserError("the images of val_urls have no classes (.cls), but those of urls do")
         return ShardSplit(name, found, "", shards, indices, np.concatenate(places), self.resize, self.channels)
 
     def _number(self, shard: Path, text: bytes) -> int:
@@ -144,7 +147,7 @@ class WebDataset(ResizedImages):
             return int(text)  # before names: a class may be called 7 and not be the seventh
         if name not in self._class_names:
             classes = f"one of the {count} classes" if count else "a class number, and there is no classes.txt"
-            raise ValueError(f"{shard}: the class {printable(name)[:80]} is not {classes}")
+            raise UserError(f"{shard}: the class {printable(name)[:80]} is not {classes}")
         return self._class_names.index(name)
 
     def _identity(self, split: ShardSplit, train: bool) -> str:
@@ -172,24 +175,24 @@ def find_shards(key: str, urls: str | list[str]) -> list[Path]:
     found: list[Path] = []
     for url in [urls] if isinstance(urls, str) else urls:
         if match := REMOTE.match(url):
-            raise ValueError(
+            raise UserError(
                 f"{key}={url} is remote, and shards need random access, which {match[1]}: does not offer: "
                 "copy the shards here, or mount their disk, and name the files"
             )
         try:
             names = list(itertools.islice(braceexpand(url), MOST_SHARDS + 1))
         except ValueError as error:
-            raise ValueError(f"{key}={url}: {error}") from error
+            raise UserError(f"{key}={url}: {error}") from error
         if len(names) > MOST_SHARDS:
-            raise ValueError(f"{key}={url} names more than {MOST_SHARDS} shards")
+            raise UserError(f"{key}={url} names more than {MOST_SHARDS} shards")
         for name in names:
             path = expanduser(name)
             files = sorted(glob.glob(path)) if glob.has_magic(path) and not Path(path).is_file() else [path]
             found += [Path(file) for file in files]
             if not files or not all(Path(file).is_file() for file in files):
-                raise ValueError(f"{key}={url}: there is no shard {name}; python scripts/make_shards.py makes some")
+                raise UserError(f"{key}={url}: there is no shard {name}; python scripts/make_shards.py makes some")
     if not found:
-        raise ValueError(f"{key} names no shards, got {urls}")
+        raise UserError(f"{key} names no shards, got {urls}")
     if len(set(found)) != len(found):
-        raise ValueError(f"{key}={urls} names a shard twice")
+        raise UserError(f"{key}={urls} names a shard twice")
     return found

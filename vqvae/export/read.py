@@ -93,7 +93,7 @@ class Exported:
         """
         wanted = (self.channels, *self.size)
         if x.dtype != torch.float32 or x.ndim != len(wanted) + 1 or x.shape[1] != self.channels:
-            raise ValueError(
+            raise UserError(
                 f"x must be float32 in [-1, 1] of shape (B, {', '.join(map(str, wanted))}), got {x.dtype} of {tuple(x.shape)}"
             )
         self.tokenizer.model.code_shapes(tuple(x.shape[2:]))  # other sizes go too, if the stride divides them
@@ -102,7 +102,7 @@ class Exported:
     def decode(self, codes: list[Tensor]) -> Tensor:
         """M code maps (B, *s_m) -> (B, C, *S) in [-1, 1]. Raises ValueError for another number of maps."""
         if len(codes) != len(self.codebook_sizes):
-            raise ValueError(f"this tokenizer has {len(self.codebook_sizes)} code maps, got {len(codes)}")
+            raise UserError(f"this tokenizer has {len(self.codebook_sizes)} code maps, got {len(codes)}")
         return self.tokenizer.decode([one.to(self.device) for one in codes])
 
     def sample(
@@ -114,15 +114,15 @@ class Exported:
         the run's own, such as temperature=0.9 or guidance=1. Raises ValueError without a prior, and for values out of range.
         """
         if self.prior is None:
-            raise ValueError("this export has no prior: export a run whose prior is finished")
+            raise UserError("this export has no prior: export a run whose prior is finished")
         if unknown := set(settings) - set(Sampling.__dataclass_fields__):
-            raise ValueError(f"{min(unknown)} is no setting of sampling: {', '.join(Sampling.__dataclass_fields__)}")
+            raise UserError(f"{min(unknown)} is no setting of sampling: {', '.join(Sampling.__dataclass_fields__)}")
         sampling = replace(self.sampling, **settings)
         if sampling.guided and not self.guidable:
-            raise ValueError(f"guidance={sampling.guidance} needs a prior that was trained with and without classes")
+            raise UserError(f"guidance={sampling.guidance} needs a prior that was trained with and without classes")
         chosen = torch.full((len(seeds),), -1) if labels is None else torch.as_tensor(labels)
         if chosen.shape != (len(seeds),) or bool(((chosen < -1) | (chosen >= len(self.class_names))).any()):
-            raise ValueError(
+            raise UserError(
                 f"labels must be {len(seeds)} numbers, one a seed, of -1 .. {len(self.class_names) - 1}; got {labels}"
             )
         return self.prior.sample(list(seeds), chosen.long().to(self.device), sampling)
@@ -148,7 +148,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", allow_targets: Se
         return result
     config = read_config(folder, "prior")
     if config["tokenizer"] != tokenizer.fingerprint:
-        raise ValueError(f"{folder}: prior.json belongs to another tokenizer ({config['tokenizer']})")
+        raise UserError(f"{folder}: prior.json belongs to another tokenizer ({config['tokenizer']})")
     prior = construct(
         "network",
         config["network"],
@@ -209,7 +209,7 @@ def construct(path: str, node: Any, base: type, allowed: tuple[str, ...], **runt
     """
     try:
         check_parts(path, node)
-        check_node(path, node, allowed)
+        check_node(path, node, allowed, given=runtime)
         built = assemble(node, runtime)
     except UserError:
         raise
@@ -244,8 +244,5 @@ def assemble(node: Any, runtime: dict[str, Any]) -> Any:
 
 def fill(network: nn.Module, state: dict[str, Tensor], file: Path) -> Any:
     """Loads all weights -> the network. Raises UserError where they do not fit."""
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"{file} does not fit the config beside it: {' '.join(str(error).split())[:300]}") from error
+    checkpoint.load_weights(network, state, file)
     return network

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from vqvae.errors import UserError
 from vqvae.model import VQVAE
 
 REACH = 3  # places tried at once are so far apart, and each is judged by the 3 x 3 cells around it
@@ -84,7 +85,7 @@ def check_places(model: VQVAE, size: tuple[int, ...]) -> None:
         size = tuple(length // encoder.stride for length in size)
         shapes = quantizer.code_shapes(size)
         if not shapes or any(shape != size for shape in shapes):
-            raise ValueError(
+            raise UserError(
                 f"search needs code maps with the dims {size} of the latents, and {type(quantizer).__name__} of level {level} "
                 f"has {shapes or 'none'}"
             )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vqvae.errors import UserError
 from vqvae.inference.search import check_places, search
 from vqvae.losses.likelihood import Likelihood
 from vqvae.losses.reconstruction import ReconstructionLoss
@@ -36,7 +37,7 @@ class Tokenizer:
     def check_searchable(self, size: tuple[int, ...]) -> None:
         """Raises ValueError where codes of data with dims *S cannot be searched for."""
         if isinstance(self.reconstruction, Likelihood):
-            raise ValueError(f"it searches for less squared error, and loss={self.reconstruction.name} is a likelihood")
+            raise UserError(f"it searches for less squared error, and loss={self.reconstruction.name} is a likelihood")
         check_places(self.model, size)
 
     @torch.no_grad()

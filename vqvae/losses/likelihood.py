@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae.losses.reconstruction import ReconstructionLoss
+from vqvae.ranges import Count, NonNegativeFloat, checked
 
 LEVELS = 256
 HALF_STEP = 1 / (LEVELS - 1)  # half the distance of two levels in [-1, 1]
@@ -76,6 +77,7 @@ def rows_of(output: Tensor) -> Tensor:
     return output.movedim(1, -1).reshape(-1, LEVELS)
 
 
+@checked
 class Logistic(Likelihood):
     """A mixture of discretised logistics per pixel (PixelCNN++, arXiv 1701.05517, sections 2.1 and 2.2).
 
@@ -97,10 +99,8 @@ class Logistic(Likelihood):
 
     name = "logistic"
 
-    def __init__(self, weight: float, mixtures: int, variance: float) -> None:
+    def __init__(self, weight: NonNegativeFloat, mixtures: Count, variance: float) -> None:
         super().__init__(weight, variance)
-        if mixtures < 1:
-            raise ValueError(f"mixtures must be at least 1, got {mixtures}")
         self.mixtures = mixtures
         self.first_log_scale = math.log(math.sqrt(3 * variance) / math.pi)  # a logistic's variance is pi^2 scale^2 / 3
 

@@ -8,7 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqvae.errors import UserError
+from vqvae.ranges import NonNegativeFloat, checked
 
+
+@checked
 class ReconstructionLoss(nn.Module):
     """forward: decoder output, x (B, C, *S) in [-1, 1] -> scalar before the weight, float32.
 
@@ -19,12 +23,10 @@ class ReconstructionLoss(nn.Module):
 
     name: str
 
-    def __init__(self, weight: float, variance: float) -> None:
+    def __init__(self, weight: NonNegativeFloat, variance: float) -> None:
         super().__init__()
-        if weight < 0:
-            raise ValueError(f"weight must not be negative, got {weight}")
         if variance <= 0:
-            raise ValueError(f"the training pictures are all one colour (variance {variance}): nothing to learn")
+            raise UserError(f"the training pictures are all one colour (variance {variance}): nothing to learn")
         self.weight = weight
 
     @abstractmethod
@@ -48,6 +50,7 @@ class ReconstructionLoss(nn.Module):
         return {}
 
 
+@checked
 class Distance(ReconstructionLoss):
     """Base of losses in the units of x, whose decoder puts out x_hat itself.
 
@@ -56,7 +59,7 @@ class Distance(ReconstructionLoss):
             is 4 times smaller: mixing the two has been printed by several projects.)
     """
 
-    def __init__(self, weight: float, over_variance: bool, variance: float) -> None:
+    def __init__(self, weight: NonNegativeFloat, over_variance: bool, variance: float) -> None:
         super().__init__(weight, variance)
         self.divisor = variance if over_variance else 1.0
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vqvae.errors import UserError
 from vqvae.metrics.codebook import binned
 
 MAX_PAIRS = 2**28  # 16,384 codes to each other; of more codes, as many as that allows, to all
@@ -24,7 +25,7 @@ def distance_rows(codes: Tensor, order: float) -> Iterator[tuple[Tensor, Tensor]
     Raises ValueError for other orders.
     """
     if order not in (1, 2, math.inf):
-        raise ValueError(f"order must be 1, 2 or infinity, got {order}")
+        raise UserError(f"order must be 1, 2 or infinity, got {order}")
     size, codes = len(codes), codes.double()
     squared, ones = codes.square().sum(1, keepdim=True), codes.new_ones(size, 1)
     left = torch.cat([codes, squared, ones], dim=1)  # (K, d + 2)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae import distributed
+from vqvae.errors import UserError
+from vqvae.ranges import NotEmpty, PositiveInt
 
 CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 SHORT_ATTENTION = 256
+Widths = Annotated[list[PositiveInt], NotEmpty]
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 CONV_TRANSPOSE: dict[int, type[nn.Module]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
@@ -19,7 +22,7 @@ CONV_TRANSPOSE: dict[int, type[nn.Module]] = {1: nn.ConvTranspose1d, 2: nn.ConvT
 def conv(ndim: int, *args: Any, **kwargs: Any) -> nn.Module:
     """nn.Conv1d, 2d or 3d; raises ValueError for another number of dims."""
     if ndim not in CONV:
-        raise ValueError(f"ndim must be 1, 2 or 3, got {ndim}")
+        raise UserError(f"ndim must be 1, 2 or 3, got {ndim}")
     return CONV[ndim](*args, **kwargs)
 
 

@@ -5,15 +5,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from vqvae.networks import blocks
-from vqvae.networks.blocks import ReluResidual, conv, conv_transpose
+from vqvae.networks.blocks import ReluResidual, Widths, conv, conv_transpose
+from vqvae.ranges import CountOrZero, PositiveInt, checked
 
 
-def check_widths(widths: list[int]) -> None:
-    """Raises ValueError unless there is at least one width and all are positive."""
-    if not widths or min(widths) < 1:
-        raise ValueError(f"widths needs one positive number per down-sampling, got {widths}")
-
-
+@checked
 class Encoder(blocks.Encoder):
     """Strided 4x4 convolutions, one per entry of `widths`, then residual blocks (arXiv 1711.00937, section 4.1).
 
@@ -23,10 +19,15 @@ class Encoder(blocks.Encoder):
     """
 
     def __init__(
-        self, ndim: int, channels: int, dim: int, widths: list[int], residual_width: int, residual_blocks: int
+        self,
+        ndim: int,
+        channels: PositiveInt,
+        dim: PositiveInt,
+        widths: Widths,
+        residual_width: PositiveInt,
+        residual_blocks: CountOrZero,
     ) -> None:
         super().__init__()
-        check_widths(widths)
         self.stride = 2 ** len(widths)
         layers: list[nn.Module] = []
         for width_in, width in zip([channels, *widths], widths):
@@ -39,14 +40,20 @@ class Encoder(blocks.Encoder):
         return self.layers(x)
 
 
+@checked
 class Decoder(blocks.Decoder):
     """The mirror of `Encoder`. (B, dim, *s) -> (B, channels, *s x stride); `widths` in the encoder's order."""
 
     def __init__(
-        self, ndim: int, channels: int, dim: int, widths: list[int], residual_width: int, residual_blocks: int
+        self,
+        ndim: int,
+        channels: PositiveInt,
+        dim: PositiveInt,
+        widths: Widths,
+        residual_width: PositiveInt,
+        residual_blocks: CountOrZero,
     ) -> None:
         super().__init__()
-        check_widths(widths)
         self.channels = channels
         widths = widths[::-1]
         layers: list[nn.Module] = [conv(ndim, dim, widths[0], 3, padding=1)]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import Tensor, nn
 
 from vqvae.networks import blocks
 from vqvae.networks.blocks import DepthToSpace, ReluResidual, SpaceToDepth, conv
+from vqvae.ranges import Count, Ge, Le, PositiveInt, checked
 
 
 def residual_stack(ndim: int, width: int, hidden: int, depth: int) -> list[nn.Module]:
@@ -13,6 +16,7 @@ def residual_stack(ndim: int, width: int, hidden: int, depth: int) -> list[nn.Mo
     return [ReluResidual(ndim, width, hidden, last_kernel=3) for _ in range(depth)]
 
 
+@checked
 class Encoder(blocks.Encoder):
     """Patches to channels, a 3x3 convolution, residual blocks, 1x1 to `dim`. (B, channels, *S) -> (B, dim, *S / patch).
 
@@ -21,9 +25,17 @@ class Encoder(blocks.Encoder):
     (arXiv 2010.11929) and sub-pixel convolutions (arXiv 1609.05158). Raises ValueError for sizes that make no network.
     """
 
-    def __init__(self, ndim: int, channels: int, dim: int, patch: int, width: int, hidden: int, depth: int) -> None:
+    def __init__(
+        self,
+        ndim: int,
+        channels: PositiveInt,
+        dim: PositiveInt,
+        patch: Annotated[int, Ge(1), Le(1024)],
+        width: PositiveInt,
+        hidden: PositiveInt,
+        depth: Count,
+    ) -> None:
         super().__init__()
-        check_sizes(patch, width, hidden, depth)
         self.stride = patch
         self.layers = nn.Sequential(
             SpaceToDepth(patch),
@@ -37,12 +49,21 @@ class Encoder(blocks.Encoder):
         return self.layers(x)
 
 
+@checked
 class Decoder(blocks.Decoder):
     """The mirror of `Encoder`. (B, dim, *s) -> (B, channels, *s x patch)."""
 
-    def __init__(self, ndim: int, channels: int, dim: int, patch: int, width: int, hidden: int, depth: int) -> None:
+    def __init__(
+        self,
+        ndim: int,
+        channels: PositiveInt,
+        dim: PositiveInt,
+        patch: Annotated[int, Ge(1), Le(1024)],
+        width: PositiveInt,
+        hidden: PositiveInt,
+        depth: Count,
+    ) -> None:
         super().__init__()
-        check_sizes(patch, width, hidden, depth)
         self.channels = channels
         self.layers = nn.Sequential(
             conv(ndim, dim, width, 3, padding=1),
@@ -54,10 +75,3 @@ class Decoder(blocks.Decoder):
 
     def forward(self, z_q: Tensor) -> Tensor:
         return self.layers(z_q)
-
-
-def check_sizes(patch: int, width: int, hidden: int, depth: int) -> None:
-    """Raises ValueError unless all are positive."""
-    for name, value in {"patch": patch, "width": width, "hidden": hidden, "depth": depth}.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")

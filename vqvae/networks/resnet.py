@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from vqvae.errors import UserError
 from vqvae.networks import blocks
-from vqvae.networks.blocks import NormResidual, SelfAttention, Upsample, conv, group_norm
-from vqvae.networks.conv import check_widths
+from vqvae.networks.blocks import NormResidual, SelfAttention, Upsample, Widths, conv, group_norm
+from vqvae.ranges import Count, PositiveInt, checked
 
 
 def residual_stage(ndim: int, width_in: int, width: int, depth: int, attention: bool) -> list[nn.Module]:
@@ -18,6 +19,7 @@ def residual_stage(ndim: int, width_in: int, width: int, depth: int, attention: 
     return layers
 
 
+@checked
 class Encoder(blocks.Encoder):
     """One stage of residual blocks per entry of `widths`, halving the grid between stages (arXiv 2012.09841).
 
@@ -26,10 +28,16 @@ class Encoder(blocks.Encoder):
     """
 
     def __init__(
-        self, ndim: int, channels: int, dim: int, widths: list[int], depth: int, attention_strides: list[int]
+        self,
+        ndim: int,
+        channels: PositiveInt,
+        dim: PositiveInt,
+        widths: Widths,
+        depth: Count,
+        attention_strides: list[int],
     ) -> None:
         super().__init__()
-        check_resnet(widths, depth, attention_strides)
+        check_attention_strides(widths, attention_strides)
         self.stride = 2 ** (len(widths) - 1)
         layers: list[nn.Module] = [conv(ndim, channels, widths[0], 3, padding=1)]
         for level, (width_in, width) in enumerate(zip([widths[0], *widths], widths)):
@@ -42,14 +50,21 @@ class Encoder(blocks.Encoder):
         return self.layers(x)
 
 
+@checked
 class Decoder(blocks.Decoder):
     """The mirror of `Encoder`. (B, dim, *s) -> (B, channels, *s x stride); `widths` in the encoder's order."""
 
     def __init__(
-        self, ndim: int, channels: int, dim: int, widths: list[int], depth: int, attention_strides: list[int]
+        self,
+        ndim: int,
+        channels: PositiveInt,
+        dim: PositiveInt,
+        widths: Widths,
+        depth: Count,
+        attention_strides: list[int],
     ) -> None:
         super().__init__()
-        check_resnet(widths, depth, attention_strides)
+        check_attention_strides(widths, attention_strides)
         self.channels = channels
         layers: list[nn.Module] = [conv(ndim, dim, widths[-1], 3, padding=1)]
         width_in = widths[-1]
@@ -66,12 +81,9 @@ class Decoder(blocks.Decoder):
         return self.layers(z_q)
 
 
-def check_resnet(widths: list[int], depth: int, attention_strides: list[int]) -> None:
-    """Raises ValueError for sizes that make no network."""
-    check_widths(widths)
-    if depth < 1:
-        raise ValueError(f"depth must be at least 1, got {depth}")
+def check_attention_strides(widths: list[int], attention_strides: list[int]) -> None:
+    """Raises UserError for a stride that no level has."""
     strides = [2**level for level in range(len(widths))]
     for chosen in attention_strides:
         if chosen not in strides:
-            raise ValueError(f"attention_strides may hold {strides} with {len(widths)} widths, got {chosen}")
+            raise UserError(f"attention_strides may hold {strides} with {len(widths)} widths, got {chosen}")

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqvae.errors import UserError
 from vqvae.networks.blocks import conv
 from vqvae.priors.sampling import Known, Sampling, Watch
+from vqvae.ranges import PositiveInt, checked
 
 POSITION_STD = 0.3  # of the learned vectors of each axis at the start; those of classes have 1
 
@@ -68,19 +70,10 @@ class Positions(nn.Module):
         return total
 
 
-def check_network(dropout: float, **sizes: int) -> None:
-    """Raises ValueError unless dropout lies in [0, 1) and all sizes are at least 1."""
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
-
-
 def check_heads(heads: int, width: int) -> None:
     """Raises ValueError unless `heads` divides `width`."""
-    if heads < 1 or width % heads:
-        raise ValueError(f"heads must be at least 1 and divide width {width}, got {heads}")
+    if width % heads:
+        raise UserError(f"heads must divide width={width}, got {heads}")
 
 
 def plane_of(grid: tuple[int, ...]) -> tuple[int, int]:
@@ -91,9 +84,10 @@ def plane_of(grid: tuple[int, ...]) -> tuple[int, int]:
 def check_planes(code_shapes: list[tuple[int, ...]], what: str) -> None:
     """Raises ValueError for maps of more than 2 dims."""
     if any(len(shape) > 2 for shape in code_shapes):
-        raise ValueError(f"{what} predicts maps of 1 or 2 dims, got {code_shapes}: prior=transformer predicts any")
+        raise UserError(f"{what} predicts maps of 1 or 2 dims, got {code_shapes}: prior=transformer predicts any")
 
 
+@checked
 class Prior(nn.Module):
     """A distribution over M code maps (B, *s_m), given a class where the data has classes.
 
@@ -119,13 +113,12 @@ class Prior(nn.Module):
         code_shapes: list[tuple[int, ...]],
         codebook_sizes: list[int],
         num_classes: int,
-        width: int,
+        width: PositiveInt,
         network: Callable[[int, tuple[int, ...]], nn.Module],
     ) -> None:
         super().__init__()
         if not code_shapes:
-            raise ValueError("a prior needs codes, and quantizer=identity has none: train with stages=[autoencoder]")
-        check_network(dropout=0.0, width=width)
+            raise UserError("a prior needs codes, and quantizer=identity has none: train with stages=[autoencoder]")
         self.code_shapes = [tuple(shape) for shape in code_shapes]
         self.codebook_sizes, self.num_classes = list(codebook_sizes), num_classes
         self.codes_per_sample = sum(math.prod(shape) for shape in self.code_shapes)
@@ -210,9 +203,9 @@ class Prior(nn.Module):
         guidance without classes. (Guidance also needs training with class_dropout above 0.)
         """
         if sampling.method is not None and sampling.method not in self.methods:
-            raise ValueError(f"method must be one of {', '.join(self.methods)} for this prior, got {sampling.method!r}")
+            raise UserError(f"method must be one of {', '.join(self.methods)} for this prior, got {sampling.method!r}")
         if sampling.guided and not self.num_classes:
-            raise ValueError(f"guidance={sampling.guidance} needs a prior that was trained with classes")
+            raise UserError(f"guidance={sampling.guidance} needs a prior that was trained with classes")
         chunks = []
         for start in range(0, len(seeds), self.samples_at_a_time):
             rows = torch.arange(start, start + self.samples_at_a_time).clamp_max(len(seeds) - 1)  # padded by the last

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from vqvae import distributed
 from vqvae.networks.blocks import Dropout
-from vqvae.priors.base import Prior, Scored, check_network
+from vqvae.priors.base import Prior, Scored
 from vqvae.priors.sampling import Known, Sampling, Watch, uniform_noise
 from vqvae.priors.transformer import Block, angles_of, make_blocks
+from vqvae.ranges import Count, LessThanOne, PositiveInt, checked
 
 EVALUATION_SEED = 0
 GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of it, modulo 1, lie evenly wherever they start
@@ -56,6 +57,7 @@ class MaskedMap(nn.Module):
         return self.head(self.norm(x))
 
 
+@checked
 class MaskGIT(Prior):
     """One masked transformer per code map; coarser maps and the class as conditions (arXiv 2202.04200).
 
@@ -87,13 +89,12 @@ class MaskGIT(Prior):
         code_shapes: list[tuple[int, ...]],
         codebook_sizes: list[int],
         num_classes: int,
-        width: int,
-        layers: int,
-        heads: int,
-        dropout: float,
-        steps: int,
+        width: PositiveInt,
+        layers: Count,
+        heads: Count,
+        dropout: LessThanOne,
+        steps: Count,
     ) -> None:
-        check_network(dropout, layers=layers, steps=steps)
 
         def network(size: int, shape: tuple[int, ...]) -> MaskedMap:
             return MaskedMap(size, shape, width, layers, heads, dropout)

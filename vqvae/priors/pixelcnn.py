@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae.networks.blocks import Dropout, ShiftedConv2d, linear, shift
 from vqvae.priors.autoregressive import AutoregressivePrior, MapNetwork
-from vqvae.priors.base import check_network, check_planes, plane_of
+from vqvae.priors.base import check_planes, plane_of
+from vqvae.ranges import Bound, Count, Ge, Le, LessThanOne, PositiveInt, checked
+
+ODD = Bound("be odd", lambda value: value % 2 == 1)
 
 
 class GatedLayer(nn.Module):
@@ -182,6 +187,7 @@ class PixelCNNMap(MapNetwork):
         return linear(hidden.relu_(), self.out.weight.flatten(1), self.out.bias)  # (B, K)
 
 
+@checked
 class GatedPixelCNN(AutoregressivePrior):
     """One gated PixelCNN per code map, in raster order, coarser maps and the class as conditions (arXiv 1606.05328).
 
@@ -193,15 +199,12 @@ class GatedPixelCNN(AutoregressivePrior):
         code_shapes: list[tuple[int, ...]],
         codebook_sizes: list[int],
         num_classes: int,
-        width: int,
-        layers: int,
-        kernel: int,
-        dropout: float,
+        width: PositiveInt,
+        layers: Count,
+        kernel: Annotated[int, Ge(3), Le(1023), ODD],
+        dropout: LessThanOne,
     ) -> None:
         check_planes(code_shapes, "a PixelCNN")
-        check_network(dropout, layers=layers)
-        if kernel < 3 or kernel % 2 == 0:
-            raise ValueError(f"kernel must be odd and at least 3, got {kernel}")
 
         def network(size: int, shape: tuple[int, ...]) -> PixelCNNMap:
             return PixelCNNMap(size, shape, width, layers, kernel, dropout)

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from vqvae.networks.blocks import Dropout, attend
 from vqvae.priors.autoregressive import AutoregressivePrior, MapNetwork
-from vqvae.priors.base import check_heads, check_network, check_planes, plane_of
+from vqvae.priors.base import check_heads, check_planes, plane_of
 from vqvae.priors.pixelcnn import gate
+from vqvae.ranges import Count, LessThanOne, PositiveInt, checked
 
 KERNEL = 3  # of the causal convolutions; the attention sees the rest
 FIRST_KERNEL = 5  # a wider first view
@@ -241,6 +242,7 @@ class PixelSNAILMap(MapNetwork):
         return F.linear(F.elu(h), self.head.weight.flatten(1), self.head.bias)  # (B, K)
 
 
+@checked
 class PixelSNAIL(AutoregressivePrior):
     """One PixelSNAIL per code map, in raster order, coarser maps and the class as conditions (arXiv 1712.09763).
 
@@ -265,14 +267,13 @@ class PixelSNAIL(AutoregressivePrior):
         code_shapes: list[tuple[int, ...]],
         codebook_sizes: list[int],
         num_classes: int,
-        width: int,
-        blocks: int,
-        layers: int,
-        heads: int,
-        dropout: float,
+        width: PositiveInt,
+        blocks: Count,
+        layers: Count,
+        heads: Count,
+        dropout: LessThanOne,
     ) -> None:
         check_planes(code_shapes, "a PixelSNAIL")
-        check_network(dropout, blocks=blocks, layers=layers)
         check_heads(heads, width)
 
         def network(size: int, shape: tuple[int, ...]) -> PixelSNAILMap:

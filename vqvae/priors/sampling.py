@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
+
+from vqvae.ranges import Count, Gt, Le, NonNegativeFloat, NonNegativeInt, checked
 
 GUIDANCE_SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
     "constant": torch.ones_like,
@@ -20,6 +23,7 @@ Watch = Callable[
 ]  # called in inference mode with codes and masks of those drawn, both M maps
 
 
+@checked
 @dataclass
 class Sampling:
     """How codes are drawn from their distribution.
@@ -32,28 +36,13 @@ class Sampling:
     None: its own number. Raises ValueError for values out of range.
     """
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    guidance: float = 1.0
-    guidance_schedule: str = "constant"
+    temperature: NonNegativeFloat = 1.0
+    top_k: NonNegativeInt = 0
+    top_p: Annotated[float, Gt(0), Le(1)] = 1.0
+    guidance: NonNegativeFloat = 1.0
+    guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"
     method: str | None = None
-    steps: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("temperature", "guidance"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a number and not negative, got {getattr(self, name)}")
-        if self.top_k < 0:
-            raise ValueError(f"top_k must not be negative, got {self.top_k} (0 keeps all codes)")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
-        if self.guidance_schedule not in GUIDANCE_SCHEDULES:
-            raise ValueError(
-                f"guidance_schedule must be one of {', '.join(GUIDANCE_SCHEDULES)}, got {self.guidance_schedule!r}"
-            )
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+    steps: Count | None = None
 
     @property
     def guided(self) -> bool:

@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae import distributed
+from vqvae.errors import UserError
 from vqvae.networks.blocks import Dropout, attend
 from vqvae.priors.autoregressive import AutoregressivePrior, MapNetwork
-from vqvae.priors.base import Positions, check_network
+from vqvae.priors.base import Positions
+from vqvae.ranges import Count, LessThanOne, PositiveInt, Share, checked
 
 
 class Block(nn.Module):
@@ -77,8 +79,8 @@ def make_blocks(width: int, layers: int, heads: int, dropout: float) -> nn.Modul
     They start without modulation. Their matrices are what optimizers.Muon is for.
     Raises ValueError for a width that heads cannot share in pairs of channels.
     """
-    if heads < 1 or width % (2 * heads):
-        raise ValueError(f"heads must be at least 1, and width {width} a multiple of twice their number, got {heads}")
+    if width % (2 * heads):
+        raise UserError(f"heads must divide half of width={width}, got {heads}")
     blocks = [Block(width, heads, dropout) for _ in range(layers)]
     with torch.no_grad():
         for block in blocks:
@@ -246,6 +248,7 @@ def places_near(grid: tuple[int, ...]) -> Tensor:
     return torch.where(inside, (near * strides).sum(2), math.prod(grid))
 
 
+@checked
 class Transformer(AutoregressivePrior):
     """One causal transformer per code map (Esser et al. 2020, arXiv 2012.09841), coarser maps and the class as conditions.
 
@@ -270,15 +273,12 @@ class Transformer(AutoregressivePrior):
         code_shapes: list[tuple[int, ...]],
         codebook_sizes: list[int],
         num_classes: int,
-        width: int,
-        layers: int,
-        heads: int,
-        dropout: float,
-        random_order_until: float = 0.0,
+        width: PositiveInt,
+        layers: Count,
+        heads: Count,
+        dropout: LessThanOne,
+        random_order_until: Share = 0.0,
     ) -> None:
-        check_network(dropout, layers=layers)
-        if not 0 <= random_order_until <= 1:
-            raise ValueError(f"random_order_until must lie in [0, 1], got {random_order_until}")
 
         def network(size: int, shape: tuple[int, ...]) -> TransformerMap:
             return TransformerMap(size, shape, width, layers, heads, dropout, random_orders=random_order_until > 0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vqvae.networks.blocks import Dropout
 from vqvae.priors.autoregressive import AutoregressivePrior, MapNetwork
-from vqvae.priors.base import check_network
+from vqvae.ranges import Count, LessThanOne, PositiveInt, checked
 
 SKIP = 4  # channels of the head over those of a layer: 256 over 64 in nv-wavenet; the paper names no number
 
@@ -149,6 +149,7 @@ class WaveNetMap(MapNetwork):
         return condition.flatten(2).transpose(1, 2)  # (B, N, width)
 
 
+@checked
 class WaveNet(AutoregressivePrior):
     """One WaveNet per code map, the class and coarser maps as conditions of every gate (arXiv 1609.03499).
 
@@ -174,12 +175,11 @@ class WaveNet(AutoregressivePrior):
         code_shapes: list[tuple[int, ...]],
         codebook_sizes: list[int],
         num_classes: int,
-        width: int,
-        layers: int,
-        cycle: int,
-        dropout: float,
+        width: PositiveInt,
+        layers: Count,
+        cycle: Count,
+        dropout: LessThanOne,
     ) -> None:
-        check_network(dropout, layers=layers, cycle=cycle)
 
         def network(size: int, shape: tuple[int, ...]) -> WaveNetMap:
             return WaveNetMap(size, shape, width, layers, cycle, dropout)

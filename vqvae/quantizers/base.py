@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqvae.errors import UserError
+from vqvae.ranges import Ge, Le, PositiveInt, checked
+
 MAX_CODEBOOK_SIZE = 2**18
+NumCodes = Annotated[int, Ge(1), Le(MAX_CODEBOOK_SIZE)]
 
 
 class Loss(NamedTuple):
@@ -49,6 +52,7 @@ class FlatQuantized:
     passed: Tensor | None = None
 
 
+@checked
 class Quantizer(nn.Module):
     """Maps latents (B, D, *s) to codes and back.
 
@@ -69,13 +73,11 @@ class Quantizer(nn.Module):
     needs_grid: bool = False  # whether it looks at positions together, and so works on nothing but whole grids
     trains_encoder: bool = True  # whether the output passes a gradient on; random projection does not
 
-    def __init__(self, dim: int, code_dim: int, codebook_sizes: list[int]) -> None:
+    def __init__(self, dim: PositiveInt, code_dim: PositiveInt, codebook_sizes: list[int]) -> None:
         super().__init__()
-        if dim < 1 or code_dim < 1:
-            raise ValueError(f"latent width and code width must be at least 1, got dim={dim}, code_dim={code_dim}")
         for size in codebook_sizes:
             if not 1 <= size <= MAX_CODEBOOK_SIZE:
-                raise ValueError(
+                raise UserError(
                     f"a codebook has 1 to {MAX_CODEBOOK_SIZE} codes, got {size}; split it into several maps"
                 )
         self.dim, self.code_dim, self.codebook_sizes = dim, code_dim, list(codebook_sizes)
@@ -149,7 +151,7 @@ class Quantizer(nn.Module):
     def with_size(self, size: int | None) -> Quantizer:
         """A new quantizer of the same kind with K = size (None: the same); codes that are drawn at random are drawn anew."""
         if size is not None and [size] != self.codebook_sizes:
-            raise ValueError(
+            raise UserError(
                 f"the number of codes of {type(self).__name__} cannot be set by sizes: leave sizes=null, "
                 "and set it in the inner quantizer"
             )
@@ -187,20 +189,6 @@ def with_value(value: Tensor, path: Tensor) -> Tensor:
     return value.detach() + (path - path.detach())
 
 
-def checked_weight(weight: float) -> float:
-    """The weight of a loss. Raises ValueError unless it is a number from 0 on."""
-    if not 0 <= weight < math.inf:
-        raise ValueError(f"the weight of a loss must be a number from 0 on, got {weight}")
-    return weight
-
-
 def unit(x: Tensor) -> Tensor:
     """(N, d) -> (N, d) of norm 1."""
     return F.normalize(x, dim=1, eps=1e-6)  # eps: a zero vector has no direction, and stays zero
-
-
-def checked_decay(decay: float) -> float:
-    """The decay of a moving average. Raises ValueError outside of [0, 1)."""
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay must lie in [0, 1), got {decay}")
-    return decay

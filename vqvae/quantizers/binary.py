@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae import distributed
-from vqvae.quantizers.base import FlatQuantized, Loss, Quantizer, checked_weight, unit
+from vqvae.errors import UserError
+from vqvae.quantizers.base import FlatQuantized, Loss, Quantizer, unit
 from vqvae.quantizers.chunked import sum_rows
-from vqvae.quantizers.regularizers import checked_temperature, mean_square_error
+from vqvae.quantizers.regularizers import mean_square_error
+from vqvae.ranges import Count, Ge, Le, NonNegativeFloat, PositiveFloat, PositiveInt, checked
 
 
+@checked
 class LFQ(Quantizer):
     """Lookup-free quantization (Yu et al. 2023, arXiv 2310.05737, equations 2 to 5): q_i = sign(z_i), code width `bits`.
 
@@ -28,22 +32,22 @@ class LFQ(Quantizer):
 
     def __init__(
         self,
-        dim: int,
-        bits: int,
-        bits_per_map: int,
-        temperature: float,
-        sample_entropy_weight: float,
-        codebook_entropy_weight: float,
-        commitment_weight: float,
+        dim: PositiveInt,
+        bits: Count,
+        bits_per_map: Annotated[int, Ge(1), Le(18)],
+        temperature: PositiveFloat,
+        sample_entropy_weight: NonNegativeFloat,
+        codebook_entropy_weight: NonNegativeFloat,
+        commitment_weight: NonNegativeFloat,
     ) -> None:
-        if bits_per_map < 1 or bits % bits_per_map:
-            raise ValueError(f"bits_per_map={bits_per_map} does not divide bits={bits}")
+        if bits % bits_per_map:
+            raise UserError(f"bits_per_map={bits_per_map} does not divide bits={bits}")
         super().__init__(dim, bits, [2**bits_per_map] * (bits // bits_per_map))
         self.bits, self.bits_per_map = bits, bits_per_map
-        self.temperature = checked_temperature(temperature)
-        self.sample_entropy_weight = checked_weight(sample_entropy_weight)
-        self.codebook_entropy_weight = checked_weight(codebook_entropy_weight)
-        self.commitment_weight = checked_weight(commitment_weight)
+        self.temperature = temperature
+        self.sample_entropy_weight = sample_entropy_weight
+        self.codebook_entropy_weight = codebook_entropy_weight
+        self.commitment_weight = commitment_weight
         powers = 2 ** torch.arange(bits_per_map - 1, -1, -1)  # highest bit first
         self.register_buffer("powers", powers, persistent=False)
         everything = torch.arange(2**bits_per_map)[:, None] // powers % 2  # (K, bits per map)

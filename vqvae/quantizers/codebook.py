@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from vqvae import distributed
-from vqvae.quantizers.base import checked_decay
+from vqvae.errors import UserError
+from vqvae.quantizers.base import MAX_CODEBOOK_SIZE
+from vqvae.ranges import Bound, Count, Ge, Le, LessThanOne, NonNegativeFloat, PositiveFloat, PositiveInt, checked
+
+CodebookSize = Annotated[int, Ge(2), Le(MAX_CODEBOOK_SIZE)]
 
 
+@checked
 class Codebook(nn.Module):
     """K codes of width d.
 
@@ -23,10 +28,8 @@ class Codebook(nn.Module):
     takes_vectors: bool = True
     can_be_revived: bool = True
 
-    def __init__(self, size: int, dim: int) -> None:
+    def __init__(self, size: CodebookSize, dim: PositiveInt) -> None:
         super().__init__()
-        if size < 2:
-            raise ValueError(f"a codebook needs at least 2 codes, got size={size}")
         self.size, self.dim = size, dim
 
     @abstractmethod
@@ -56,6 +59,7 @@ class Codebook(nn.Module):
         return distributed.all_reduce_sum([counts])[0]
 
 
+@checked
 class GradientCodebook(Codebook):
     """Codes as a parameter, moved by the optimizer through the codebook loss (arXiv 1711.00937, equation 3).
 
@@ -66,10 +70,8 @@ class GradientCodebook(Codebook):
 
     learns_by_gradient = True
 
-    def __init__(self, size: int, dim: int, speed: float) -> None:
+    def __init__(self, size: CodebookSize, dim: PositiveInt, speed: PositiveFloat) -> None:
         super().__init__(size, dim)
-        if not 0 < speed < math.inf:
-            raise ValueError(f"speed must be a number above 0, got {speed}")
         self.speed = speed
         self.weight = nn.Parameter(torch.zeros(size, dim))
         self.weight.no_weight_decay = True  # type: ignore[attr-defined]  # decay would pull unused codes to 0
@@ -86,6 +88,7 @@ class GradientCodebook(Codebook):
         return {self.weight: rows}
 
 
+@checked
 class EMACodebook(Codebook):
     """Codes as exponential moving averages of the vectors that chose them (arXiv 1711.00937, appendix A.1).
 
@@ -103,11 +106,9 @@ class EMACodebook(Codebook):
     mean_sum: Tensor
     batch_sum: Tensor
 
-    def __init__(self, size: int, dim: int, decay: float, epsilon: float) -> None:
+    def __init__(self, size: CodebookSize, dim: PositiveInt, decay: LessThanOne, epsilon: NonNegativeFloat) -> None:
         super().__init__(size, dim)
-        if epsilon < 0:
-            raise ValueError(f"epsilon must not be negative, got {epsilon}")
-        self.decay, self.epsilon = checked_decay(decay), epsilon
+        self.decay, self.epsilon = decay, epsilon
         self.register_buffer("weight", torch.zeros(size, dim))
         self.register_buffer("mean_count", torch.ones(size))
         self.register_buffer("mean_sum", torch.zeros(size, dim))
@@ -146,13 +147,14 @@ class EMACodebook(Codebook):
         return counts
 
 
+@checked
 class FrozenCodebook(Codebook):
     """Codes that never move: from data (init=data or kmeans), or random (init=normal)."""
 
     can_be_revived = False
     weight: Tensor
 
-    def __init__(self, size: int, dim: int) -> None:
+    def __init__(self, size: CodebookSize, dim: PositiveInt) -> None:
         super().__init__(size, dim)
         self.register_buffer("weight", torch.zeros(size, dim))
 
@@ -166,6 +168,7 @@ class FrozenCodebook(Codebook):
         self.weight.copy_(vectors)
 
 
+@checked
 class SimVQCodebook(Codebook):
     """e_k = W c_k + b, where c is frozen, N(0, 1/d), and only the linear map learns (Zhu et al. 2024, arXiv 2411.02038).
 
@@ -177,7 +180,7 @@ class SimVQCodebook(Codebook):
     can_be_revived = False
     basis: Tensor
 
-    def __init__(self, size: int, dim: int) -> None:
+    def __init__(self, size: CodebookSize, dim: PositiveInt) -> None:
         super().__init__(size, dim)
         self.register_buffer("basis", torch.zeros(size, dim))
         self.map = nn.Linear(dim, dim)
@@ -193,6 +196,7 @@ class SimVQCodebook(Codebook):
         self.basis.copy_(vectors)
 
 
+@checked
 class BridgeCodebook(GradientCodebook):
     """e = c + bridge(c), where the bridge is a transformer over patches of codes (FVQ, arXiv 2509.10140, section 3.2).
 
@@ -203,12 +207,18 @@ class BridgeCodebook(GradientCodebook):
 
     can_be_revived = False
 
-    def __init__(self, size: int, dim: int, speed: float, patch: int, width: int, layers: int) -> None:
+    def __init__(
+        self,
+        size: CodebookSize,
+        dim: PositiveInt,
+        speed: PositiveFloat,
+        patch: PositiveInt,
+        width: Annotated[int, Ge(8), Bound("be a multiple of 8", lambda value: value % 8 == 0)],
+        layers: Count,
+    ) -> None:
         super().__init__(size, dim, speed)
-        if patch < 1 or size % patch:
-            raise ValueError(f"patch={patch} does not divide the codebook's size {size}")
-        if width < 8 or width % 8 or layers < 1:
-            raise ValueError(f"width must be a multiple of 8 and layers at least 1, got {width} and {layers}")
+        if size % patch:
+            raise UserError(f"patch={patch} does not divide the codebook's size {size}")
         self.patch, self.width, self.layers = patch, width, layers
         self.compress = nn.Linear(patch * dim, width)
         block = nn.TransformerEncoderLayer(width, 8, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
@@ -227,6 +237,7 @@ class BridgeCodebook(GradientCodebook):
         return BridgeCodebook(size, self.dim, self.speed, self.patch, self.width, self.layers)
 
 
+@checked
 class AffineCodebook(GradientCodebook):
     """e = (c - mean_c) std_z / std_c + mean_z per coordinate: the codes follow the latents as a whole (arXiv 2305.08842, 4.1).
 
@@ -241,16 +252,13 @@ class AffineCodebook(GradientCodebook):
     c_mean: Tensor
     c_std: Tensor
 
-    def __init__(self, size: int, dim: int, speed: float, decay: float) -> None:
+    def __init__(self, size: CodebookSize, dim: PositiveInt, speed: PositiveFloat, decay: LessThanOne) -> None:
         super().__init__(size, dim, speed)
-        self.decay = checked_decay(decay)
-        for name in ("z_mean", "c_mean"):
-            self.register_buffer(name, torch.zeros(dim))
-        for name in ("z_std", "c_std"):
-            self.register_buffer(name, torch.ones(dim))
-        self.register_buffer(
-            "batch", torch.zeros(2, dim), persistent=False
-        )  # this step's sums of z - z_mean and its square
+        self.decay = decay
+        for name in ("z_mean", "c_mean", "z_std", "c_std"):
+            self.register_buffer(name, torch.zeros(dim) if name.endswith("mean") else torch.ones(dim))
+        # This step's sums of z - z_mean and its square.
+        self.register_buffer("batch", torch.zeros(2, dim), persistent=False)
 
     def codes(self) -> Tensor:
         return (super().codes() - self.c_mean) * (self.z_std / self.c_std) + self.z_mean

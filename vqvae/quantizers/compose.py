@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from vqvae import distributed
-from vqvae.quantizers.base import FlatQuantized, Loss, Quantizer, with_value
+from vqvae.errors import UserError
+from vqvae.quantizers.base import FlatQuantized, Loss, NumCodes, Quantizer, with_value
+from vqvae.ranges import Count, PositiveInt, Share, checked
 
 
 class Composition(Quantizer):
@@ -23,9 +25,9 @@ class Composition(Quantizer):
         self.parts = nn.ModuleList(dict.fromkeys(uses))  # type: ignore[assignment]
         self.trains_encoder = all(part.trains_encoder for part in self.parts)
         if not self.codebook_sizes:
-            raise ValueError("quantizer=identity has no codes, so nothing can be composed of it")
+            raise UserError("quantizer=identity has no codes, so nothing can be composed of it")
         if any(part.needs_grid for part in self.parts):
-            raise ValueError(
+            raise UserError(
                 "quantizer=multiscale works on whole grids: it can only be outermost, around other quantizers"
             )
 
@@ -53,18 +55,17 @@ class Composition(Quantizer):
 
 def copies(inner: Quantizer, count: int, shared: bool, sizes: list[int] | None) -> list[Quantizer]:
     """`count` quantizers like inner: itself if shared, else new ones, with K = sizes[i] where sizes are given."""
-    if count < 1:
-        raise ValueError(f"a composition needs at least 1 part, got {count}")
     if sizes is not None and len(sizes) != count:
-        raise ValueError(f"sizes={sizes} must have one entry for each of the {count} parts")
+        raise UserError(f"sizes={sizes} must have one entry for each of the {count} parts")
     if shared:
         if sizes is not None:
-            raise ValueError("shared=true and sizes exclude each other: a shared codebook has one size")
+            raise UserError("shared=true and sizes exclude each other: a shared codebook has one size")
         return [inner] * count
     wanted: list[int | None] = [None] * count if sizes is None else [*sizes]
     return [inner.with_size(size) for size in wanted]
 
 
+@checked
 class Residual(Composition):
     """Each stage quantizes what those before it left over: z_q = sum_i q_i, r_(i+1) = r_i - sg q_i (arXiv 2107.03312).
 
@@ -78,12 +79,16 @@ class Residual(Composition):
     """
 
     def __init__(
-        self, dim: int, inner: Quantizer, depth: int, shared: bool, sizes: list[int] | None, dropout: float
+        self,
+        dim: PositiveInt,
+        inner: Quantizer,
+        depth: Count,
+        shared: bool,
+        sizes: list[NumCodes] | None,
+        dropout: Share,
     ) -> None:
         refuse_other_width(inner, dim)
         super().__init__(dim, copies(inner, depth, shared, sizes))
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout is a share of the pictures in [0, 1], got {dropout}")
         self.dropout = dropout
         self.init_vectors = max(part.init_vectors for part in self.parts)
 
@@ -124,6 +129,7 @@ class Residual(Composition):
             rest = rest - stage.quantize_flat(rest, rest, 1).q
 
 
+@checked
 class Product(Composition):
     """The vector is cut into `splits` pieces of D / splits, each quantized by itself; K^splits outputs (Jegou et al. 2011).
 
@@ -131,9 +137,11 @@ class Product(Composition):
     same; `sizes`: K of each, or null. Losses of one name are averaged over pieces.
     """
 
-    def __init__(self, dim: int, inner: Quantizer, splits: int, shared: bool, sizes: list[int] | None) -> None:
-        if splits < 1 or dim % splits:
-            raise ValueError(f"splits={splits} does not divide the latent width {dim}")
+    def __init__(
+        self, dim: PositiveInt, inner: Quantizer, splits: Count, shared: bool, sizes: list[NumCodes] | None
+    ) -> None:
+        if dim % splits:
+            raise UserError(f"splits={splits} does not divide the latent width {dim}")
         refuse_other_width(inner, dim // splits)
         super().__init__(dim, copies(inner, splits, shared, sizes))
         self.shared, self.splits = shared, splits
@@ -169,6 +177,7 @@ class Product(Composition):
                 part.begin_run(piece)
 
 
+@checked
 class Rotated(Composition):
     """A fixed random orthogonal matrix before `inner` and its transpose after it, so that no coordinate is special.
 
@@ -177,7 +186,7 @@ class Rotated(Composition):
 
     rotation: Tensor
 
-    def __init__(self, dim: int, inner: Quantizer) -> None:
+    def __init__(self, dim: PositiveInt, inner: Quantizer) -> None:
         super().__init__(dim, [inner])
         self.code_dim = inner.dim
         if dim != inner.dim:
@@ -203,7 +212,7 @@ class Rotated(Composition):
 
 def refuse_other_width(inner: Quantizer, dim: int) -> None:
     if inner.dim != dim:
-        raise ValueError(
+        raise UserError(
             f"the inner quantizer works on vectors of width {inner.dim}, not {dim}: set quantizer.inner.dim={dim}"
         )
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vqvae import distributed
 from vqvae.quantizers.base import with_value
+from vqvae.ranges import NonNegativeFloat, PositiveFloat, checked
 
 
 class Estimator(nn.Module):
@@ -28,6 +29,7 @@ class StraightThrough(Estimator):
         return with_value(q, z)
 
 
+@checked
 class Synchronised(Estimator):
     """Straight through, and nu times the output's gradient goes to the codes as well (arXiv 2305.08842, section 4.3).
 
@@ -36,10 +38,8 @@ class Synchronised(Estimator):
 
     trains_codes = True
 
-    def __init__(self, nu: float) -> None:
+    def __init__(self, nu: PositiveFloat) -> None:
         super().__init__()
-        if nu <= 0:
-            raise ValueError(f"nu must be above 0, got {nu}; for 0 use estimator=straight_through")
         self.nu = nu
 
     def forward(self, z: Tensor, q: Tensor) -> Tensor:
@@ -91,6 +91,7 @@ class Reflection(Rotation):
         return z - 2 * (w * z).sum(1, keepdim=True) * w
 
 
+@checked
 class DiVeQ(Estimator):
     """z moved by its distance to q in a direction near that of q (Vali et al. 2025, arXiv 2509.26469).
 
@@ -102,10 +103,8 @@ class DiVeQ(Estimator):
 
     trains_codes = True
 
-    def __init__(self, noise_std: float) -> None:
+    def __init__(self, noise_std: NonNegativeFloat) -> None:
         super().__init__()
-        if noise_std < 0:
-            raise ValueError(f"noise_std must not be negative, got {noise_std}")
         self.noise_std = noise_std
 
     def forward(self, z: Tensor, q: Tensor) -> Tensor:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from vqvae.errors import UserError
 from vqvae.quantizers.base import Quantized, Quantizer
+from vqvae.ranges import PositiveInt, checked
 
 
+@checked
 class Identity(Quantizer):
     """z_q = z_e, no codes; a prior on it is refused."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: PositiveInt) -> None:
         super().__init__(dim, dim, [])
 
     def forward(self, z_e: Tensor) -> Quantized:
         return Quantized(z_e.float(), [])
 
     def decode(self, codes: list[Tensor]) -> Tensor:
-        raise ValueError("quantizer=identity has no codes, so there is nothing to decode; choose another quantizer")
+        raise UserError("quantizer=identity has no codes, so there is nothing to decode; choose another quantizer")

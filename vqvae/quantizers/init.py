@@ -7,7 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from vqvae.errors import UserError
 from vqvae.quantizers.nearest import nearest_code
+from vqvae.ranges import Count, CountOrZero, PositiveFloat, checked
 
 
 class Init:
@@ -26,15 +28,14 @@ class Init:
         raise AssertionError("only called where vectors are wanted")
 
 
+@checked
 class Uniform(Init):
     """Each coordinate from U(-b, b) with b = scale sqrt(3 / d), so that a code's expected squared norm is scale^2.
 
     scale 1 is Sonnet's and Haiku's start (b = 0.217 at d = 64). Other projects start two orders of magnitude smaller.
     """
 
-    def __init__(self, scale: float) -> None:
-        if scale <= 0:
-            raise ValueError(f"scale must be above 0, got {scale}")
+    def __init__(self, scale: PositiveFloat) -> None:
         self.scale = scale
 
     def draw(self, size: int, dim: int) -> Tensor:
@@ -42,12 +43,11 @@ class Uniform(Init):
         return torch.empty(size, dim).uniform_(-bound, bound)
 
 
+@checked
 class Normal(Init):
     """Each coordinate from N(0, scale^2 / d), so that a code's expected squared norm is scale^2."""
 
-    def __init__(self, scale: float) -> None:
-        if scale <= 0:
-            raise ValueError(f"scale must be above 0, got {scale}")
+    def __init__(self, scale: PositiveFloat) -> None:
         self.scale = scale
 
     def draw(self, size: int, dim: int) -> Tensor:
@@ -70,15 +70,14 @@ class FirstBatch(Init):
         return vectors[:size].clone()
 
 
+@checked
 class DataSample(Init):
     """Different vectors of the training data, drawn at random from `vectors_per_code` x K of them.
 
     Raises ValueError when there are fewer vectors than codes.
     """
 
-    def __init__(self, vectors_per_code: int) -> None:
-        if vectors_per_code < 1:
-            raise ValueError(f"vectors_per_code must be at least 1, got {vectors_per_code}")
+    def __init__(self, vectors_per_code: Count) -> None:
         self.vectors_per_code = vectors_per_code
 
     def vectors_wanted(self, size: int) -> int:
@@ -90,16 +89,15 @@ class DataSample(Init):
         return vectors[rows.to(vectors.device)]  # (K, d)
 
 
+@checked
 class KMeans(DataSample):
     """K-means of the same sample: k-means++ (Arthur & Vassilvitskii 2007), then `iterations` of Lloyd's algorithm.
 
     A cluster that loses its last vector keeps its centre. SoundStream (arXiv 2107.03312) starts so, from one batch.
     """
 
-    def __init__(self, vectors_per_code: int, iterations: int) -> None:
+    def __init__(self, vectors_per_code: Count, iterations: CountOrZero) -> None:
         super().__init__(vectors_per_code)
-        if iterations < 0:
-            raise ValueError(f"iterations must not be negative, got {iterations}")
         self.iterations = iterations
 
     def choose(self, vectors: Tensor, size: int) -> Tensor:
@@ -131,4 +129,4 @@ def spread(vectors: Tensor, size: int) -> Tensor:
 
 def refuse_too_few(vectors: Tensor, size: int, way_out: str) -> None:
     if len(vectors) < size:
-        raise ValueError(f"{len(vectors)} latent vectors cannot start {size} codes: {way_out}")
+        raise UserError(f"{len(vectors)} latent vectors cannot start {size} codes: {way_out}")

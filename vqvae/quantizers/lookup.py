@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae import distributed
+from vqvae.errors import UserError
 from vqvae.quantizers.base import unit
 from vqvae.quantizers.nearest import nearest_code, nearest_code_sampled, nearest_codes
+from vqvae.ranges import Count, NonNegativeInt, NotEmpty, PositiveFloat, PositiveInt, Share, checked
 
 
 class Found(NamedTuple):
@@ -84,6 +86,7 @@ class Cosine(Lookup):
         return 1 - F.cosine_similarity(z, q, dim=1)
 
 
+@checked
 class CosineVote(Cosine):
     """The `neighbours` codes at the smallest angles vote by their labels.
 
@@ -96,23 +99,23 @@ class CosineVote(Cosine):
     picks_nearest = False
     labels: Tensor
 
-    def __init__(self, neighbours: int, labels: list[int] | None, nearest_winner: bool, min_share: float) -> None:
+    def __init__(
+        self,
+        neighbours: Count,
+        labels: Annotated[list[NonNegativeInt], NotEmpty] | None,
+        nearest_winner: bool,
+        min_share: Share,
+    ) -> None:
         super().__init__()
-        if neighbours < 1:
-            raise ValueError(f"neighbours must be at least 1, got {neighbours}")
-        if not 0 <= min_share <= 1:
-            raise ValueError(f"min_share is a share of the votes in [0, 1], got {min_share}")
-        if labels is not None and min(labels, default=-1) < 0:
-            raise ValueError(f"labels must be numbers from 0, one a code, got {labels}")
         self.neighbours, self.nearest_winner, self.min_share = neighbours, nearest_winner, min_share
         self.given = labels
 
     def check(self, size: int, dim: int) -> None:
         if self.neighbours > size:
-            raise ValueError(f"neighbours={self.neighbours} are more than the {size} codes; choose at most {size}")
+            raise UserError(f"neighbours={self.neighbours} are more than the {size} codes; choose at most {size}")
         labels = list(range(size)) if self.given is None else self.given
         if len(labels) != size:
-            raise ValueError(f"{len(labels)} labels for {size} codes; give one label a code, or null")
+            raise UserError(f"{len(labels)} labels for {size} codes; give one label a code, or null")
         self.register_buffer("labels", torch.tensor(labels), persistent=False)
 
     def forward(self, z: Tensor, codes: Tensor) -> Found:
@@ -133,15 +136,14 @@ class CosineVote(Cosine):
         return Found(indices, most[:, 0] < self.min_share * self.neighbours)
 
 
+@checked
 class Stochastic(Lookup):
     """In training a code drawn from softmax(-|z - e|^2 / temperature) (RQ-VAE, arXiv 2203.01941); in eval the nearest."""
 
     picks_nearest = False
 
-    def __init__(self, temperature: float) -> None:
+    def __init__(self, temperature: PositiveFloat) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}; for the nearest use lookup=euclidean")
         self.temperature = temperature
 
     def forward(self, z: Tensor, codes: Tensor) -> Found:
@@ -150,6 +152,7 @@ class Stochastic(Lookup):
         return Found(nearest_code(z, codes))
 
 
+@checked
 class PCA(Lookup):
     """Looks up with `inner` in the span of the first `components` principal axes; output and losses stay in full space.
 
@@ -159,19 +162,17 @@ class PCA(Lookup):
     centre: Tensor
     axes: Tensor
 
-    def __init__(self, inner: Lookup, components: int) -> None:
+    def __init__(self, inner: Lookup, components: PositiveInt) -> None:
         super().__init__()
-        if components < 1:
-            raise ValueError(f"components must be at least 1, got {components}")
         if isinstance(inner, PCA):
-            raise ValueError(
+            raise UserError(
                 "a PCA within a PCA finds nothing new: choose another quantizer/lookup@quantizer.lookup.inner"
             )
         self.inner, self.components, self.picks_nearest = inner, components, inner.picks_nearest
 
     def check(self, size: int, dim: int) -> None:
         if self.components > dim:
-            raise ValueError(f"components={self.components} are more than the code width {dim}; choose at most {dim}")
+            raise UserError(f"components={self.components} are more than the code width {dim}; choose at most {dim}")
         self.inner.check(size, self.components)
         self.register_buffer("centre", torch.zeros(dim))
         self.register_buffer("axes", torch.eye(dim)[:, : self.components].contiguous())

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqvae.errors import UserError
 from vqvae.quantizers.base import FlatQuantized, Quantized, Quantizer
 from vqvae.quantizers.compose import Composition, merge, refuse_other_width
+from vqvae.ranges import Count, Gt, Le, NotEmpty, PositiveInt, Share, checked
 
 
+@checked
 class MultiScale(Composition):
     """Residual quantization from the coarsest scale to the whole grid (VAR, Tian et al. 2024, arXiv 2404.02905, algorithm 1).
 
@@ -28,14 +32,19 @@ class MultiScale(Composition):
 
     needs_grid = True
 
-    def __init__(self, dim: int, inner: Quantizer, shares: list[float], phis: int, strength: float) -> None:
+    def __init__(
+        self,
+        dim: PositiveInt,
+        inner: Quantizer,
+        shares: Annotated[list[Annotated[float, Gt(0), Le(1)]], NotEmpty],
+        phis: Count,
+        strength: Share,
+    ) -> None:
         refuse_other_width(inner, dim)
-        if list(shares) != sorted(shares) or not shares or shares[0] <= 0 or shares[-1] != 1:
-            raise ValueError(f"shares must rise to 1, from above 0, got {list(shares)}")
-        if phis < 1 or not 0 <= strength <= 1:
-            raise ValueError(f"phis must be at least 1 and strength lie in [0, 1], got {phis} and {strength}")
+        if list(shares) != sorted(shares) or shares[-1] != 1:
+            raise UserError(f"shares must rise to 1, got {list(shares)}")
         if not inner.is_straight_through:
-            raise ValueError(
+            raise UserError(
                 f"multiscale copies the gradient past all scales at once, which is not how {type(inner).__name__} passes it "
                 "here: choose an inner quantizer of parts with quantizer/estimator@quantizer.inner.estimator=straight_through"
             )

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae import distributed
+from vqvae.errors import UserError
 
 # Scores of one chunk: small enough for a CPU's cache, large enough to fill a GPU; MIN_ROWS keeps a GEMM a GEMM.
 CPU_CHUNK_ELEMENTS = 2**20
@@ -133,7 +134,7 @@ def scores_by(metric: str, z: Tensor, codes: Tensor) -> Scores:
     if metric == "euclidean":
         return euclidean_scores(codes)
     if metric not in NORMS:
-        raise ValueError(f"unknown metric '{metric}'; choose euclidean, {' or '.join(NORMS)}")
+        raise UserError(f"unknown metric '{metric}'; choose euclidean, {' or '.join(NORMS)}")
     return absolute_scores(codes, metric, compile=z.device.type == "cpu" and z.numel() * len(codes) >= COMPILE_FROM)
 
 

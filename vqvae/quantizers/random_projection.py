@@ -6,10 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqvae.quantizers.base import FlatQuantized, Quantizer
+from vqvae.quantizers.base import FlatQuantized, NumCodes, Quantizer
 from vqvae.quantizers.nearest import nearest_code
+from vqvae.ranges import PositiveInt, checked
 
 
+@checked
 class RandomProjection(Quantizer):
     """BEST-RQ's targets (Chiu et al. 2022, arXiv 2202.01855, section 3.1): all frozen, no gradient for the encoder.
 
@@ -21,7 +23,7 @@ class RandomProjection(Quantizer):
     projection: Tensor
     codebook: Tensor
 
-    def __init__(self, dim: int, size: int, code_dim: int) -> None:
+    def __init__(self, dim: PositiveInt, size: NumCodes, code_dim: PositiveInt) -> None:
         super().__init__(dim, code_dim, [size])
         self.project_in = nn.Identity()
         self.project_out = nn.Linear(code_dim, dim)

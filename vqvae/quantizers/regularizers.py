@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae import distributed
-from vqvae.quantizers.base import checked_weight
 from vqvae.quantizers.chunked import squared_distances, sum_rows
+from vqvae.ranges import Ge, In, NonNegativeFloat, PositiveFloat, checked
 
 ROOT_EPSILON = 1e-12  # under square roots, whose slope at 0 is infinite
 
 
+@checked
 class Regularizer(nn.Module):
     """forward: z (N, d), attached q (N, d), codes (K, d) -> scalar before the weight.
 
@@ -23,9 +27,9 @@ class Regularizer(nn.Module):
     trains_codes: bool = False
     attracts_codes: bool = False
 
-    def __init__(self, weight: float) -> None:
+    def __init__(self, weight: NonNegativeFloat) -> None:
         super().__init__()
-        self.weight = checked_weight(weight)
+        self.weight = weight
 
 
 class Commitment(Regularizer):
@@ -48,13 +52,12 @@ class CodebookLoss(Regularizer):
         return mean_square_error(q, z.detach())
 
 
+@checked
 class Ordered(Regularizer):
     """Base of losses on un-squared distances |.|_order, order 1, 2 or inf (in YAML files .inf)."""
 
-    def __init__(self, weight: float, order: float) -> None:
+    def __init__(self, weight: NonNegativeFloat, order: Annotated[float, In(1, 2, math.inf)]) -> None:
         super().__init__(weight)
-        if order not in (1, 2, float("inf")):
-            raise ValueError(f"order must be 1, 2 or inf, got {order}")
         self.order = order
 
     def norm(self, x: Tensor) -> Tensor:
@@ -91,6 +94,7 @@ class AllCodes(Ordered):
         return total / max(len(z), 1)
 
 
+@checked
 class Coulomb(Ordered):
     """-sum_i mean_j min(|e_i - e_j|, bound): codes push each other apart, like charges of one sign.
 
@@ -100,10 +104,10 @@ class Coulomb(Ordered):
 
     trains_codes = True
 
-    def __init__(self, weight: float, order: float, bound: float) -> None:
+    def __init__(
+        self, weight: NonNegativeFloat, order: Annotated[float, In(1, 2, math.inf)], bound: PositiveFloat
+    ) -> None:
         super().__init__(weight, order)
-        if bound <= 0:
-            raise ValueError(f"bound must be above 0, got {bound}")
         self.bound = bound
 
     def forward(self, z: Tensor, q: Tensor, codes: Tensor) -> Tensor:
@@ -128,6 +132,7 @@ class NearestCoulomb(Coulomb):
         return -self.norm(codes - codes[other]).clamp_max(self.bound).sum()
 
 
+@checked
 class Orthogonal(Regularizer):
     """|E E^T - I|_F^2 / K^2 of the codes scaled to norm 1: spreads their directions (arXiv 2112.00384, equation 7).
 
@@ -136,10 +141,8 @@ class Orthogonal(Regularizer):
 
     trains_codes = True
 
-    def __init__(self, weight: float, max_codes: int) -> None:
+    def __init__(self, weight: NonNegativeFloat, max_codes: Annotated[int, Ge(2)]) -> None:
         super().__init__(weight)
-        if max_codes < 2:
-            raise ValueError(f"max_codes must be at least 2, got {max_codes}")
         self.max_codes = max_codes
 
     def forward(self, z: Tensor, q: Tensor, codes: Tensor) -> Tensor:
@@ -150,12 +153,13 @@ class Orthogonal(Regularizer):
         return (products - torch.eye(len(codes), device=codes.device)).square().mean()
 
 
+@checked
 class Soft(Regularizer):
     """Base of losses on p(k | z) = softmax(-|z - e_k|^2 / temperature); all N x K pairs, in chunks."""
 
-    def __init__(self, weight: float, temperature: float) -> None:
+    def __init__(self, weight: NonNegativeFloat, temperature: PositiveFloat) -> None:
         super().__init__(weight)
-        self.temperature = checked_temperature(temperature)
+        self.temperature = temperature
 
     def log_p(self, z: Tensor, codes: Tensor) -> Tensor:
         """-> (n, K)."""
@@ -188,6 +192,7 @@ class CodebookEntropy(Soft):
         return -torch.special.entr(p.clamp_min(1e-20)).sum()  # clamp: entr has an infinite slope at 0
 
 
+@checked
 class Contrastive(Regularizer):
     """For each code, the batch's nearest vectors against its farthest half (CVQ-VAE, arXiv 2307.15139).
 
@@ -198,9 +203,9 @@ class Contrastive(Regularizer):
     trains_codes = True
     attracts_codes = True
 
-    def __init__(self, weight: float, temperature: float) -> None:
+    def __init__(self, weight: NonNegativeFloat, temperature: PositiveFloat) -> None:
         super().__init__(weight)
-        self.temperature = checked_temperature(temperature)
+        self.temperature = temperature
 
     def forward(self, z: Tensor, q: Tensor, codes: Tensor) -> Tensor:
         if len(z) < 2:
@@ -220,10 +225,3 @@ def sum_of_distances(z: Tensor, codes: Tensor) -> Tensor:
 def mean_square_error(a: Tensor, b: Tensor) -> Tensor:
     """Mean of (a - b)^2 over all elements, 0 for none."""
     return F.mse_loss(a, b) if a.numel() else a.sum()
-
-
-def checked_temperature(temperature: float) -> float:
-    """Raises ValueError unless it is a number above 0."""
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be a number above 0, got {temperature}")
-    return temperature

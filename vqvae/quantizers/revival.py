@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
 from vqvae import distributed
-from vqvae.quantizers.base import checked_decay
+from vqvae.errors import UserError
 from vqvae.quantizers.codebook import Codebook
 from vqvae.quantizers.nearest import nearest_code
+from vqvae.ranges import Gt, Le, LessThanOne, Lt, PositiveFloat, PositiveInt, checked
+
+Until = Annotated[float, Gt(0), Le(1)]  # a share of the steps
 
 
 class Revival(nn.Module):
@@ -36,6 +41,7 @@ class NoRevival(Revival):
     """Dead codes stay dead."""
 
 
+@checked
 class BatchRevival(Revival):
     """Base of those that replace codes by vectors of the step's batch, every `every_steps`, up to the share `until` of the run.
 
@@ -46,9 +52,9 @@ class BatchRevival(Revival):
     priority: Tensor
     next_row: Tensor
 
-    def __init__(self, every_steps: int, until: float) -> None:
+    def __init__(self, every_steps: PositiveInt, until: Until) -> None:
         super().__init__()
-        self.every_steps, self.until = checked_interval(every_steps), checked_share(until)
+        self.every_steps, self.until = every_steps, until
         self.due = False
 
     def attach(self, codebook: Codebook) -> None:
@@ -84,6 +90,7 @@ class BatchRevival(Revival):
         return vectors[torch.arange(size, device=vectors.device) % found.clamp_min(1)], found > 0
 
 
+@checked
 class RandomRevival(BatchRevival):
     """Codes with a share of use below `threshold` / K become random vectors of the batch.
 
@@ -94,11 +101,11 @@ class RandomRevival(BatchRevival):
 
     usage: Tensor
 
-    def __init__(self, threshold: float, decay: float, every_steps: int, until: float) -> None:
+    def __init__(
+        self, threshold: Annotated[float, Gt(0), Lt(1)], decay: LessThanOne, every_steps: PositiveInt, until: Until
+    ) -> None:
         super().__init__(every_steps, until)
-        if not 0 < threshold < 1:
-            raise ValueError(f"threshold must lie in (0, 1), got {threshold}")
-        self.threshold, self.decay = threshold, checked_decay(decay)
+        self.threshold, self.decay = threshold, decay
 
     def attach(self, codebook: Codebook) -> None:
         super().attach(codebook)
@@ -116,6 +123,7 @@ class RandomRevival(BatchRevival):
         return codebook.replace(dead, vectors)
 
 
+@checked
 class LeastRecentlyUsed(BatchRevival):
     """Codes that nothing has chosen while `patience` x K vectors went by become random vectors of the batch.
 
@@ -125,10 +133,8 @@ class LeastRecentlyUsed(BatchRevival):
 
     waited: Tensor
 
-    def __init__(self, patience: float, every_steps: int, until: float) -> None:
+    def __init__(self, patience: PositiveFloat, every_steps: PositiveInt, until: Until) -> None:
         super().__init__(every_steps, until)
-        if patience <= 0:
-            raise ValueError(f"patience must be above 0, got {patience}")
         self.patience = patience
 
     def attach(self, codebook: Codebook) -> None:
@@ -147,6 +153,7 @@ class LeastRecentlyUsed(BatchRevival):
         return codebook.replace(dead, vectors)
 
 
+@checked
 class FarthestRevival(Revival):
     """Every `every_steps`, the `replaced` least used codes become the inputs that were farthest from their codes.
 
@@ -161,17 +168,15 @@ class FarthestRevival(Revival):
     step_farthest: Tensor
     step_distance: Tensor
 
-    def __init__(self, replaced: int, every_steps: int, until: float) -> None:
+    def __init__(self, replaced: PositiveInt, every_steps: PositiveInt, until: Until) -> None:
         super().__init__()
-        if replaced < 1:
-            raise ValueError(f"replaced must be at least 1, got {replaced}")
         self.replaced = replaced
-        self.every_steps, self.until = checked_interval(every_steps), checked_share(until)
+        self.every_steps, self.until = every_steps, until
         self.due, self.active = False, True
 
     def attach(self, codebook: Codebook) -> None:
         if self.replaced > codebook.size:
-            raise ValueError(f"replaced={self.replaced} is more than the {codebook.size} codes; choose fewer")
+            raise UserError(f"replaced={self.replaced} is more than the {codebook.size} codes; choose fewer")
         self.register_buffer("usage", torch.zeros(codebook.size))
         self.register_buffer("farthest", torch.zeros(self.replaced, codebook.dim))
         self.register_buffer("distance", torch.full((self.replaced,), -1.0))  # -1: no input yet
@@ -213,6 +218,7 @@ class FarthestRevival(Revival):
         return codebook.replace(dead, new)
 
 
+@checked
 class AnchorRevival(Revival):
     """Every code moves to the batch's vector nearest to it, the more the less it is used (CVQ-VAE, arXiv 2307.15139).
 
@@ -227,11 +233,9 @@ class AnchorRevival(Revival):
     anchors: Tensor
     squared: Tensor
 
-    def __init__(self, strength: float, decay: float, until: float) -> None:
+    def __init__(self, strength: PositiveFloat, decay: LessThanOne, until: Until) -> None:
         super().__init__()
-        if strength <= 0:
-            raise ValueError(f"strength must be above 0, got {strength}")
-        self.strength, self.decay, self.until = strength, checked_decay(decay), checked_share(until)
+        self.strength, self.decay, self.until = strength, decay, until
         self.active = True
 
     def attach(self, codebook: Codebook) -> None:
@@ -265,18 +269,6 @@ class AnchorRevival(Revival):
         moved = applied & squared.isfinite() & (share[:, 0] > 1e-6)  # at smaller shares, the move is lost in rounding
         replaced = codebook.replace(moved, torch.lerp(codes, anchors, share))
         return {parameter: rows & (share[:, 0] > 0.5) for parameter, rows in replaced.items()}
-
-
-def checked_interval(every_steps: int) -> int:
-    if every_steps < 1:
-        raise ValueError(f"every_steps must be at least 1, got {every_steps}")
-    return every_steps
-
-
-def checked_share(until: float) -> float:
-    if not 0 < until <= 1:
-        raise ValueError(f"until must lie in (0, 1], got {until}")
-    return until
 
 
 def top(vectors: Tensor, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:

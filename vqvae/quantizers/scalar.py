@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from vqvae import distributed
-from vqvae.quantizers.base import FlatQuantized, Loss, Quantizer, checked_weight
+from vqvae.quantizers.base import FlatQuantized, Loss, Quantizer
 from vqvae.quantizers.regularizers import mean_square_error
+from vqvae.ranges import Ge, NonNegativeFloat, NotEmpty, PositiveInt, Share, checked
 
 
+@checked
 class ScalarQuantizer(Quantizer):
     """Base: coordinate i takes one of levels[i] values; one map of K = prod(levels) codes, d = len(levels).
 
@@ -21,7 +24,7 @@ class ScalarQuantizer(Quantizer):
     levels: Tensor
     basis: Tensor
 
-    def __init__(self, dim: int, levels: list[int]) -> None:
+    def __init__(self, dim: PositiveInt, levels: Annotated[list[Annotated[int, Ge(1)]], NotEmpty]) -> None:
         super().__init__(dim, len(levels), [math.prod(levels)])
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
         basis = torch.tensor([math.prod(levels[:i]) for i in range(len(levels))])
@@ -43,6 +46,7 @@ class ScalarQuantizer(Quantizer):
         raise NotImplementedError
 
 
+@checked
 class FSQ(ScalarQuantizer):
     """Finite scalar quantization (Mentzer et al. 2023, arXiv 2309.15505, section 3 and appendix A.1).
 
@@ -56,12 +60,7 @@ class FSQ(ScalarQuantizer):
     offset: Tensor
     shift: Tensor
 
-    def __init__(self, dim: int, levels: list[int]) -> None:
-        if not levels or min(levels) < 3:
-            raise ValueError(
-                f"every FSQ level must be at least 3, got {levels}; the paper's 1,024 codes are [8, 5, 5, 5], "
-                "and quantizer=fsq_symmetric takes 2"
-            )
+    def __init__(self, dim: PositiveInt, levels: Annotated[list[Annotated[int, Ge(3)]], NotEmpty]) -> None:
         super().__init__(dim, levels)
         counts = self.levels
         half = (counts - 1) * (1 - self.epsilon) / 2
@@ -86,6 +85,7 @@ class FSQ(ScalarQuantizer):
         return (level - half_width).float() / half_width
 
 
+@checked
 class SymmetricFSQ(ScalarQuantizer):
     """FSQ with levels at -1, .., 1 in equal steps, even counts too (Parker et al. 2024, arXiv 2411.19842, section 3.2).
 
@@ -93,11 +93,9 @@ class SymmetricFSQ(ScalarQuantizer):
     their code is the rounded one. Raises ValueError for levels below 2.
     """
 
-    def __init__(self, dim: int, levels: list[int], noise: float) -> None:
-        if not levels or min(levels) < 2:
-            raise ValueError(f"every FSQ level must be at least 2, got {levels}")
-        if not 0 <= noise <= 1:
-            raise ValueError(f"noise is a share of the vectors in [0, 1], got {noise}")
+    def __init__(
+        self, dim: PositiveInt, levels: Annotated[list[Annotated[int, Ge(2)]], NotEmpty], noise: Share
+    ) -> None:
         super().__init__(dim, levels)
         self.noise = noise
 
@@ -119,6 +117,7 @@ class SymmetricFSQ(ScalarQuantizer):
         return 2 * level.float() / (self.levels - 1) - 1
 
 
+@checked
 class LatentQuantizer(ScalarQuantizer):
     """Each coordinate takes the nearest of its own learned values (Hsu et al. 2023, arXiv 2305.18378, section 3).
 
@@ -126,12 +125,16 @@ class LatentQuantizer(ScalarQuantizer):
     strong weight decay on both networks, which is optimizer.weight_decay here. Values start evenly over [-0.5, 0.5].
     """
 
-    def __init__(self, dim: int, levels: list[int], quantization_weight: float, commitment_weight: float) -> None:
-        if not levels or min(levels) < 2:
-            raise ValueError(f"every coordinate needs at least 2 values, got {levels}")
+    def __init__(
+        self,
+        dim: PositiveInt,
+        levels: Annotated[list[Annotated[int, Ge(2)]], NotEmpty],
+        quantization_weight: NonNegativeFloat,
+        commitment_weight: NonNegativeFloat,
+    ) -> None:
         super().__init__(dim, levels)
-        self.quantization_weight = checked_weight(quantization_weight)
-        self.commitment_weight = checked_weight(commitment_weight)
+        self.quantization_weight = quantization_weight
+        self.commitment_weight = commitment_weight
         rows = [torch.linspace(-0.5, 0.5, n) for n in levels]
         padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=torch.inf)  # (d, most levels)
         self.codebook = nn.Parameter(torch.where(padded.isinf(), 0, padded))

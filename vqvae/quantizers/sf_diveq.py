@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqvae.errors import UserError
 from vqvae.quantizers.vector import VectorQuantizer
 
 
@@ -21,12 +22,12 @@ class SFDiVeQ(VectorQuantizer):
     def refuse_what_cannot_go_together(self) -> None:
         super().refuse_what_cannot_go_together()
         if not self.estimator.trains_codes:
-            raise ValueError(
+            raise UserError(
                 f"points between codes are trained through the output, which {type(self.estimator).__name__} does not do: "
                 "choose quantizer/estimator=diveq"
             )
         if not self.nearest.picks_nearest:
-            raise ValueError("points between codes are looked up by distance: choose quantizer/lookup=euclidean")
+            raise UserError("points between codes are looked up by distance: choose quantizer/lookup=euclidean")
 
     def choose(self, z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         if not self.training:

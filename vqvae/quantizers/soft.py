@@ -9,13 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae import distributed
-from vqvae.quantizers.base import FlatQuantized, Loss, Quantizer, checked_weight
+from vqvae.quantizers.base import FlatQuantized, Loss, NumCodes, Quantizer
 from vqvae.quantizers.chunked import map_rows, squared_distances, sum_rows
 from vqvae.quantizers.init import Init
 from vqvae.quantizers.nearest import nearest_code
 from vqvae.quantizers.regularizers import mean_square_error
+from vqvae.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, checked
 
 
+@checked
 class SoftQuantizer(Quantizer):
     """Base: K codes as a parameter, and a temperature that falls from `start` to `end` by a cosine over the run.
 
@@ -24,10 +26,16 @@ class SoftQuantizer(Quantizer):
 
     temperature: Tensor
 
-    def __init__(self, dim: int, size: int, code_dim: int, init: Init, start: float, end: float) -> None:
+    def __init__(
+        self,
+        dim: PositiveInt,
+        size: NumCodes,
+        code_dim: PositiveInt,
+        init: Init,
+        start: PositiveFloat,
+        end: PositiveFloat,
+    ) -> None:
         super().__init__(dim, code_dim, [size])
-        if not (0 < start < math.inf and 0 < end < math.inf):
-            raise ValueError(f"temperatures must be above 0, got {start} to {end}")
         self.size, self.start, self.end = size, start, end
         self.init, self.init_vectors = init, init.vectors_wanted(size)
         self.codebook = nn.Parameter(init.draw(size, code_dim))
@@ -65,6 +73,7 @@ class SoftQuantizer(Quantizer):
         return [self.codebook.detach()]
 
 
+@checked
 class GumbelSoftmax(SoftQuantizer):
     """A code drawn from learned logits (Jang et al. 2016, arXiv 1611.01144; Maddison et al. 2016, arXiv 1611.00712).
 
@@ -75,10 +84,17 @@ class GumbelSoftmax(SoftQuantizer):
     """
 
     def __init__(
-        self, dim: int, size: int, code_dim: int, init: Init, start: float, end: float, kl_weight: float
+        self,
+        dim: PositiveInt,
+        size: NumCodes,
+        code_dim: PositiveInt,
+        init: Init,
+        start: PositiveFloat,
+        end: PositiveFloat,
+        kl_weight: NonNegativeFloat,
     ) -> None:
         super().__init__(dim, size, code_dim, init, start, end)
-        self.kl_weight = checked_weight(kl_weight)
+        self.kl_weight = kl_weight
         self.logits = nn.Linear(code_dim, size)
 
     def match(self, vectors: Tensor) -> None:
@@ -100,6 +116,7 @@ class GumbelSoftmax(SoftQuantizer):
         return FlatQuantized((hard + soft - soft.detach()) @ self.codebook, indices, losses)
 
 
+@checked
 class SQVAE(SoftQuantizer):
     """Stochastic quantization with a learned noise level (Takida et al. 2022, arXiv 2205.07547, section 4, Gaussian).
 
@@ -110,9 +127,18 @@ class SQVAE(SoftQuantizer):
     against D/2 log of the reconstruction error, where with an error over the data's variance `weight` stands for that ratio.
     """
 
-    def __init__(self, dim: int, size: int, code_dim: int, init: Init, start: float, end: float, weight: float) -> None:
+    def __init__(
+        self,
+        dim: PositiveInt,
+        size: NumCodes,
+        code_dim: PositiveInt,
+        init: Init,
+        start: PositiveFloat,
+        end: PositiveFloat,
+        weight: NonNegativeFloat,
+    ) -> None:
         super().__init__(dim, size, code_dim, init, start, end)
-        self.weight = checked_weight(weight)
+        self.weight = weight
         self.log_variance = nn.Parameter(torch.zeros(()))
 
     def match(self, vectors: Tensor) -> None:
@@ -137,6 +163,7 @@ class SQVAE(SoftQuantizer):
         return FlatQuantized(q, indices, losses, {"sigma": variance.detach().sqrt()})
 
 
+@checked
 class IBQ(SoftQuantizer):
     """Index backpropagation (Shi et al. 2024, arXiv 2412.02692): the choice passes a gradient to all codes.
 
@@ -147,10 +174,17 @@ class IBQ(SoftQuantizer):
     """
 
     def __init__(
-        self, dim: int, size: int, code_dim: int, init: Init, beta: float, entropy_weight: float, temperature: float
+        self,
+        dim: PositiveInt,
+        size: NumCodes,
+        code_dim: PositiveInt,
+        init: Init,
+        beta: NonNegativeFloat,
+        entropy_weight: NonNegativeFloat,
+        temperature: PositiveFloat,
     ) -> None:
         super().__init__(dim, size, code_dim, init, temperature, temperature)
-        self.beta, self.entropy_weight = checked_weight(beta), checked_weight(entropy_weight)
+        self.beta, self.entropy_weight = beta, entropy_weight
 
     def quantize(self, z: Tensor) -> FlatQuantized:
         with torch.no_grad():

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqvae.errors import UserError
 from vqvae.quantizers.base import FlatQuantized, Loss, Quantizer
 from vqvae.quantizers.codebook import Codebook
 from vqvae.quantizers.estimator import Estimator, StraightThrough
@@ -16,10 +17,12 @@ from vqvae.quantizers.lookup import Lookup
 from vqvae.quantizers.regularizers import Regularizer
 from vqvae.quantizers.revival import NoRevival, Revival
 from vqvae.quantizers.space import Space
+from vqvae.ranges import PositiveInt, checked
 
 HISTOGRAM_BINS = 40
 
 
+@checked
 class VectorQuantizer(Quantizer):
     """Replaces each latent vector by the nearest of K codes (van den Oord et al. 2017, arXiv 1711.00937).
 
@@ -32,7 +35,7 @@ class VectorQuantizer(Quantizer):
 
     def __init__(
         self,
-        dim: int,
+        dim: PositiveInt,
         space: Space,
         lookup: Lookup,
         codebook: Codebook,
@@ -62,32 +65,32 @@ class VectorQuantizer(Quantizer):
         self.nearest.check(self.codebook.size, self.codebook.dim)
         for name in trainers:
             if not learns:
-                raise ValueError(
+                raise UserError(
                     f"the loss '{name}' trains codes, but {book} does not learn by gradient: "
                     f"choose quantizer/codebook=gradient, or drop the loss with ~quantizer.regularizers.{name}"
                 )
         if self.estimator.trains_codes and not learns:
-            raise ValueError(
+            raise UserError(
                 f"{estimator} trains codes through the output, but {book} does not learn by gradient: "
                 "choose quantizer/codebook=gradient, or quantizer/estimator=straight_through"
             )
         attracted = any(r.attracts_codes and r.weight > 0 for r in trainers.values())
         if learns and not self.estimator.trains_codes and not attracted:
-            raise ValueError(
+            raise UserError(
                 "nothing draws the codes to the latents: add a codebook loss with "
                 "+quantizer/regularizer@quantizer.regularizers.codebook=codebook, or choose quantizer/codebook=ema"
             )
         if self.estimator.needs_nearest and not self.nearest.picks_nearest:
-            raise ValueError(
+            raise UserError(
                 f"{estimator} diverges where the code is not the nearest, as {type(self.nearest).__name__} may choose: "
                 "choose quantizer/estimator=straight_through"
             )
         if not self.codebook.takes_vectors and self.init.vectors_wanted(2) > 0:
-            raise ValueError(
+            raise UserError(
                 f"{book} cannot take codes from data, for its vectors pass a learned map: choose quantizer/init=normal"
             )
         if not self.codebook.can_be_revived and not isinstance(self.revival, NoRevival):
-            raise ValueError(f"the codes of {book} cannot be replaced one by one: choose quantizer/revival=none")
+            raise UserError(f"the codes of {book} cannot be replaced one by one: choose quantizer/revival=none")
 
     def quantize(self, z: Tensor) -> FlatQuantized:
         codes, z = self.spaced_codes(), self.space(z)

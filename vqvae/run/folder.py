@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import logging
@@ -17,12 +16,12 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from vqvae import distributed
 from vqvae.config.compose import CONFIGS, check_train
 from vqvae.config.saved import SAVED_BYTES, read_saved
+from vqvae.config.sweep import Job, in_sweep, job_folder, read_jobs
 from vqvae.errors import UserError
 from vqvae.run.untrusted import check_contained, load_weights
 from vqvae.storage import checkpoint
@@ -175,10 +174,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def choose_path(cfg: DictConfig) -> Path:
     """run_dir as given, else a new folder named by the time; in a sweep, one folder a job below it, named by its overrides."""
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        base = Path(HydraConfig.get().sweep.dir)
-        overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith("run_dir=")]
-        return base / job_name(overrides)
+    if in_sweep():
+        return job_folder()
     if cfg.run_dir is not None:
         return Path(cfg.run_dir)
     return Path("runs") / time.strftime("%Y-%m-%d_%H-%M-%S")
@@ -186,19 +183,10 @@ def choose_path(cfg: DictConfig) -> Path:
 
 def free_overrides() -> list[str] | None:
     """The keys that this command overrides if all of them may differ when a run is continued, else None."""
-    if not HydraConfig.initialized() or HydraConfig.get().mode == RunMode.MULTIRUN:
+    if not HydraConfig.initialized() or in_sweep():
         return None
     keys = [override.lstrip("+").split("=")[0] for override in HydraConfig.get().overrides.task]
     return keys if all(FREE_KEYS.match(key) for key in keys) else None
-
-
-def job_name(overrides: list[str]) -> str:
-    """A folder name that is readable and differs for different overrides, so that a sweep run again finds its jobs."""
-    text = ",".join(sorted(overrides, key=lambda o: ("." in o.split("=")[0], o))) or "defaults"  # groups tell the most
-    readable = re.sub(r"[^A-Za-z0-9.,=_-]+", "-", text)
-    if readable == text and len(text) <= 100:
-        return text
-    return f"{readable[:80]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
@@ -227,14 +215,20 @@ def set_up_logging(folder: Path) -> None:
 
 
 class SweepSummary(Callback):
-    """At the end of a sweep: one table of all its jobs, and summary.csv beside them."""
+    """At the end of a sweep: one table of all its jobs, those that failed with their error, and summary.csv beside them."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         base = Path(config.hydra.sweep.dir)
-        rows = []
+        finished = {}
         for summary in sorted(base.glob("*/summary.json")):
-            figures = json.loads(summary.read_text())["figures"]
-            rows.append({"job": summary.parent.name, **{name: figures[name]["value"] for name in figures}})
+            try:
+                figures = json.loads(summary.read_text())["figures"]
+                finished[summary.parent.name] = {name: figures[name]["value"] for name in figures}
+            except (ValueError, LookupError, TypeError):
+                finished[summary.parent.name] = {"error": f"{summary} is damaged"}
+        jobs = read_jobs(base)
+        failed = {job.name: {"error": job.error} for job in jobs if job.error is not None}
+        rows = [{"job": name, **values} for name, values in {**finished, **failed}.items()]
         if not rows:
             return
         columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -243,11 +237,18 @@ class SweepSummary(Callback):
         writer.writeheader()
         writer.writerows(rows)
         write_bytes(base / "summary.csv", text.getvalue().encode())
-        shown = ["job", *[c for c in columns if c in SWEEP_COLUMNS]]
-        print(
-            f"\n{len(rows)} finished jobs in {base}\n{table(shown, [[row.get(c, '') for c in shown] for row in rows])}"
-        )
+        labels = short_names(jobs)
+        shown = [c for c in columns if c in SWEEP_COLUMNS]
+        cells = [[labels.get(row["job"], row["job"]), *(row.get(c, "") for c in shown)] for row in rows]
+        counts = f"{len(rows) - len(failed)} finished jobs" + (f" and {len(failed)} failed" if failed else "")
+        print(f"\n{counts} in {base}\n{table(['job', *shown], cells)}")
         print(f"all figures: {base / 'summary.csv'}")
+
+
+def short_names(jobs: list[Job]) -> dict[str, str]:
+    """Names of jobs -> the overrides in which they differ."""
+    common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    return {job.name: ",".join(o for o in job.overrides if o not in common) or job.name for job in jobs}
 
 
 SWEEP_COLUMNS = (
@@ -259,6 +260,7 @@ SWEEP_COLUMNS = (
     "bits_per_code_bound",
     "bits_per_dim",
     "autoencoder_seconds",
+    "error",
 )
 
 

@@ -77,7 +77,7 @@ class Run:
             checkpoint.load(file[0]).get("variance") if distributed.is_main() else 0.0
         )
         if not isinstance(variance, float) or not 0 <= variance < math.inf:
-            raise ValueError(f"{file} does not hold a variance; delete it to have it computed again")
+            raise UserError(f"{file} does not hold a variance; delete it to have it computed again")
         return variance
 
     def check(self) -> None:
@@ -107,7 +107,7 @@ class Run:
         """The finished stage 1. Raises UserError where it is not finished."""
         state = self.folder.weights("autoencoder")["networks"]["model"]
         stage = self.autoencoder_stage(self.variance())
-        stage.model.load_state_dict(state)
+        checkpoint.load_weights(stage.model, state, self.folder.stage("autoencoder"))
         stage.model.to(self.device).eval()
         return Tokenizer(stage.model, stage.reconstruction, checkpoint.fingerprint(state))
 
@@ -138,7 +138,8 @@ class Run:
     def prior(self, model: VQVAE) -> Prior:
         """The finished stage 2. Raises UserError where it is not finished."""
         prior = self.new_prior(model)
-        prior.load_state_dict(self.folder.weights("prior")["networks"]["prior"])
+        state = self.folder.weights("prior")["networks"]["prior"]
+        checkpoint.load_weights(prior, state, self.folder.stage("prior"))
         return prior.to(self.device).eval()
 
     def code_store(self, tokenizer: Tokenizer, split: str, flipped: bool = False) -> CodeStore:
@@ -160,7 +161,7 @@ class Run:
         store.require(**header)
         most = max(len(self.data.class_names) - 1, 0)
         if len(store) and not -1 <= int(store.labels.min()) <= int(store.labels.max()) <= most:
-            raise ValueError(f"{path / 'labels.npy'} has labels that are no class; delete {path} to encode again")
+            raise UserError(f"{path / 'labels.npy'} has labels that are no class; delete {path} to encode again")
         return store
 
     def trainer(self, stage_name: str, node: Any, stop: StopRequest, stage: Any, feed: Any) -> Trainer:
@@ -190,12 +191,12 @@ def build_model(cfg: Any, data: Data, variance: float) -> tuple[VQVAE, Reconstru
     model: VQVAE = build(node, "model")
     try:
         model.code_shapes(data.size)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"data.{data.size_key}={getattr(data, data.size_key)}: {error}") from error
     if model.search_sweeps:
         try:
             Tokenizer(model, reconstruction, fingerprint="").check_searchable(data.size)
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"model.search_sweeps={model.search_sweeps}: {error}; 0 turns the search off") from error
     return model, reconstruction
 
@@ -208,7 +209,9 @@ def check_settings(node: Any, prefix: str, train_size: int) -> None:
     hidden.hidden_matrix = True  # type: ignore[attr-defined]  # so that what Muon takes is seen, too
     try:
         build(node.optimizer, prefix + "optimizer")([{"params": [torch.nn.Parameter(torch.zeros(1)), hidden]}])
-    except (ValueError, TypeError, IndexError) as error:
+    except ValueError as error:
+        if not isinstance(error, UserError) and not node.optimizer["_target_"].startswith("torch.optim."):
+            raise
         raise UserError(f"{prefix}optimizer: {error}") from error
     if settings.batch_size > train_size:
         raise UserError(

@@ -14,11 +14,13 @@ from vqvae import distributed
 from vqvae.images import grid
 from vqvae.priors.base import Prior, Scored
 from vqvae.priors.sampling import Sampling
+from vqvae.ranges import LessThanOne, checked
 from vqvae.training.stage import Batch, Stage
 
 OVERFITTING = 0.01  # validation bits above the best by more than this share, while training bits fall
 
 
+@checked
 class PriorStage(Stage):
     """Batches are (M code maps..., labels), in evaluation followed by the set (B,) of each example: 0 validation, 1 training.
 
@@ -36,12 +38,9 @@ class PriorStage(Stage):
         prior: Prior,
         draw: Callable[[list[Tensor]], Tensor],
         sampling: Sampling,
-        class_dropout: float = 0.0,
-        label_smoothing: float = 0.0,
+        class_dropout: LessThanOne = 0.0,
+        label_smoothing: LessThanOne = 0.0,
     ) -> None:
-        for name, value in {"class_dropout": class_dropout, "label_smoothing": label_smoothing}.items():
-            if not 0 <= value < 1:
-                raise ValueError(f"prior.{name} must lie in [0, 1), got {value}")
         self.prior, self.draw, self.sampling = prior, draw, sampling
         self.class_dropout, self.label_smoothing = class_dropout, label_smoothing
         self.monitor, self.train_monitor = prior.bits_name, f"train_{prior.bits_name}"

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqvae import distributed
+from vqvae.errors import UserError
 from vqvae.storage.files import remove_leftovers, write_bytes
 
 log = logging.getLogger(__name__)
@@ -50,16 +51,26 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     match = PATTERN.match(path.name)
     data = path.read_bytes()
     if match is None or hashlib.sha256(data).hexdigest()[:DIGEST] != match["digest"]:
-        raise ValueError(f"{path} is damaged: its content does not match the checksum in its name")
+        raise UserError(f"{path} is damaged: its content does not match the checksum in its name")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles that are refused
             state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} does not hold tensors and plain values ({type(error).__name__})") from error
+        raise UserError(f"{path} does not hold tensors and plain values ({type(error).__name__})") from error
     if not isinstance(state, dict):
-        raise ValueError(f"{path} does not hold what its name says")
+        raise UserError(f"{path} does not hold what its name says")
     return state
+
+
+def load_weights(network: nn.Module, state: dict[str, Tensor], source: Path) -> None:
+    """Loads all weights of a network. Raises UserError where they do not fit it; `source` is where they come from."""
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        if "Error(s) in loading state_dict" not in str(error):
+            raise
+        raise UserError(f"{source} does not fit the config beside it: {' '.join(str(error).split())[:300]}") from error
 
 
 def load_newest(folder: Path, needed: set[str], device: torch.device | str = "cpu") -> dict[str, Any] | None:
@@ -71,7 +82,7 @@ def load_newest(folder: Path, needed: set[str], device: torch.device | str = "cp
         try:
             state = load(path, device)
             if missing := sorted(needed - state.keys()):
-                raise ValueError(f"{path} holds no {missing[0]}")
+                raise UserError(f"{path} holds no {missing[0]}")
             return state
         except ValueError as error:
             log.warning("%s; trying the checkpoint before it", error)

@@ -10,32 +10,30 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from vqvae import distributed
+from vqvae.errors import UserError
 from vqvae.images import write_png
+from vqvae.ranges import checked
 from vqvae.storage.files import append_line, write_bytes
 
 log = logging.getLogger(__name__)
-MODES = ("auto", "online", "offline", "off")
 BEST = {"val/mse": "min", "val/psnr_db": "max", "val/bits_per_code": "min", "val/bits_per_code_bound": "min"}
 ARTIFACTS: dict[str, Any] = {}  # by name, of the stages that this process has logged: the sources of later ones
 
 
+@checked
 @dataclass(kw_only=True)
 class Wandb:
     """How wandb is used. mode auto: online where this machine is logged in, else offline; never a prompt."""
 
-    mode: str
+    mode: Literal["auto", "online", "offline", "off"]
     project: str
     entity: str | None
     tags: list[str]
-
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
 
 
 class Logger:
@@ -154,9 +152,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             lines.append(json.loads(text))
             lines[-1]["step"] + 0
         except (ValueError, TypeError, LookupError, RecursionError) as error:
-            raise ValueError(
-                f"line {number} of {path} is damaged ({error}); take it out to go on without it"
-            ) from error
+            raise UserError(f"line {number} of {path} is damaged ({error}); take it out to go on without it") from error
     return lines
 
 

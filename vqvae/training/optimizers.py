@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae import distributed
+from vqvae.ranges import LessThanOne, NonNegativeFloat, checked
 
 
 def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
@@ -55,6 +56,7 @@ def guarded_step(
     return applied, norm
 
 
+@checked
 class Muon(torch.optim.Optimizer):
     """Muon (K. Jordan et al. 2024, kellerjordan.github.io/posts/muon) on the matrices inside a network, AdamW on the rest.
 
@@ -67,7 +69,12 @@ class Muon(torch.optim.Optimizer):
     found_inf: Tensor | None = None
 
     def __init__(
-        self, params: list[dict[str, Any]], lr: float, betas: list[float], momentum: float, weight_decay: float
+        self,
+        params: list[dict[str, Any]],
+        lr: NonNegativeFloat,
+        betas: tuple[LessThanOne, LessThanOne],
+        momentum: LessThanOne,
+        weight_decay: NonNegativeFloat,
     ) -> None:
         hidden: list[nn.Parameter] = []
         rest: list[dict[str, Any]] = []

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 
+from vqvae.ranges import NonNegativeInt, Share, checked
 
+
+@checked
 class Schedule(ABC):
     """Linear warm-up over the first `warmup_steps`, then `decay`. Called with a 0-based step -> factor on the rate."""
 
-    def __init__(self, warmup_steps: int) -> None:
-        if warmup_steps < 0:
-            raise ValueError(f"warmup_steps must not be negative, got {warmup_steps}")
+    def __init__(self, warmup_steps: NonNegativeInt) -> None:
         self.warmup_steps = warmup_steps
 
     @abstractmethod
@@ -31,13 +32,12 @@ class Constant(Schedule):
         return 1.0
 
 
+@checked
 class Cosine(Schedule):
     """Half a cosine from 1 to `final` (Loshchilov and Hutter 2016, arXiv 1608.03983, without restarts)."""
 
-    def __init__(self, warmup_steps: int, final: float) -> None:
+    def __init__(self, warmup_steps: NonNegativeInt, final: Share) -> None:
         super().__init__(warmup_steps)
-        if not 0 <= final <= 1:
-            raise ValueError(f"final must lie in [0, 1], got {final}")
         self.final = final
 
     def decay(self, progress: float) -> float:

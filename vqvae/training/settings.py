@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from vqvae import distributed
+from vqvae.errors import UserError
+from vqvae.ranges import Gt, LessThanOne, NonNegativeInt, PositiveFloat, PositiveInt, checked
 
 
+@checked
 @dataclass(kw_only=True)
 class TrainerConfig:
     """The `trainer` config group. Set `steps` or `epochs`, the other null; intervals are in steps, 0 for never.
@@ -18,49 +22,32 @@ class TrainerConfig:
     `max_skipped_steps` were. Raises ValueError for values out of range.
     """
 
-    steps: int | None
-    epochs: float | None
-    batch_size: int
-    eval_batch_size: int
-    accumulation: int
-    log_every_steps: int
-    eval_every_steps: int
-    preview_every_steps: int
-    checkpoint_every_steps: int
-    max_time_minutes: float | None
-    early_stop_evals: int | None
-    clip_grad_norm: float | None
-    weight_average_decay: float
-    precision: str
+    steps: PositiveInt | None
+    epochs: PositiveFloat | None
+    batch_size: PositiveInt
+    eval_batch_size: PositiveInt
+    accumulation: PositiveInt
+    log_every_steps: PositiveInt
+    eval_every_steps: NonNegativeInt
+    preview_every_steps: NonNegativeInt
+    checkpoint_every_steps: PositiveInt
+    max_time_minutes: Annotated[float, Gt(0)] | None
+    early_stop_evals: PositiveInt | None
+    clip_grad_norm: Annotated[float, Gt(0)] | None
+    weight_average_decay: LessThanOne
+    precision: Literal["auto", "fp32", "bf16"]
     compile: bool
     channels_last: bool
-    on_nonfinite: str
-    max_skipped_steps: int
+    on_nonfinite: Literal["stop", "skip"]
+    max_skipped_steps: NonNegativeInt
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError(
-                f"set steps or epochs, and the other to null; got steps={self.steps}, epochs={self.epochs}"
-            )
-        for name in ("steps", "epochs", "max_time_minutes", "early_stop_evals", "clip_grad_norm"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be above 0 or null, got {value}")
-        for name in ("batch_size", "eval_batch_size", "accumulation", "log_every_steps", "checkpoint_every_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("eval_every_steps", "preview_every_steps", "max_skipped_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)} (0 is never)")
+            raise UserError(f"set steps or epochs, and the other to null; got steps={self.steps}, epochs={self.epochs}")
         if self.early_stop_evals is not None and self.eval_every_steps == 0:
-            raise ValueError(f"early_stop_evals={self.early_stop_evals} needs eval_every_steps above 0")
-        if not 0 <= self.weight_average_decay < 1:
-            raise ValueError(f"weight_average_decay must lie in [0, 1), got {self.weight_average_decay} (0 is off)")
-        for name, choices in {"precision": ("auto", "fp32", "bf16"), "on_nonfinite": ("stop", "skip")}.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+            raise UserError(f"early_stop_evals={self.early_stop_evals} needs eval_every_steps above 0")
         if self.batch_size % (self.accumulation * distributed.world_size()):
-            raise ValueError(
+            raise UserError(
                 f"batch_size={self.batch_size} does not divide by accumulation={self.accumulation} x "
                 f"{distributed.world_size()} processes"
             )
@@ -78,13 +65,13 @@ class TrainerConfig:
         return step // self.eval_every_steps - best_step // self.eval_every_steps >= self.early_stop_evals
 
     def check_skipped(self, stage: str, skipped: int, step: int) -> None:
-        """Raises FloatingPointError where more steps were skipped, up to `step`, than are allowed."""
+        """Raises UserError where more steps were skipped, up to `step`, than are allowed."""
         allowed = self.max_skipped_steps if self.on_nonfinite == "skip" else 0
         if skipped > allowed:
             limit = "trainer.on_nonfinite=skip goes on"
             if self.on_nonfinite == "skip":
                 limit = f"trainer.max_skipped_steps={allowed} is the limit"
-            raise FloatingPointError(
+            raise UserError(
                 f"{stage}: the loss was not finite in {skipped} steps up to step {step}; they changed nothing, and their "
                 f"batches are in {stage}/skipped_steps.jsonl. Lower the learning rate or set trainer.clip_grad_norm; {limit}"
             )

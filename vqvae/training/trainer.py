@@ -79,7 +79,7 @@ class Trainer:
     def fit(self) -> None:
         """Trains to the last step, or until `max_time_minutes` or `early_stop_evals` ends it.
 
-        Raises Stopped after a requested stop, FloatingPointError where losses are not finite and on_nonfinite=stop.
+        Raises Stopped after a requested stop, UserError where losses are not finite and on_nonfinite=stop.
         """
         with self.stop.deferred():
             self.train()
@@ -258,7 +258,7 @@ class Trainer:
         if state is None:
             return 0, []
         for name, network in self.stage.networks.items():
-            network.load_state_dict(state["networks"][name])
+            checkpoint.load_weights(network, state["networks"][name], self.checkpoints)
             self.optimizers[name].load_state_dict(state["optimizers"][name])
         if self.average is not None:
             self.average.load(state["average"])

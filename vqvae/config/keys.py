@@ -1,0 +1,39 @@
+"""Names of config keys. Knows no torch, so that a misspelt key is told at once."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from vqvae.errors import UserError, suggest
+from vqvae.ranges import Ge, LessThanOne, NonNegativeFloat
+
+SETTINGS: dict[str, Any] = {  # of the top level; the other keys there are groups
+    "seed": Annotated[int, Ge(0)],
+    "run_dir": str | None,
+    "stages": list[str],
+    "tokenizer": str | None,
+    "init_from": str | None,
+    "allow_targets": list[str],
+}
+GROUPS = ["data", "model", "quantizer", "loss", "optimizer", "schedule", "trainer", "prior", "logger"]
+TOP_LEVEL = [*SETTINGS, *GROUPS]
+PRIOR_SETTINGS: dict[str, Any] = {
+    "flip": bool,
+    "class_dropout": LessThanOne,
+    "label_smoothing": LessThanOne,
+    "guidance": NonNegativeFloat,
+}
+PRIOR = ["network", "optimizer", "schedule", "trainer", *PRIOR_SETTINGS]
+
+
+def check_keys(path: str, keys: list[Any], valid: list[str], required: list[str] | None = None) -> None:
+    """Raises UserError for a key that is not valid, and for one that is required and missing."""
+
+    def full(key: Any) -> str:
+        return f"{path}.{key}" if path else str(key)
+
+    for key in keys:
+        if key not in valid:
+            raise UserError(f"{full(key)} is not a config key; " + suggest(full(key), map(full, valid)))
+    if missing := [key for key in required or [] if key not in keys]:
+        raise UserError(f"{full(missing[0])} is missing")
