@@ -66,8 +66,8 @@ def test_classes_are_chosen_by_name_number_or_all(finished_run: Path, tmp_path: 
     ("program", "override", "expected"),
     [
         ("sample", "class=stra", "class=stra does not exist; did you mean star?"),
-        ("sample", "top_p=2", "top_p must lie in (0, 1], got 2"),
-        ("sample", "n=0", "n and columns must be at least 1"),
+        ("sample", "top_p=2", "top_p must be at most 1, got 2"),
+        ("sample", "n=0", "n=0 must be at least 1 or null"),
         ("sample", "temprature=1", "temprature is not a config key or group; did you mean temperature?"),
         ("sample", "n=many", "n=many is not an integer"),
         ("sample", "run_dir=/nowhere", "run_dir=/nowhere holds no run"),
@@ -171,6 +171,25 @@ def test_a_sweep_makes_a_folder_a_job_one_table_and_skips_what_is_finished(tmp_p
     assert all(float(row["psnr_db"]) > 0 for row in rows)
     second = run("train.py", *arguments)
     assert second.stdout.count("autoencoder: finished before") == 2
+
+
+def test_a_failed_job_of_a_sweep_is_told_and_the_others_are_kept(tmp_path: Path) -> None:
+    own = [a for a in [*TINY, *SMALL_CODEBOOK] if not a.startswith("prior")]
+    sweep = ["-m", *own, "stages=[autoencoder]", f"run_dir={tmp_path / 'sweep'}"]
+    first = run("train.py", *sweep, "trainer.batch_size=500,8", check=False)
+    assert first.returncode == 1
+    assert "1 finished jobs and 1 failed in" in first.stdout
+    reason = "trainer.batch_size=500 is larger than the training set; at most 96 fits"
+    assert f"error: {reason}\n" in first.stderr
+    with (tmp_path / "sweep" / "summary.csv").open() as file:
+        good, bad = csv.DictReader(file)
+    assert (good["error"], bad["error"]) == ("", reason)
+    assert float(good["psnr_db"]) > 0
+    table = first.stdout[first.stdout.index("1 finished jobs") :].splitlines()
+    assert [line.split()[0] for line in table[2:4]] == ["trainer.batch_size=8", "trainer.batch_size=500"]
+    second = run("train.py", *sweep, "trainer.batch_size=8")
+    assert "autoencoder: finished before" in second.stdout
+    assert "1 finished jobs in" in second.stdout
 
 
 def test_an_offline_wandb_run_is_read_back_by_leet(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from vqvae.config.types import describe, fits
+from vqvae.config.types import fits, mistake_in
 from vqvae.errors import UserError, suggest
+from vqvae.ranges import Count, NonNegativeFloat, PositiveInt
 
 COMMON = ("mode", "run_dir", "n", "out", "allow_targets")
 DRAWING = ("seed", "class", "temperature", "top_k", "top_p", "guidance", "guidance_schedule", "method", "steps")
@@ -18,14 +19,17 @@ KEYS = {  # of each mode, beside COMMON
     "nearest": DRAWING,
 }
 COUNTS = {"generate": 64, "complete": 5, "interpolate": 8, "reconstruct": 16, "nearest": 16}  # where n is null
-TYPES: dict[str, Any] = {  # of the keys whose default is null; those of the others follow from the default
-    "n": int | None,
+TYPES: dict[
+    str, Any
+] = {  # of the keys whose default is null or whose range is limited; else the default tells the type
+    "n": PositiveInt | None,
+    "columns": PositiveInt,
     "image": str | int | list[str | int] | None,
     "mask": str | list[int] | None,
     "folder": str | None,
-    "guidance": float | None,
+    "guidance": NonNegativeFloat | None,
     "method": str | None,
-    "steps": int | None,
+    "steps": Count | None,
     "out": str | None,
 }
 FREE_TEXT = ("mask", "image", "folder", "run_dir", "out")  # keys whose values hydra must not parse
@@ -54,10 +58,8 @@ def check_mode(cfg: dict[str, Any], typed: Iterable[str]) -> None:
             others = " and ".join(f"mode={other}" for other, keys in KEYS.items() if key in keys)
             raise UserError(f"{key}= does not belong to mode={mode}; it is a key of {others}")
     for key, kind in TYPES.items():
-        if not fits(cfg[key], kind):
-            raise UserError(f"{key}={cfg[key]} is not {describe(kind)}")
-    if (cfg["n"] is not None and cfg["n"] < 1) or cfg["columns"] < 1:
-        raise UserError(f"n and columns must be at least 1, got n={cfg['n']}, columns={cfg['columns']}")
+        if message := mistake_in(key, cfg[key], kind):
+            raise UserError(message)
     if "image" in KEYS[mode] and cfg["image"] is None:
         example = "image=[0,1]" if mode == "interpolate" else "image=0"
         raise UserError(f"mode={mode} needs image=...: files, or numbers of validation pictures, such as {example}")
