@@ -132,6 +132,7 @@ def test_training_knows_no_stage_but_the_contract() -> None:
         (
             "omegaconf",
             {
+                "config/build.py",
                 "config/compose.py",
                 "config/messages.py",
                 "config/program.py",

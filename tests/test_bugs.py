@@ -65,7 +65,7 @@ def test_a_bug_in_a_users_own_quantizer_keeps_its_traceback(tmp_path: Path) -> N
 def test_what_a_users_own_quantizer_refuses_is_one_line_with_its_key(tmp_path: Path) -> None:
     done = run_mine("Refusing", tmp_path)
     assert done.returncode == 2
-    assert done.stderr == "error: quantizer: dim must be a prime\n"
+    assert done.stderr == "error: quantizer.dim must be a prime\n"
 
 
 @pytest.mark.parametrize(

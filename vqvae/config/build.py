@@ -7,6 +7,7 @@ from typing import Any
 
 import hydra
 from hydra.errors import InstantiationException
+from omegaconf import OmegaConf
 
 from vqvae.config.messages import user_message
 from vqvae.errors import UserError
@@ -29,4 +30,5 @@ def build(node: Any, path: str, **runtime: Any) -> Any:
             raise cause from None
         match = re.search(r"full_key: (\S+)", str(error))
         key = re.sub(r"(coders|quantizers)(\d)", r"\1.\2", match[1] if match else path)  # hydra leaves out this dot
-        raise UserError(f"{key}: {message}") from error
+        names_a_key = message.split()[0].split("=")[0] in (OmegaConf.select(node._get_root(), key) or {})
+        raise UserError(f"{key}.{message}" if names_a_key else f"{key}: {message}") from error
