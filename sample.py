@@ -1,6 +1,6 @@
-"""Pictures out of a finished run: generated, completed, interpolated, reconstructed. `python sample.py --help` shows how.
+"""Images from a finished run: samples, completions, interpolations, reconstructions. `python sample.py --help` shows how.
 
-Under torchrun rank 0 works alone. Picture i depends on seed + i alone, so several commands share a large number of pictures.
+Under torchrun, rank 0 works alone. Image i depends on seed + i alone, so several commands can share a large number of images.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from vqvae.config.compose import check_keys_of, plain, resolve
-from vqvae.config.program import entry_point
+from vqvae.config.program import entry_point, typed_overrides
 from vqvae.sampling.modes import COUNTS, check_mode, folder_name, quote
 
 
 def main() -> None:
-    """The program; hydra sees its arguments with masks and file names quoted, except in a sweep (-m), where commas count."""
+    """Quote masks and file names for Hydra, except in a sweep (-m), where commas separate values; then run."""
     if os.environ.get("RANK", "0") != "0":
         return
     if not {"-m", "--multirun"} & set(sys.argv):
@@ -26,19 +26,18 @@ def main() -> None:
 
 @entry_point("sample")
 def run_mode(cfg: Any) -> None:
-    """Checks the command, then does what its mode says, in a module of vqvae.sampling each."""
-    from hydra.core.hydra_config import HydraConfig
-
+    """Check the command, then run its mode. Each mode is a module of vqvae.sampling."""
     cfg = resolve(cfg)
     check_keys_of("sample", cfg)
-    typed = [override.lstrip("+~").split("=")[0] for override in HydraConfig.get().overrides.task]
+    typed = [override.lstrip("+~").split("=")[0] for override in typed_overrides()]
     settings = plain(cfg)
     check_mode(settings, typed)
 
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from vqvae.run.folder import RunFolder
-    from vqvae.run.pipeline import Run
+    from vqvae.run.process import set_up_process
+    from vqvae.run.run import Run
     from vqvae.sampling.complete import complete
     from vqvae.sampling.generate import generate
     from vqvae.sampling.interpolate import interpolate
@@ -46,7 +45,8 @@ def run_mode(cfg: Any) -> None:
     from vqvae.sampling.nearest import nearest
     from vqvae.sampling.reconstruct import reconstruct
 
-    modes = {one.__name__: one for one in (generate, complete, interpolate, reconstruct, nearest)}
+    modes = {mode.__name__: mode for mode in (generate, complete, interpolate, reconstruct, nearest)}
+    set_up_process()
     run = Run(RunFolder.load(cfg.run_dir, settings["allow_targets"]))
     if settings["n"] is None and settings["folder"] is None:
         settings["n"] = COUNTS[cfg.mode]

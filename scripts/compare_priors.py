@@ -27,7 +27,8 @@ from vqvae.priors.autoregressive import AutoregressivePrior
 from vqvae.priors.base import Prior
 from vqvae.priors.sampling import Sampling
 from vqvae.run.folder import RunFolder
-from vqvae.run.pipeline import Run
+from vqvae.run.process import set_up_process
+from vqvae.run.run import Run
 from vqvae.training.logger import read_lines
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,6 +99,7 @@ def calls_of_jacobi(prior: Prior) -> str:
 
 def row(name: str, folder: Path, steps: int) -> list[str]:
     """A finished run -> cells of the table."""
+    set_up_process()
     run = Run(RunFolder.load(folder, []))
     prior = run.prior(run.tokenizer().model)
     summary = json.loads((folder / "summary.json").read_text())["figures"]

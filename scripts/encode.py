@@ -24,9 +24,11 @@ def main(cfg: Any) -> None:
 
     from vqvae import distributed
     from vqvae.run.folder import RunFolder
-    from vqvae.run.pipeline import Run
+    from vqvae.run.process import set_up_process
+    from vqvae.run.run import Run
 
     with distributed.joined():
+        set_up_process()
         run = Run(RunFolder.load(cfg.run_dir, list(cfg.allow_targets)))
         tokenizer = run.tokenizer()
         for split in cfg.splits:

@@ -27,11 +27,14 @@ def main(cfg: Any) -> None:
 
     from vqvae import distributed
     from vqvae.run.evaluation import evaluate_run
-    from vqvae.run.folder import RunFolder, write_json
-    from vqvae.run.pipeline import Run
+    from vqvae.run.folder import RunFolder
+    from vqvae.run.process import set_up_process
     from vqvae.run.report import figures, print_figures
+    from vqvae.run.run import Run
+    from vqvae.storage.files import write_json
 
     with distributed.joined():
+        set_up_process()
         run = Run(RunFolder.load(cfg.run_dir, list(cfg.allow_targets)))
         metrics, about = evaluate_run(run, cfg.split, cfg.batch_size)
         if not distributed.is_main():

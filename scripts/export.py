@@ -19,8 +19,10 @@ def main(cfg: Any) -> None:
 
     from vqvae.export.write import export_run
     from vqvae.run.folder import RunFolder
-    from vqvae.run.pipeline import Run
+    from vqvae.run.process import set_up_process
+    from vqvae.run.run import Run
 
+    set_up_process()
     run = Run(RunFolder.load(cfg.run_dir, list(cfg.allow_targets)))
     print("\n".join(export_run(run, Path(cfg.out or run.folder.path / "export"))))
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from vqvae.losses.likelihood import LEVELS
 from vqvae.run.evaluation import bits_per_dim, evaluate_run
 from vqvae.run.folder import RunFolder
-from vqvae.run.pipeline import Run
 from vqvae.run.report import figures
+from vqvae.run.run import Run
 from vqvae.storage import checkpoint
 
 

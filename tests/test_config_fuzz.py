@@ -25,8 +25,10 @@ from vqvae.config.compose import check_train, choices, compose, resolve
 from vqvae.config.messages import flatten as flat_keys
 from vqvae.config.messages import user_message
 from vqvae.config.program import one_line
+from vqvae.run.checks import check_run
 from vqvae.run.folder import RunFolder
-from vqvae.run.pipeline import Run, train_autoencoder, train_prior
+from vqvae.run.run import Run
+from vqvae.run.train import train_autoencoder, train_prior
 from vqvae.training.stop import StopRequest
 
 SECONDS = 10
@@ -114,7 +116,7 @@ def two_steps(overrides: list[str], folder: Path) -> None:
     if cfg.run_dir is None or not str(cfg.run_dir).startswith(str(folder)):
         cfg.run_dir = str(folder / "run")  # as any other name, but none that litters
     run = Run(RunFolder.prepare(cfg))
-    run.check()
+    check_run(run)
     run.folder.path.mkdir(parents=True)
     for node in (cfg, cfg.prior):
         node.trainer.steps, node.trainer.epochs = 2, None

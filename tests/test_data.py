@@ -6,7 +6,7 @@ import itertools
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,7 +17,8 @@ from PIL import Image
 from vqvae.data.cache import Cache
 from vqvae.data.code_store import CodeStore, smallest_dtype
 from vqvae.data.folder import Folder
-from vqvae.data.loader import PictureFeed, PictureLoader
+from vqvae.data.items import ItemEvaluationSet, ItemTrainingSet
+from vqvae.data.loader import ItemLoader
 from vqvae.data.sampler import chunks_of_rank, training_indices
 from vqvae.data.shapes import SIGNED_DISTANCES, Shapes, draw_shapes
 from vqvae.images import normalise, to_uint8
@@ -57,9 +58,14 @@ def classes(tmp_path: Path) -> Path:
     return root
 
 
-def feed_of(data: Folder, batch_size: int = 5) -> PictureFeed:
-    loaders = [PictureLoader(data, data.split(name), CPU) for name in ("train", "val")]
-    return PictureFeed(data, loaders[0], loaders[1], batch_size, seed=3)
+class Sets(NamedTuple):
+    train: ItemTrainingSet
+    val: ItemEvaluationSet
+
+
+def sets_of(data: Folder, batch_size: int = 5) -> Sets:
+    train, val = (ItemLoader(data, data.split(name), CPU) for name in ("train", "val"))
+    return Sets(ItemTrainingSet(data, train, batch_size, seed=3), ItemEvaluationSet(data, val))
 
 
 def test_shapes_are_a_function_of_the_seed_and_hold_all_classes() -> None:
@@ -114,19 +120,19 @@ def test_chunks_cover_everything_once() -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"flip": True, "resize": 15}, {"channels": 1}])
 def test_resident_and_streamed_batches_are_the_same(classes: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
-    feeds = [feed_of(folder(classes, tmp_path / "cache", resident=kind, **settings)) for kind in ("memory", "stream")]
-    batches = [list(itertools.islice(feed.training_batches(2, 1), 6)) for feed in feeds]
+    sets = [sets_of(folder(classes, tmp_path / "cache", resident=kind, **settings)) for kind in ("memory", "stream")]
+    batches = [list(itertools.islice(each.train.batches(2), 6)) for each in sets]
     for (x, labels), (x_streamed, labels_streamed) in zip(*batches):
         assert torch.equal(x, x_streamed)
         assert torch.equal(labels, labels_streamed)
         assert x.shape == (5, settings.get("channels", 3), 12, 12)
-    values = [list(feed.evaluation_batches(5)) for feed in feeds]
+    values = [list(each.val.batches(5)) for each in sets]
     assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(*values))
 
 
 def test_workers_give_the_same_batches(classes: Path, tmp_path: Path) -> None:
-    feeds = [feed_of(folder(classes, tmp_path, resident="stream", workers=workers)) for workers in (0, 2)]
-    firsts = [list(itertools.islice(feed.training_batches(0, 1), 4)) for feed in feeds]
+    sets = [sets_of(folder(classes, tmp_path, resident="stream", workers=workers)) for workers in (0, 2)]
+    firsts = [list(itertools.islice(each.train.batches(0), 4)) for each in sets]
     assert all(torch.equal(a[0], b[0]) for a, b in zip(*firsts))
 
 
@@ -137,7 +143,7 @@ def test_a_broken_picture_is_named_counted_and_replaced_by_the_next(
     for start in ("decoded", "from the cache"):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            loader = PictureLoader(data, data.split("train"), CPU)
+            loader = ItemLoader(data, data.split("train"), CPU)
         assert loader.unreadable == {3}, start
         assert "cat/3.png" in caplog.text
         assert loader.images is not None
@@ -146,7 +152,7 @@ def test_a_broken_picture_is_named_counted_and_replaced_by_the_next(
 
 def test_a_cache_that_another_run_writes_again_stays_whole_for_who_is_reading_it(classes: Path, tmp_path: Path) -> None:
     data, cache = folder(classes, tmp_path / "cache"), tmp_path / "cache"
-    loader = PictureLoader(data, data.split("train"), CPU)
+    loader = ItemLoader(data, data.split("train"), CPU)
     readers = {path: path.open("rb") for path in cache.iterdir()}
     whole = {path: path.read_bytes() for path in readers}
     loader._decode_into(Cache(cache, loader.split.fingerprint), len(loader), (3, 12, 12))
@@ -160,7 +166,7 @@ def test_a_picture_takes_the_label_of_the_one_that_replaces_it(tmp_path: Path) -
     picture(tmp_path / "p" / "train" / "b" / "0.png", 0)
     (tmp_path / "p" / "train" / "a").mkdir()
     (tmp_path / "p" / "train" / "a" / "0.png").write_bytes(b"")
-    loader = PictureLoader(folder(tmp_path / "p", tmp_path), folder(tmp_path / "p", tmp_path).split("train"), CPU)
+    loader = ItemLoader(folder(tmp_path / "p", tmp_path), folder(tmp_path / "p", tmp_path).split("train"), CPU)
     assert loader.split.labels.tolist() == [1, 1]
 
 
@@ -170,7 +176,7 @@ def test_only_broken_pictures_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "p" / "1.png").write_bytes(b"")
     data = folder(tmp_path / "p", tmp_path / "cache")
     with pytest.raises(ValueError, match="can be decoded"):
-        PictureLoader(data, data.split("train"), CPU)
+        ItemLoader(data, data.split("train"), CPU)
 
 
 def test_one_folder_is_split_by_the_seed_without_overlap(tmp_path: Path) -> None:
@@ -188,7 +194,7 @@ def test_files_of_the_same_names_and_sizes_but_other_pictures_are_another_data_s
     for index, split in enumerate(("train", "val")):
         picture(tmp_path / "p" / split / "0.bmp", index)
     data = folder(tmp_path / "p", tmp_path / "cache")
-    train, val = (PictureLoader(data, data.split(name), CPU) for name in ("train", "val"))
+    train, val = (ItemLoader(data, data.split(name), CPU) for name in ("train", "val"))
     assert train.split.fingerprint != val.split.fingerprint
     assert not torch.equal(train.images, val.images)  # type: ignore[arg-type]
 

@@ -20,8 +20,10 @@ from vqvae.config.compose import check_train, choices, compose, resolve
 from vqvae.networks.blocks import Dropout
 from vqvae.priors.maskgit import draw_weights
 from vqvae.priors.transformer import TransformerMap
+from vqvae.run import encoding
 from vqvae.run.folder import RunFolder
-from vqvae.run.pipeline import Run, encode, train_autoencoder, train_prior
+from vqvae.run.run import Run
+from vqvae.run.train import train_autoencoder, train_prior
 from vqvae.training.stop import StopRequest
 
 STEPS = 20
@@ -99,7 +101,7 @@ def run_of(path: Path, *overrides: str) -> Run:
 def train_all(base: Path, tokenizer: Path) -> list[str]:
     """Every case in a folder of its own below `base` -> what this process wrote there."""
     written = writes_below(base)
-    encode.__defaults__ = (40,)  # pictures a chunk, so that both ranks have some
+    encoding.CHUNK = 40  # items, so that both ranks have some
     for name, overrides in AUTOENCODERS.items():
         own = [*settings(STEPS), "trainer.precision=fp32", "+optimizer.eps=1e-3", *overrides]
         train_autoencoder(run_of(base / name, *own), StopRequest())

@@ -22,7 +22,7 @@ from vqvae.config.compose import compose, resolve
 from vqvae.errors import UserError
 from vqvae.export.write import export_run
 from vqvae.run.folder import RunFolder
-from vqvae.run.pipeline import Run
+from vqvae.run.run import Run
 from vqvae.seeding import seed_everything
 from vqvae.storage import checkpoint
 

@@ -28,7 +28,7 @@ from conftest import (
 from vqvae.data import arrays
 from vqvae.data.code_store import CodeStore
 from vqvae.run.folder import RunFolder
-from vqvae.run.pipeline import Run
+from vqvae.run.run import Run
 from vqvae.storage import checkpoint
 from vqvae.storage.files import WriteError, write_bytes
 from vqvae.training.logger import read_lines
@@ -94,7 +94,7 @@ def test_a_full_disk_ends_a_run_in_one_line_and_the_same_command_continues_when_
     moment: str, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The disk fills up while the run is at work; bit-identical in the end."""
-    import vqvae.run.pipeline
+    import vqvae.run.encoding
     import vqvae.run.report
     from vqvae.training.trainer import Trainer
 

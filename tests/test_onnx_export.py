@@ -17,7 +17,7 @@ from vqvae.config.compose import choices
 from vqvae.export.onnx import CannotExport, run_onnx, write_decoder
 from vqvae.export.write import export_run
 from vqvae.run.folder import RunFolder
-from vqvae.run.pipeline import Run
+from vqvae.run.run import Run
 
 has_onnx = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 needs_onnx = pytest.mark.skipif(not has_onnx, reason="onnx is optional")

@@ -17,14 +17,15 @@ from conftest import SMALL_CODEBOOK, TINY, assert_same_result, lines, stop_at, t
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from vqvae.data.code_store import CodeFeed, CodeStore
-from vqvae.data.loader import Batch, centre_crop
+from vqvae.data.code_store import CodeStore
+from vqvae.data.codes import CodeBatch, CodeTrainingSet
+from vqvae.data.items import center_crop
 from vqvae.images import normalise
 from vqvae.priors.base import Prior, Scored
 from vqvae.priors.sampling import Sampling
 from vqvae.run.evaluation import evaluate_run
 from vqvae.run.folder import RunFolder
-from vqvae.run.pipeline import Run
+from vqvae.run.run import Run
 from vqvae.stages.prior import PriorStage
 from vqvae.training.stage import evaluate
 
@@ -49,7 +50,7 @@ def test_the_flipped_store_holds_the_codes_of_the_mirrored_pictures(flipped_run:
     plain, flipped = (CodeStore(flipped_run / "codes" / name) for name in ("train", "train_flipped"))
     every = torch.arange(len(loader))
     images, labels = next(iter(loader.batches([every])))
-    x = normalise(centre_crop(images, run.data.size))
+    x = normalise(center_crop(images, run.data.size))
     for store, expected in ((plain, x), (flipped, x.flip(-1))):
         assert all(torch.equal(a, b) for a, b in zip(store.codes(every), tokenizer.encode(expected)))
         assert torch.equal(store.labels, labels)
@@ -81,31 +82,37 @@ def write_store(path: Path, count: int, start: int) -> None:
     CodeStore.write(path, header, count, iter([(torch.arange(count), maps, torch.arange(count))]))
 
 
-def feed_of(folder: Path) -> CodeFeed:
-    """10 training pictures: codes 0 .. 9, flipped 100 .. 109; 7 validation pictures: 200 .. 206; batches of 6."""
+def evaluation_set_of(folder: Path) -> CodeEvaluationSet:
+    return CodeEvaluationSet(CodeStore(folder / "val"), CodeStore(folder / "train"), CPU)
+
+
+def training_set_of(folder: Path) -> CodeTrainingSet:
+    """10 training images: codes 0 .. 9, flipped 100 .. 109; batches of 6. Beside it 7 validation images: 200 .. 206."""
     sizes = {"train": (10, 0), "train_flipped": (10, 100), "val": (7, 200)}
     if not folder.is_dir():
         for name, (count, start) in sizes.items():
             write_store(folder / name, count, start)
-    train, flipped, val = (CodeStore(folder / name) for name in sizes)
-    return CodeFeed([train, flipped], val, 6, seed=3, device=CPU)
+    train, flipped, _ = (CodeStore(folder / name) for name in sizes)
+    return CodeTrainingSet([train, flipped], 6, seed=3, device=CPU)
 
 
-def batches(feed: CodeFeed, start: int, count: int) -> list[Batch]:
-    return list(itertools.islice(feed.training_batches(start, 1), count))
+def batches(examples: CodeTrainingSet, start: int, count: int) -> list[CodeBatch]:
+    return list(itertools.islice(examples.batches(start), count))
 
 
-def assert_equal_batches(first: list[Batch], second: list[Batch]) -> None:
+def assert_equal_batches(first: list[CodeBatch], second: list[CodeBatch]) -> None:
     assert len(first) == len(second)
     for a, b in zip(first, second):
-        assert all(torch.equal(one, other) for one, other in zip(a, b, strict=True))
+        assert all(torch.equal(m, other) for m, other in zip(a.codes, b.codes, strict=True))
+        assert torch.equal(a.labels, b.labels)
 
 
 def test_a_batch_is_a_function_of_seed_and_step_and_holds_plain_and_flipped_codes(tmp_path: Path) -> None:
-    feed = feed_of(tmp_path / "codes")
-    whole = batches(feed, 0, 50)
-    assert_equal_batches(batches(feed, 20, 30), whole[20:])
-    coarse, fine, labels = (torch.cat(parts) for parts in zip(*whole))
+    examples = training_set_of(tmp_path / "codes")
+    whole = batches(examples, 0, 50)
+    assert_equal_batches(batches(examples, 20, 30), whole[20:])
+    coarse, fine = (torch.cat(maps) for maps in zip(*(batch.codes for batch in whole)))
+    labels = torch.cat([batch.labels for batch in whole])
     assert torch.equal(coarse % 100, labels[:, None].expand(-1, 2))  # one picture's codes and label stay together
     assert torch.equal(fine[:, 0], coarse)
     flipped = coarse[:, 0] // 100
@@ -113,16 +120,16 @@ def test_a_batch_is_a_function_of_seed_and_step_and_holds_plain_and_flipped_code
     assert abs(float(flipped.float().mean()) - 0.5) < 4 * 0.5 / math.sqrt(len(flipped))  # 4 standard errors
     for epoch in labels.split(10):
         assert sorted(epoch.tolist()) == list(range(10))
-    other = CodeFeed(feed.train, feed.val, 6, seed=4, device=CPU)
-    assert not torch.equal(torch.cat([batch[0] for batch in batches(other, 0, 50)]), coarse)
+    other = CodeTrainingSet(examples.stores, 6, seed=4, device=CPU)
+    assert not torch.equal(torch.cat([batch.codes[0] for batch in batches(other, 0, 50)]), coarse)
 
 
 def test_one_store_gives_the_batches_of_its_order_alone(tmp_path: Path) -> None:
-    feed = feed_of(tmp_path / "codes")
-    plain = CodeFeed(feed.train[:1], feed.val, 6, seed=3, device=CPU)
-    for (coarse, _, labels), (_, _, mixed) in zip(batches(plain, 0, 20), batches(feed, 0, 20)):
-        assert torch.equal(coarse[:, 0], labels)
-        assert torch.equal(labels, mixed)
+    examples = training_set_of(tmp_path / "codes")
+    plain = CodeTrainingSet(examples.stores[:1], 6, seed=3, device=CPU)
+    for batch, mixed in zip(batches(plain, 0, 20), batches(examples, 0, 20)):
+        assert torch.equal(batch.codes[0][:, 0], batch.labels)
+        assert torch.equal(batch.labels, mixed.labels)
 
 
 def test_a_run_on_flipped_codes_that_was_stopped_ends_as_one_that_was_not(
@@ -164,7 +171,7 @@ def stage_of(prior: Prior) -> PriorStage:
 def test_an_evaluation_measures_all_validation_codes_and_as_many_of_training_spread_over_the_set(
     tmp_path: Path,
 ) -> None:
-    metrics = evaluate(stage_of(Plain()), feed_of(tmp_path / "codes"), chunk=3)
+    metrics = evaluate(stage_of(Plain()), training_set_of(tmp_path / "codes"), chunk=3)
     spread = [index * 10 // 7 for index in range(7)]
     train, val = (sum(values) / 7 / math.log(2) for values in (spread, range(200, 207)))
     assert metrics == pytest.approx(
@@ -224,19 +231,23 @@ def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     patience = datetime.timedelta(seconds=60)
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", world_size=2, rank=rank, timeout=patience)
-    feed = feed_of(Path(folder) / "codes")
-    result = {"batches": batches(feed, 5, 20), "metrics": evaluate(stage_of(Plain()), feed, chunk=3)}
+    codes = Path(folder) / "codes"
+    drawn = [tuple(batch) for batch in batches(training_set_of(codes), 5, 20)]
+    result = {"batches": drawn, "metrics": evaluate(stage_of(Plain()), evaluation_set_of(codes), chunk=3)}
     torch.save(result, f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_two_processes_draw_the_coins_of_one_and_measure_what_it_measures(tmp_path: Path) -> None:
-    feed = feed_of(tmp_path / "codes")
+    examples = training_set_of(tmp_path / "codes")
     mp.start_processes(worker, (str(tmp_path),), nprocs=2, start_method="spawn")
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
-    joint = [tuple(map(torch.cat, zip(*halves))) for halves in zip(*(result["batches"] for result in ranks))]
-    assert_equal_batches(joint, batches(feed, 5, 20))
-    metrics = evaluate(stage_of(Plain()), feed, chunk=3)
+    joint = []
+    for (codes, labels, origin), (more_codes, more_labels, more_origin) in zip(*(result["batches"] for result in ranks)):
+        maps = [torch.cat(pair) for pair in zip(codes, more_codes)]
+        joint.append(CodeBatch(maps, torch.cat([labels, more_labels]), torch.cat([origin, more_origin])))
+    assert_equal_batches(joint, batches(examples, 5, 20))
+    metrics = evaluate(stage_of(Plain()), evaluation_set_of(tmp_path / "codes"), chunk=3)
     assert ranks[0]["metrics"] == ranks[1]["metrics"] == pytest.approx(metrics)
 
 

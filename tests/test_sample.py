@@ -14,7 +14,7 @@ from vqvae.config.compose import choices, compose, resolve
 from vqvae.images import normalise, to_uint8, write_png
 from vqvae.priors.autoregressive import AutoregressivePrior
 from vqvae.run.folder import RunFolder
-from vqvae.run.pipeline import Run
+from vqvae.run.run import Run
 from vqvae.sampling.complete import kept_codes, region_of
 from vqvae.sampling.modes import quote
 

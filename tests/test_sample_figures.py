@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from test_sample import mistake, opened, sample
 
-from vqvae.data.loader import centre_crop
+from vqvae.data.items import center_crop
 from vqvae.images import normalise, write_png
 from vqvae.sampling.nearest import Queries, by_codes, by_pixels, smallest, verdict
 
@@ -70,7 +70,7 @@ def test_an_exact_copy_of_a_training_picture_is_found(flips: list[bool], finishe
     tokenizer, loader = run_.tokenizer(), run_.loader("train")
     wanted = torch.tensor([17, 95, 0])
     images, _ = next(iter(loader.batches([wanted])))
-    images = centre_crop(images, run_.data.size).cpu()
+    images = center_crop(images, run_.data.size).cpu()
     images = images.flip(-1) if flips[-1] else images
     expected = wanted + len(loader) * flips[-1]
     found = by_pixels(run_, images, flips)

@@ -18,7 +18,7 @@ from vqvae.data.shapes import draw_shapes
 from vqvae.images import normalise
 from vqvae.inference.drawing import draw_pictures
 from vqvae.run.folder import RunFolder
-from vqvae.run.pipeline import Run
+from vqvae.run.run import Run
 
 SAMPLES = 1000
 

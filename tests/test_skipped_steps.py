@@ -32,7 +32,7 @@ RUN = [
 
 def bad_at(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     """Makes the reconstruction loss NaN in some training steps."""
-    original, at = MSE.distance, -1
+    original, at = MSE.value, -1
     begin_step = AutoencoderStage.begin_step
 
     def begin(self: AutoencoderStage, step: int, count: int) -> None:
@@ -40,12 +40,12 @@ def bad_at(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
         at = step
         begin_step(self, step, count)
 
-    def distance(self: MSE, output: Tensor, x: Tensor) -> Tensor:
+    def value(self: MSE, output: Tensor, x: Tensor) -> Tensor:
         value = original(self, output, x)
         return value * float("nan") if at in steps and torch.is_grad_enabled() else value
 
     monkeypatch.setattr(AutoencoderStage, "begin_step", begin)
-    monkeypatch.setattr(MSE, "distance", distance)
+    monkeypatch.setattr(MSE, "value", value)
 
 
 def test_a_skipped_step_changes_no_weight_no_average_and_no_count(

@@ -17,7 +17,7 @@ from test_data import CPU, folder, picture
 
 from vqvae.data.folder import find_images, printable
 from vqvae.data.images import read_image
-from vqvae.data.loader import PictureLoader
+from vqvae.data.loader import ItemLoader
 from vqvae.sampling.sources import names_in
 
 SIDE = 16
@@ -225,7 +225,7 @@ def test_what_cannot_be_read_is_named_counted_and_replaced_by_the_next(
         (root / "train" / name).write_text("not a picture")
     (root / "train" / UNDECODABLE).write_bytes(b"")
     data = folder(root, tmp_path / "cache", workers=workers)
-    loader = PictureLoader(data, data.split("train"), CPU)
+    loader = ItemLoader(data, data.split("train"), CPU)
     names = sorted([*NAMES, "0 text.jpg", "0 broken\n.png", "zz.tif"])
     broken = [i for i, name in enumerate(names) if name.startswith(("0", "zz")) or name == UNDECODABLE]
     assert loader.unreadable == set(broken)
@@ -244,7 +244,7 @@ def test_a_file_without_permission_is_replaced(tmp_path: Path) -> None:
         picture(tmp_path / "p" / f"{index}.png", seed=index)
     (tmp_path / "p" / "1.png").chmod(0)
     data = folder(tmp_path / "p", tmp_path / "cache", val_share=0.25)
-    loaders = [PictureLoader(data, data.split(name), CPU) for name in ("train", "val")]
+    loaders = [ItemLoader(data, data.split(name), CPU) for name in ("train", "val")]
     assert sum(len(loader.unreadable) for loader in loaders) == 1
 
 

@@ -27,11 +27,11 @@ from vqvae.config.messages import user_message
 from vqvae.config.program import one_line
 from vqvae.config.schema import find_target
 from vqvae.data.folder import Folder
-from vqvae.data.loader import PictureLoader
+from vqvae.data.loader import ItemLoader
 from vqvae.errors import UserError
 from vqvae.images import write_png
 from vqvae.run.folder import RunFolder
-from vqvae.run.pipeline import Run
+from vqvae.run.run import Run
 from vqvae.storage.files import digest
 
 ALLOWED = ("vqvae.", "torch.optim.", "torch.nn.")
@@ -84,9 +84,9 @@ TARGETS = [
     "vqvae.__main__.X",
     "vqvae.training.trainer.Trainer",
     "vqvae.run.folder.RunFolder",
-    "vqvae.run.folder.SweepSummary",
+    "vqvae.run.sweep.SweepSummary",
     "vqvae.training.logger.Logger",
-    "vqvae.data.loader.PictureLoader",
+    "vqvae.data.loader.ItemLoader",
     "vqvae.data.base.TensorSplit",
     "vqvae.data.code_store.CodeStore",
     "vqvae.config.schema.UserError",
@@ -419,7 +419,7 @@ def test_a_malformed_picture_cache_is_made_again(part: str, tmp_path: Path, capl
         ndim=2, channels=3, flip=False, limit=None, resident="memory", workers=0, cache_dir=str(tmp_path / "cache"),
         image_size=8, root=str(tmp_path / "pictures"), resize=8, val_share=0.5, split_seed=0,
     )  # fmt: skip
-    whole = PictureLoader(data, data.split("train"), torch.device("cpu")).images
+    whole = ItemLoader(data, data.split("train"), torch.device("cpu")).images
     (file,) = (tmp_path / "cache").glob(f"*-{part}.*")
     spoil: tuple[Callable[[Path], object], ...] = (
         objects,
@@ -432,7 +432,7 @@ def test_a_malformed_picture_cache_is_made_again(part: str, tmp_path: Path, capl
     )
     for one in spoil:
         one(file)
-        assert torch.equal(PictureLoader(data, data.split("train"), torch.device("cpu")).images, whole)  # type: ignore[arg-type]
+        assert torch.equal(ItemLoader(data, data.split("train"), torch.device("cpu")).images, whole)  # type: ignore[arg-type]
         assert "is damaged" in caplog.text or not file.exists() or part == "sums"
         caplog.clear()
     assert not list(tmp_path.rglob("pwned"))

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from vqvae.config.compose import choices
 from vqvae.data.base import Data
-from vqvae.data.loader import PictureFeed, PictureLoader, centre_crop, crop
+from vqvae.data.items import ItemTrainingSet, center_crop, crop
+from vqvae.data.loader import ItemLoader
 from vqvae.data.tones import NOISE, TONES, Tones, draw_chunk, draw_tones
 from vqvae.data.wave_plot import HEIGHT, INK, WIDTH
 from vqvae.data.waveforms import MU, compand, expand
@@ -124,14 +125,13 @@ def test_crops_are_the_stretches_that_begin_at_their_corners(ndim: int) -> None:
     for item, out, corner in zip(items, cropped, corners.tolist()):
         assert torch.equal(out, item[(slice(None), *(slice(c, c + s) for c, s in zip(corner, size)))])
     middle = torch.tensor([[(r - s) // 2 for r, s in zip(read, size)]] * 2)
-    assert torch.equal(centre_crop(items, size), crop(items, middle, size))
+    assert torch.equal(center_crop(items, size), crop(items, middle, size))
 
 
 def test_a_flip_mirrors_some_of_the_waves_in_time(tmp_path: Path) -> None:
     def first_batch(flip: bool) -> Tensor:
         data: Data = tones(tmp_path, flip=flip)
-        loaders = [PictureLoader(data, data.split(name), CPU) for name in ("train", "val")]
-        return next(PictureFeed(data, loaders[0], loaders[1], 16, seed=3).training_batches(0, 1))[0]
+        return next(ItemTrainingSet(data, ItemLoader(data, data.split("train"), CPU), 16, seed=3).batches(0)).x
 
     plain, flipped = first_batch(False), first_batch(True)
     mirrored = [torch.equal(a, b.flip(-1)) for a, b in zip(plain, flipped)]

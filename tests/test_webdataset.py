@@ -18,9 +18,9 @@ import pytest
 import torch
 from conftest import ROOT, SMALL_CODEBOOK, TINY, assert_same_result, error_of, stop_at, train_inside
 from PIL import Image
-from test_data import feed_of, folder, picture
+from test_data import folder, picture, sets_of
 
-from vqvae.data.loader import PictureLoader
+from vqvae.data.loader import ItemLoader
 from vqvae.data.webdataset import WebDataset, find_shards
 
 CPU = torch.device("cpu")
@@ -95,17 +95,17 @@ def test_batches_are_those_of_the_folder_from_any_step_on(
     last = len(list(made.glob("train-*.tar"))) - 1
     urls = {"urls": f"{made}/train-{{000000..{last:06d}}}.tar", "val_urls": f"{made}/val-*.tar"}
     data = shards(cache=tmp_path / "a", workers=workers, **urls, **settings)  # type: ignore[arg-type]
-    own, other = feed_of(data), feed_of(folder(pictures, tmp_path / "b", resident="stream", **settings))
+    own, other = sets_of(data), sets_of(folder(pictures, tmp_path / "b", resident="stream", **settings))
     assert data.class_names == ["1", "10", "2"]
-    whole = list(itertools.islice(other.training_batches(0, 1), 7))
+    whole = list(itertools.islice(other.train.batches(0), 7))
     for start in (0, 3):  # from the start, and as after a stop at step 3
-        for (x, labels), expected in zip(itertools.islice(own.training_batches(start, 1), 3), whole[start:]):
+        for (x, labels), expected in zip(itertools.islice(own.train.batches(start), 3), whole[start:]):
             assert torch.equal(x, expected[0])
             assert torch.equal(labels, expected[1])
-    for (x, labels), expected in zip(own.evaluation_batches(5), other.evaluation_batches(5), strict=True):
+    for (x, labels), expected in zip(own.val.batches(5), other.val.batches(5), strict=True):
         assert torch.equal(x, expected[0])
         assert torch.equal(labels, expected[1])
-    assert own.train.unreadable == other.train.unreadable == {9}
+    assert own.train.loader.unreadable == other.train.loader.unreadable == {9}
 
 
 def test_a_share_for_validation_is_the_one_that_a_folder_splits_off(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_picture_that_cannot_be_read_is_named_counted_and_replaced(
 ) -> None:
     tar_of(tmp_path / "t.tar", {"0.png": png(0), "1.png": b"broken", "2.png": png(2), "3.png": b"", "4.png": png(4)})
     data = shards(str(tmp_path / "t.tar"), tmp_path / "cache")
-    loader = PictureLoader(data, data.train, CPU)
+    loader = ItemLoader(data, data.train, CPU)
     with caplog.at_level(logging.WARNING):
         ((images, _),) = loader.batches([torch.arange(5)])
     assert "t.tar: 1.png (1 so far)" in caplog.text
@@ -211,7 +211,7 @@ def test_a_shard_that_shrinks_during_a_run_costs_its_pictures_not_the_run(tmp_pa
     whole = tar_of(tmp_path / "t.tar", {f"{i}.png": png(i) for i in range(4)})
     data = shards(str(whole), tmp_path / "cache")
     whole.write_bytes(whole.read_bytes()[:2000])
-    loader = PictureLoader(data, data.train, CPU)
+    loader = ItemLoader(data, data.train, CPU)
     ((images, _),) = loader.batches([torch.arange(4)])
     assert loader.unreadable == {2, 3} or loader.unreadable == {1, 2, 3}
     assert torch.equal(images[3], images[0])
@@ -320,11 +320,11 @@ def test_the_converter_says_in_one_sentence_what_it_cannot_do(
 
 MEASURE = """
 import resource, sys, torch
-from vqvae.data.loader import PictureLoader
+from vqvae.data.loader import ItemLoader
 from vqvae.data.webdataset import WebDataset
 data = WebDataset(ndim=2, channels=3, image_size=64, flip=False, limit=None, resident="stream", workers=0,
     cache_dir=sys.argv[2], urls=sys.argv[1], val_urls=None, resize=64, val_share=0.05, split_seed=0)
-loader = PictureLoader(data, data.split("train"), torch.device("cpu"))
+loader = ItemLoader(data, data.split("train"), torch.device("cpu"))
 peaks = []
 for start, end in ((0, 2000), (2000, len(loader))):
     for images, labels in loader.batches(torch.arange(start, end).split(100)):

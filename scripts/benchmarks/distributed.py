@@ -18,9 +18,10 @@ from torch import Tensor
 from scripts.benchmarks.training import new_run
 from vqvae import distributed
 from vqvae.config.compose import check_train, choices, compose, resolve
-from vqvae.data.loader import PictureFeed
+from vqvae.data.items import ItemEvaluationSet, ItemTrainingSet
 from vqvae.run.folder import RunFolder, table
-from vqvae.run.pipeline import Run
+from vqvae.run.run import Run
+from vqvae.run.train import make_trainer
 from vqvae.seeding import seed_everything
 from vqvae.training.stop import StopRequest
 
@@ -83,8 +84,9 @@ def time_steps(overrides: list[str], folder: str) -> float:
     for steps in (10, TIMED_STEPS):  # the first warm up
         run.cfg.trainer.steps = steps
         run.folder.path = Path(folder) / str(steps)
-        feed = PictureFeed(run.data, run.loader("train"), run.loader("val"), run.cfg.trainer.batch_size, 0)
-        trainer = run.trainer("autoencoder", run.cfg, StopRequest(), run.autoencoder_stage(0.25), feed)
+        train = ItemTrainingSet(run.data, run.loader("train"), run.cfg.trainer.batch_size, 0)
+        val = ItemEvaluationSet(run.data, run.loader("val"))
+        trainer = make_trainer(run, "autoencoder", run.cfg, StopRequest(), run.autoencoder_stage(0.25), train, val)
         trainer.evaluate = trainer.preview = lambda step: None  # type: ignore[method-assign]
         trainer.fit()
     return trainer.seconds / TIMED_STEPS
@@ -141,11 +143,11 @@ def count_steps(run: Run, traffic: Traffic) -> list[Any]:
     model = stage.model.train()
     forward = distributed.wrap(model)
     forward.register_comm_hook(None, lambda _, bucket: traffic.gradients(bucket))
-    feed = PictureFeed(run.data, run.loader("train"), run.loader("val"), BATCH, 0)
-    batches = feed.training_batches(0, 1)
+    train = ItemTrainingSet(run.data, run.loader("train"), BATCH, 0)
+    batches = train.batches(0)
     traffic.reset()
     stage.model.eval()
-    stage.begin_run(feed.training_batches(0, 1))
+    stage.begin_run(train.batches(0))
     start = traffic.bytes["state"]
     stage.forwards = {"model": forward.train()}
     counted = {}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vqvae.config.build import build
 from vqvae.config.compose import compose, resolve
 from vqvae.quantizers.nearest import nearest_code
-from vqvae.run.folder import table
+from vqvae.run.tables import table
 from vqvae.training.hardware import keep_freed_memory
 
 SIZES = [(8192, 512, 64), (8192, 8192, 32), (4096, 16384, 32)]  # vectors, codes, width

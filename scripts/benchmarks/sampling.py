@@ -12,7 +12,7 @@ from vqvae.config.build import build
 from vqvae.config.compose import choices, compose, resolve
 from vqvae.priors.base import Prior
 from vqvae.priors.sampling import Sampling
-from vqvae.run.folder import table
+from vqvae.run.tables import table
 from vqvae.training.hardware import keep_freed_memory
 
 CODEBOOK_SIZE, CLASSES, ROUNDS = 512, 10, 5

@@ -21,9 +21,11 @@ from torchvision.transforms.functional import to_pil_image, to_tensor
 from vqvae import distributed
 from vqvae.config.build import build
 from vqvae.config.compose import check_train, compose, plain, resolve
-from vqvae.data.loader import PictureFeed
+from vqvae.data.items import ItemEvaluationSet, ItemTrainingSet
 from vqvae.run.folder import RunFolder, table
-from vqvae.run.pipeline import Run, build_model, train_autoencoder
+from vqvae.run.process import set_up_process
+from vqvae.run.run import Run, build_model
+from vqvae.run.train import make_trainer, train_autoencoder
 from vqvae.storage import checkpoint
 from vqvae.training.hardware import choose_precision, to_channels_last
 from vqvae.training.logger import read_lines
@@ -77,6 +79,7 @@ def new_run(overrides: list[str], folder: str) -> Run:
     chosen = ["experiment=cifar10_sonnet", "data=shapes", "logger=off", *overrides, f"run_dir={folder}"]
     cfg = resolve(compose("train", chosen))
     check_train(cfg)
+    set_up_process()
     RunFolder.prepare(cfg).create()
     return Run(RunFolder.prepare(cfg))
 
@@ -90,8 +93,9 @@ def through_the_trainer(run: Run, folder: str, **settings: Any) -> tuple[Any, fl
     checkpoint.save(run.folder.path, "variance", {"variance": 0.25})
     torch.manual_seed(0)
     stage = run.autoencoder_stage(run.variance())
-    feed = PictureFeed(run.data, run.loader("train"), run.loader("val"), run.cfg.trainer.batch_size, 0)
-    trainer = run.trainer("autoencoder", run.cfg, StopRequest(), stage, feed)
+    train = ItemTrainingSet(run.data, run.loader("train"), run.cfg.trainer.batch_size, 0)
+    val = ItemEvaluationSet(run.data, run.loader("val"))
+    trainer = make_trainer(run, "autoencoder", run.cfg, StopRequest(), stage, train, val)
     trainer.evaluate = trainer.preview = lambda step: None
     trainer.fit()
     return trainer, trainer.seconds / trainer.steps
@@ -106,11 +110,7 @@ def bare_step(run: Run, steps: int) -> float:
     stage.meters.to(device)
     optimizer = build(run.cfg.optimizer, "optimizer")(parameter_groups(model))
     bf16 = choose_precision(run.cfg.trainer.precision, device) == "bf16"
-    x, _ = next(
-        PictureFeed(run.data, run.loader("train"), run.loader("val"), run.cfg.trainer.batch_size, 0).training_batches(
-            0, 1
-        )
-    )
+    x = next(ItemTrainingSet(run.data, run.loader("train"), run.cfg.trainer.batch_size, 0).batches(0)).x
     applied = torch.tensor(True, device=device)
 
     def step(index: int) -> None:

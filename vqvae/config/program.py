@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from vqvae.config.compose import CONFIGS, check_group_choices
@@ -84,3 +85,8 @@ def end_job_of_sweep(error: Exception, message: str | None) -> None:
 
 def one_line(message: str) -> str:
     return " ".join(message.split())
+
+
+def typed_overrides() -> list[str]:
+    """Overrides of this command, as typed (of a sweep, those of the present job)."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []

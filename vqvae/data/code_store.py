@@ -1,9 +1,8 @@
-"""The codes of a data set: memory-mapped integers that know which tokenizer and which pictures they came from."""
+"""Codes of a data set on disk: memory-mapped integers, with the fingerprints of the tokenizer and the data."""
 
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,22 +14,18 @@ from torch import Tensor
 
 from vqvae import distributed
 from vqvae.data import arrays
-from vqvae.data.loader import Batch
-from vqvae.data.sampler import chunks_of_rank, rank_batches, training_indices
 from vqvae.errors import UserError
-from vqvae.seeding import mix
 from vqvae.storage.files import digest, temporary_name, write_bytes
 
 HEADER = "header.json"
 MOST_CODES, MOST_PLACES = 2**18, 2**20  # of a codebook, and along a dim of a map
-VALIDATION, TRAINING = 0, 1  # where an example of an evaluation is from
 
 
 class CodeStore:
-    """M code maps of n pictures and their labels, in a folder: header.json, codes_<m>.npy, labels.npy.
+    """M code maps of n items and their labels, in a folder: header.json, codes_<m>.npy, labels.npy.
 
-    Header: count, code_shapes, codebook_sizes, the fingerprints `tokenizer` and `data`, `flipped` where the pictures were
-    mirrored, and the SHA-256 of each file. Raises ValueError where a file is missing or not what the header says.
+    Header: count, code_shapes, codebook_sizes, the fingerprints `tokenizer` and `data`, `flipped` if the items were mirrored,
+    and the SHA-256 of each file. Raises UserError if a file is missing or does not match the header.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,7 +54,7 @@ class CodeStore:
         return array
 
     def codes(self, indices: Tensor) -> list[Tensor]:
-        """indices (b,) -> M maps (b, *s_m) int64. Raises ValueError for a code that its codebook does not have."""
+        """Code maps of the items at `indices` (b,), M x (b, *s_m) int64. Raises UserError for a code beyond its codebook."""
         rows = indices.numpy()
         maps = [torch.from_numpy(m[rows].astype(np.int64)) for m in self.maps]
         for m, (codes, size) in enumerate(zip(maps, self.codebook_sizes)):
@@ -70,7 +65,7 @@ class CodeStore:
         return maps
 
     def require(self, **expected: object) -> None:
-        """Raises ValueError, saying what differs, unless the header holds exactly the expected values."""
+        """Raise UserError with the differences unless the header holds the expected values."""
         wanted = json.loads(json.dumps(expected))
         differing = [f"{k} is {self.header.get(k)}, not {v}" for k, v in wanted.items() if self.header.get(k) != v]
         if differing:
@@ -82,9 +77,9 @@ class CodeStore:
     def write(
         path: Path, header: dict[str, object], count: int, batches: Iterator[tuple[Tensor, list[Tensor], Tensor]]
     ) -> None:
-        """Writes a store of `count` pictures from (indices, code maps, labels) of each rank, indices following each other.
+        """Write a store of `count` items from batches (consecutive indices, code maps, labels) of each rank.
 
-        The folder appears under its name when it is whole.
+        The folder appears under its name when it is complete.
         """
         temporary = path.with_name(distributed.broadcast_object(temporary_name(path).name))
         shapes, sizes = header["code_shapes"], header["codebook_sizes"]
@@ -110,7 +105,7 @@ class CodeStore:
 
 
 def read_header(file: Path) -> dict[str, Any]:
-    """The header of a store. Raises ValueError unless it describes maps of codes."""
+    """Read the header of a store. Raises UserError unless it describes code maps."""
     try:
         header = json.loads(file.read_text())
     except (ValueError, RecursionError) as error:
@@ -135,65 +130,5 @@ def are_integers(values: Any, low: int, high: int) -> bool:
 
 
 def smallest_dtype(codebook_size: int) -> np.dtype:
-    """The smallest unsigned integer type that holds codes 0 .. K - 1."""
+    """Smallest unsigned integer type that holds codes 0 .. K - 1."""
     return np.min_scalar_type(codebook_size - 1)
-
-
-class CodeFeed:
-    """What the trainer reads in stage 2: batches of (M code maps..., labels); those of evaluation end with the set (B,) that
-    an example is from, VALIDATION or TRAINING.
-
-    `train` holds the same pictures encoded in several ways, the plain one first; it is empty where nothing is trained.
-    """
-
-    def __init__(
-        self, train: list[CodeStore], val: CodeStore, batch_size: int, seed: int, device: torch.device
-    ) -> None:
-        self.train, self.val, self.device = train, val, device
-        self.batch_size, self.seed = batch_size, seed
-        self.train_size = len(train[0]) if train else 0
-
-    def training_batches(self, start_step: int, parts: int) -> Iterator[Batch]:
-        """Endless batches of this rank from `start_step` on, in order of `parts` micro-batches; the step's seed draws the
-        store of each example."""
-        own = distributed.rows_of_rank(self.batch_size, parts)
-        batches = rank_batches(self.seed, start_step, self.batch_size, self.train_size, parts)
-        for step, indices in enumerate(batches, start_step):
-            generator = torch.Generator().manual_seed(mix(self.seed + 1, step))
-            chosen = torch.randint(len(self.train), (self.batch_size,), generator=generator)[own]
-            yield self._to_device([*self._mixed(chosen, indices), self.train[0].labels[indices]])
-
-    def training_indices(self, step: int) -> Tensor:
-        """The examples (batch_size,) of a step's global batch."""
-        return training_indices(self.seed, step, self.batch_size, self.train_size)
-
-    def evaluation_batches(self, chunk: int) -> Iterator[Batch]:
-        """The validation codes, once, in order, and as many of training, spread over the set; this rank's share."""
-        for indices in chunks_of_rank(len(self.val), chunk):
-            yield self._evaluation_batch(self.val, indices, VALIDATION)
-        if self.train:
-            count = min(len(self.val), self.train_size)
-            for places in chunks_of_rank(count, chunk):
-                yield self._evaluation_batch(self.train[0], places * self.train_size // count, TRAINING)
-
-    def preview_batch(self, count: int) -> Batch:
-        """The first validation codes."""
-        return self._evaluation_batch(self.val, torch.arange(min(count, len(self.val))), VALIDATION)
-
-    def _mixed(self, chosen: Tensor, indices: Tensor) -> list[Tensor]:
-        """Example `indices[i]` from the store `chosen[i]` -> M maps (B, *s_m)."""
-        rows = torch.arange(len(indices))
-        every = [store.codes(indices) for store in self.train]
-        return [torch.stack(maps)[chosen, rows] for maps in zip(*every)]  # of (stores, B, *s_m)
-
-    def _evaluation_batch(self, store: CodeStore, indices: Tensor, origin: int) -> Batch:
-        return self._to_device([*store.codes(indices), store.labels[indices], torch.full_like(indices, origin)])
-
-    def _to_device(self, parts: list[Tensor]) -> Batch:
-        return tuple(part.to(self.device, non_blocking=True) for part in parts)
-
-
-def bits_of_uniform(codebook_sizes: list[int], code_shapes: list[tuple[int, ...]]) -> float:
-    """Bits per code of a prior that knows nothing: the mean of log2 K over all codes."""
-    counts = [math.prod(shape) for shape in code_shapes]
-    return sum(n * math.log2(k) for n, k in zip(counts, codebook_sizes)) / sum(counts)

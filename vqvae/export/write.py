@@ -16,7 +16,7 @@ from vqvae.errors import UserError
 from vqvae.export.onnx import CannotExport, write_decoder
 from vqvae.export.read import FORMAT
 from vqvae.inference.tokenizer import Tokenizer
-from vqvae.run.pipeline import Run
+from vqvae.run.run import Run
 from vqvae.storage import checkpoint
 from vqvae.storage.files import write_bytes
 

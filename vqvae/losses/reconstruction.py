@@ -63,21 +63,14 @@ class Distance(ReconstructionLoss):
         super().__init__(weight, variance)
         self.divisor = variance if over_variance else 1.0
 
-    @abstractmethod
-    def distance(self, output: Tensor, x: Tensor) -> Tensor:
-        """-> scalar, in the units of x."""
-
-    def value(self, output: Tensor, x: Tensor) -> Tensor:
-        return self.distance(output, x) / self.divisor
-
 
 class MSE(Distance):
     """Mean squared error over all elements."""
 
     name = "mse"
 
-    def distance(self, output: Tensor, x: Tensor) -> Tensor:
-        return F.mse_loss(output, x)
+    def value(self, output: Tensor, x: Tensor) -> Tensor:
+        return F.mse_loss(output, x) / self.divisor
 
 
 class L1(Distance):
@@ -85,5 +78,5 @@ class L1(Distance):
 
     name = "l1"
 
-    def distance(self, output: Tensor, x: Tensor) -> Tensor:
-        return F.l1_loss(output, x)
+    def value(self, output: Tensor, x: Tensor) -> Tensor:
+        return F.l1_loss(output, x) / self.divisor

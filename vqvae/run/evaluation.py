@@ -12,13 +12,13 @@ from torch import Tensor
 from vqvae import distributed
 from vqvae.config.compose import plain
 from vqvae.data.base import Data
-from vqvae.data.code_store import CodeFeed, bits_of_uniform
-from vqvae.data.loader import PictureFeed
+from vqvae.data.codes import CodeEvaluationSet, bits_of_uniform
+from vqvae.data.items import ItemBatch, ItemEvaluationSet
 from vqvae.inference.tokenizer import Tokenizer
 from vqvae.metrics.reconstruction import reconstruction_metrics, reconstruction_sums
-from vqvae.run.pipeline import Run
+from vqvae.run.run import Run
 from vqvae.stages.autoencoder import AutoencoderStage
-from vqvae.training.stage import Batch, evaluate
+from vqvae.training.stage import evaluate
 
 SEARCHED_AT_A_TIME = 128  # pictures
 
@@ -29,14 +29,14 @@ def evaluate_run(run: Run, split: str, batch_size: int) -> tuple[dict[str, Any],
     tokenizer, variance = run.tokenizer(), run.variance()
     loader = run.loader(split)
     stage = AutoencoderStage(tokenizer.model, tokenizer.reconstruction, variance, run.data.show)
-    metrics = evaluate(stage, PictureFeed(run.data, loader, loader, batch_size, seed=0), batch_size)
+    metrics = evaluate(stage, ItemEvaluationSet(run.data, loader), batch_size)
     metrics |= searched_figures(run, tokenizer, split)
     metrics["model_parameters"] = sum(p.numel() for p in tokenizer.model.parameters())
     if run.folder.weights_file("prior"):
         store = run.code_store(tokenizer, split)
         prior = run.prior(tokenizer.model)
-        feed = CodeFeed([], store, batch_size, seed=0, device=run.device)
-        metrics |= evaluate(run.prior_stage(prior, tokenizer), feed, batch_size)
+        codes = CodeEvaluationSet(store, None, run.device)
+        metrics |= evaluate(run.prior_stage(prior, tokenizer), codes, batch_size)
         metrics["bits_per_code_uniform"] = bits_of_uniform(store.codebook_sizes, store.code_shapes)
         metrics["prior_parameters"] = sum(p.numel() for p in prior.parameters())
     metrics |= bits_per_dim(metrics, run.data)
@@ -59,9 +59,8 @@ class Reconstructions:
     tokenizer: Tokenizer
     variance: float
 
-    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
-        x, _ = batch
-        return reconstruction_sums(self.tokenizer.reconstruct(x), x)
+    def evaluate(self, batch: ItemBatch) -> dict[str, Tensor]:
+        return reconstruction_sums(self.tokenizer.reconstruct(batch.x), batch.x)
 
     def evaluation_metrics(self, sums: dict[str, Tensor]) -> dict[str, Any]:
         return dict(reconstruction_metrics(sums, self.variance))
@@ -74,10 +73,9 @@ def searched_figures(run: Run, tokenizer: Tokenizer, split: str) -> dict[str, An
     """
     if not tokenizer.model.search_sweeps:
         return {}
-    loader = run.loader(split)
-    feed = PictureFeed(run.data, loader, loader, batch_size=1, seed=0)
-    found = evaluate(Reconstructions(tokenizer, run.variance()), feed, SEARCHED_AT_A_TIME)
-    return {f"searched_{name}": value for name, value in found.items()}
+    items = ItemEvaluationSet(run.data, run.loader(split))
+    metrics = evaluate(Reconstructions(tokenizer, run.variance()), items, SEARCHED_AT_A_TIME)
+    return {f"searched_{name}": value for name, value in metrics.items()}
 
 
 def bits_per_dim(metrics: dict[str, Any], data: Data) -> dict[str, float]:

@@ -11,15 +11,18 @@ import torch
 from torch import Tensor
 
 from vqvae import distributed
-from vqvae.data.code_store import CodeStore, bits_of_uniform
+from vqvae.data.code_store import CodeStore
+from vqvae.data.codes import bits_of_uniform
 from vqvae.images import grid, rows_of, write_png
 from vqvae.inference.drawing import choose_labels, draw_pictures
 from vqvae.inference.tokenizer import Tokenizer
 from vqvae.metrics.codebook import count_codes
 from vqvae.run.evaluation import bits_per_dim, searched_figures
-from vqvae.run.folder import STAGES, table, write_json
-from vqvae.run.pipeline import Run
+from vqvae.run.folder import STAGES
 from vqvae.run.plots import HISTOGRAMS, plot_codes, plot_curves
+from vqvae.run.run import Run
+from vqvae.run.tables import table
+from vqvae.storage.files import write_json
 from vqvae.training.logger import read_lines
 
 SAMPLES_PER_CLASS = 8

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from vqvae.data.loader import centre_crop
+from vqvae.data.items import center_crop
 from vqvae.errors import UserError
 from vqvae.images import grid, normalise, rows_of, write_png
 from vqvae.inference.tokenizer import Tokenizer
 from vqvae.priors.autoregressive import AutoregressivePrior
 from vqvae.priors.base import Prior
 from vqvae.priors.sampling import Sampling
-from vqvae.run.pipeline import Run
+from vqvae.run.run import Run
 from vqvae.storage.files import write_bytes
 
 
@@ -69,7 +69,7 @@ class Job:
 
     def x(self, items: Tensor) -> Tensor:
         """Items as they are read, uint8 (n, C, *R) -> (n, C, *S) in [-1, 1], on the device."""
-        return normalise(centre_crop(items, self.run.data.size).to(self.run.device))
+        return normalise(center_crop(items, self.run.data.size).to(self.run.device))
 
     def write_pictures(self, name: str, items: Tensor, columns: int) -> Path:
         """Items uint8 (n, C, *S) -> a PNG of what the data set shows of them, in rows of `columns`."""

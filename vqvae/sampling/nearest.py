@@ -11,11 +11,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vqvae import distributed
-from vqvae.data.loader import centre_crop
+from vqvae.data.items import center_crop
 from vqvae.inference.chunks import decode
 from vqvae.inference.drawing import choose_labels, draw_pictures
 from vqvae.inference.tokenizer import Tokenizer
-from vqvae.run.pipeline import Run
+from vqvae.run.run import Run
 from vqvae.sampling.job import Job
 
 NEIGHBOURS = 3  # shown of each sample, by either distance
@@ -107,7 +107,7 @@ def by_pixels(run: Run, queries: Tensor, flips: list[bool]) -> Neighbours:
         for flipped in flips:
             chunks = bar_of(len(loader), max(1, ELEMENTS // wanted.shape[1]), "by pixels")
             for images, _ in loader.batches(chunks):
-                items = centre_crop(images, run.data.size)
+                items = center_crop(images, run.data.size)
                 x = (items.flip(-1) if flipped else items).flatten(1).double()  # (b, dims)
                 squared = lengths + x.square().sum(1) - 2 * wanted @ x.T  # (n, b)
                 yield (squared / wanted.shape[1]).sqrt()
@@ -136,7 +136,7 @@ def training_items(run: Run, numbers: Tensor) -> Tensor:
     loader = run.loader("train")
     count = len(loader)
     images, _ = next(iter(loader.batches([numbers.flatten() % count])))
-    items = centre_crop(images, run.data.size).cpu()
+    items = center_crop(images, run.data.size).cpu()
     mirrored = (numbers.flatten() >= count).view(-1, *[1] * (items.ndim - 1))
     return torch.where(mirrored, items.flip(-1), items).unflatten(0, numbers.shape)  # (n, k, C, *S)
 

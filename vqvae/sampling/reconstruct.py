@@ -13,7 +13,7 @@ from vqvae.errors import UserError
 from vqvae.images import to_uint8
 from vqvae.inference.chunks import CHUNK, in_chunks
 from vqvae.metrics.reconstruction import item_psnr
-from vqvae.run.folder import table
+from vqvae.run.tables import table
 from vqvae.sampling.job import Job
 from vqvae.sampling.sources import read_many
 from vqvae.storage.files import write_bytes

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from vqvae import distributed
 from vqvae.data.folder import printable
-from vqvae.data.loader import centre_crop
+from vqvae.data.items import center_crop
 from vqvae.errors import UserError
-from vqvae.run.pipeline import Run
+from vqvae.run.run import Run
 
 
 def names_in(image: Any) -> list[str]:
@@ -71,4 +71,4 @@ def read_many(run: Run, folder: str | None, count: int | None) -> Iterator[tuple
 
 def crop(run: Run, item: Tensor) -> Tensor:
     """An item as it is read, uint8 (C, *R) -> as the model sees it, (C, *S)."""
-    return centre_crop(item[None], run.data.size)[0]
+    return center_crop(item[None], run.data.size)[0]

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vqvae.data.items import ItemBatch
 from vqvae.images import Show, grid, to_uint8
 from vqvae.losses.reconstruction import ReconstructionLoss
 from vqvae.metrics.codebook import CodeCounts, binned, count_codes, describe, histogram
 from vqvae.metrics.reconstruction import reconstruction_metrics, reconstruction_sums
 from vqvae.metrics.spacing import spacing, spacing_with_histogram
 from vqvae.model import VQVAE, Output
-from vqvae.training.stage import Batch, Stage
+from vqvae.training.stage import Stage
 
 COLLAPSED_SHARE = 0.05  # a whole-set perplexity below this share of K is called a collapse
 SPANS = ("batch", "window", "epoch", "run")  # the last step; since the last log; since the epoch began; since step 0
@@ -48,8 +49,8 @@ class AutoencoderStage(Stage):
         self.meters = CodeCounts(model.codebook_sizes, SPANS)
         self.counted: list[list[Tensor]] = []  # of the step at hand, a micro-batch each: M x (K_m,)
 
-    def begin_run(self, batches: Iterator[Batch]) -> None:
-        self.model.begin_run(x for x, _ in batches)
+    def begin_run(self, batches: Iterator[ItemBatch]) -> None:
+        self.model.begin_run(batch.x for batch in batches)
 
     def begin_step(self, step: int, steps: int) -> None:
         self.model.begin_step(step, steps)
@@ -59,10 +60,9 @@ class AutoencoderStage(Stage):
             if step // self.epoch_steps != (step - 1) // self.epoch_steps:
                 self.meters.reset("epoch")  # a batch across the border counts towards the epoch that ends
 
-    def training_losses(self, batch: Batch) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
-        x, _ = batch
-        output: Output = self.forwards["model"](x)
-        terms = self._terms(output, x)
+    def training_losses(self, batch: ItemBatch) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
+        output: Output = self.forwards["model"](batch.x)
+        terms = self._weigh(self.reconstruction(output.decoded, batch.x), output)
         self.counted.append(self._count(output.codes))
         yield "model", terms["loss"], terms
 
@@ -80,11 +80,11 @@ class AutoencoderStage(Stage):
         self.meters.reset("window")
         return metrics | self._of_codebooks(spacing)
 
-    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
-        x, _ = batch
-        output = self.model(x)
+    def evaluate(self, batch: ItemBatch) -> dict[str, Tensor]:
+        x, output = batch.x, self.model(batch.x)
         sums = reconstruction_sums(self.reconstruction.to_image(output.decoded), x)
-        sums |= {f"term/{name}": value.double() * len(x) for name, value in self._terms(output, x).items()}
+        terms = self._weigh(self.reconstruction(output.decoded, x), output)
+        sums |= {f"term/{name}": value.double() * len(x) for name, value in terms.items()}
         sums |= {f"histogram/{name}": counts for name, counts in output.histograms.items()}
         return sums | {f"counts{m}": counts for m, counts in enumerate(self._count(output.codes))}
 
@@ -103,10 +103,9 @@ class AutoencoderStage(Stage):
             metrics[f"codebook{m}/count_histogram"] = histogram(counts)
         return metrics | self._of_codebooks(spacing_with_histogram)
 
-    def preview(self, batch: Batch) -> dict[str, Tensor]:
-        x, _ = batch
-        x_hat = self.reconstruction.to_image(self.model(x).decoded)
-        return {"reconstructions": grid([self.show(to_uint8(one)) for one in (x, x_hat)])}
+    def preview(self, batch: ItemBatch) -> dict[str, Tensor]:
+        x_hat = self.reconstruction.to_image(self.model(batch.x).decoded)
+        return {"reconstructions": grid([self.show(to_uint8(row)) for row in (batch.x, x_hat)])}
 
     def warnings(self, metrics: dict[str, Any], best: dict[str, Any]) -> dict[str, str]:
         found = {}
@@ -121,9 +120,8 @@ class AutoencoderStage(Stage):
                 )
         return found
 
-    def _terms(self, output: Output, x: Tensor) -> dict[str, Tensor]:
+    def _weigh(self, reconstruction: Tensor, output: Output) -> dict[str, Tensor]:
         """Every loss term, plain and weighted, and their weighted sum `loss`."""
-        reconstruction = self.reconstruction(output.decoded, x)
         plain = {f"reconstruction_{self.reconstruction.name}": (reconstruction, self.reconstruction.weight)}
         plain |= {name: (loss.value, loss.weight) for name, loss in output.losses.items()}
         terms = {name: value for name, (value, _) in plain.items()}

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae import distributed
+from vqvae.data.codes import CodeBatch
 from vqvae.images import grid
 from vqvae.priors.base import Prior, Scored
 from vqvae.priors.sampling import Sampling
 from vqvae.ranges import LessThanOne, checked
-from vqvae.training.stage import Batch, Stage
+from vqvae.training.stage import Stage
 
 OVERFITTING = 0.01  # validation bits above the best by more than this share, while training bits fall
 
@@ -51,20 +52,21 @@ class PriorStage(Stage):
     def begin_step(self, step: int, steps: int) -> None:
         self.prior.begin_step(step, steps)
 
-    def training_losses(self, batch: Batch) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
-        *codes, labels = batch
-        scored: Scored = self.forwards["prior"](codes, self._hide_classes(labels), self.label_smoothing)
+    def training_losses(self, batch: CodeBatch) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
+        scored: Scored = self.forwards["prior"](batch.codes, self._hide_classes(batch.labels), self.label_smoothing)
         nats = torch.cat([one.detach().flatten() for one in scored.nats]).mean()
         yield "prior", scored.loss, {"loss": scored.loss, self.monitor: nats / math.log(2)}
 
     def window_metrics(self) -> dict[str, float]:
         return {}
 
-    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
-        *codes, labels, origin = batch
-        member = F.one_hot(origin, 2).double()  # (B, 2)
-        nats = [one.double().flatten(1).sum(1) for one in self.prior(codes, labels).nats]  # M x (B,)
-        return {"examples": member.sum(0), **{f"nats{m}": one @ member for m, one in enumerate(nats)}}  # each (2,)
+    def evaluate(self, batch: CodeBatch) -> dict[str, Tensor]:
+        member = F.one_hot(batch.origin, 2).double()  # (B, 2)
+        nats = [of_map.double().flatten(1).sum(1) for of_map in self.prior(batch.codes, batch.labels).nats]  # M x (B,)
+        return {
+            "examples": member.sum(0),
+            **{f"nats{m}": of_map @ member for m, of_map in enumerate(nats)},
+        }  # each (2,)
 
     def evaluation_metrics(self, sums: dict[str, Tensor]) -> dict[str, Any]:
         examples, example_codes = sums["examples"].tolist(), self.prior.codes_per_sample
@@ -95,9 +97,9 @@ class PriorStage(Stage):
             "prior.trainer.early_stop_evals=3 saves the time"
         }
 
-    def preview(self, batch: Batch) -> dict[str, Tensor]:
-        count = len(batch[-1])
-        labels = torch.arange(count, device=batch[-1].device) % max(1, self.prior.num_classes)
+    def preview(self, batch: CodeBatch) -> dict[str, Tensor]:
+        count = len(batch.labels)
+        labels = torch.arange(count, device=batch.labels.device) % max(1, self.prior.num_classes)
         labels = labels if self.prior.num_classes else labels - 1
         codes = self.prior.sample(list(range(count)), labels, self.sampling)
         pictures = self.draw(codes)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import secrets
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 
 class WriteError(OSError):
@@ -43,6 +45,11 @@ def write_bytes(path: Path, data: bytes) -> None:
         if isinstance(error, OSError):
             raise WriteError(path, error, len(data)) from error
         raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically. Raises WriteError."""
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def temporary_name(path: Path) -> Path:

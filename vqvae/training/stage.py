@@ -1,9 +1,9 @@
-"""What a stage of training is: the contract between the trainer and what it trains."""
+"""The contract between the trainer and what it trains."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -11,15 +11,20 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vqvae import distributed
+from vqvae.errors import UserError
 
-Batch = tuple[Tensor, ...]
+
+class Batch(Protocol):
+    """A batch with named tensors: see data/items.py and data/codes.py."""
+
+    def split(self, parts: int) -> Sequence[Any]: ...
 
 
 class Stage(ABC):
-    """What is trained. `networks` by name; `meters` holds counters that are part of a checkpoint.
+    """Networks by name, their losses, and their evaluation.
 
-    `monitor` names the validation metric, lower is better, that tells which step is best; `keeps_best` tells whether
-    the stage's result is that step's weights or the last.
+    meters: counters that are part of a checkpoint. monitor: the validation metric, lower is better, that decides which step
+    is best. keeps_best: the result is that step's weights, not the last ones.
     """
 
     networks: dict[str, nn.Module]
@@ -27,73 +32,100 @@ class Stage(ABC):
     monitor: str
     keeps_best: bool
     headline: tuple[str, ...]  # validation metrics for the one-line report
-    initialised: bool = False  # True where the weights were given, so that `begin_run` would undo them
-    forwards: dict[str, nn.Module]  # what training calls: the networks, as wrapped or compiled by the trainer
+    initialised: bool = False  # True if weights were loaded, because `begin_run` would overwrite them
+    forwards: dict[str, nn.Module]  # the networks as wrapped or compiled by the trainer: training calls these
 
-    def begin_run(self, batches: Iterator[Batch]) -> None:
-        """Once, before step 0: starts from data, on all ranks."""
+    def begin_run(self, batches: Iterator[Any]) -> None:
+        """Start from data, once before step 0, on all ranks."""
 
     def begin_step(self, step: int, steps: int) -> None:
-        """Sets schedules; empties what forwards accumulate."""
+        """Set schedules and empty accumulators."""
 
     @abstractmethod
-    def training_losses(self, batch: Batch) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
-        """Yields (network, loss, metrics as 0-d tensors) in update order, one forward of `forwards[network]` per yield."""
+    def training_losses(self, batch: Any) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
+        """Yield (network, loss, metrics as 0-d tensors) in update order, with one call of `forwards[network]` per yield."""
 
     def after_step(self, applied: Tensor) -> dict[nn.Parameter, Tensor]:
-        """Moves what the optimizer does not. `applied` (0-d bool) is False where the step was skipped.
+        """Update what the optimizer does not. `applied` (0-d bool) is False if the step was skipped.
 
-        Returns {parameter: bool mask of rows that were replaced}: their optimizer state is reset.
+        Returns {parameter: bool mask of replaced rows}, whose optimizer state is then reset.
         """
         return {}
 
     @abstractmethod
     def window_metrics(self) -> dict[str, Any]:
-        """Metrics over the steps since the last call, and what is too dear for every step; called on all ranks."""
+        """Metrics over the steps since the last call, and those too expensive for every step. Called on all ranks."""
 
     @abstractmethod
-    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
-        """Sums over a validation batch; they are added up over batches and ranks."""
+    def evaluate(self, batch: Any) -> dict[str, Tensor]:
+        """Sums over a validation batch, to be added up over batches and ranks."""
 
     @abstractmethod
     def evaluation_metrics(self, sums: dict[str, Tensor]) -> dict[str, Any]:
-        """Sums over the whole set -> metrics."""
+        """Metrics from the sums over the whole set."""
 
     @abstractmethod
-    def preview(self, batch: Batch) -> dict[str, Tensor]:
-        """Pictures uint8 (C, H, W) by name."""
+    def preview(self, batch: Any) -> dict[str, Tensor]:
+        """Images uint8 (C, H, W) by name."""
 
     def warnings(self, metrics: dict[str, Any], best: dict[str, Any]) -> dict[str, str]:
-        """Evaluation metrics -> {title: advice} for what a user should hear about.
+        """Warnings for the user, {title: advice}, from evaluation metrics.
 
-        `best` holds step and metrics of the best evaluation before this one; it is empty where there was none.
+        `best` holds step and metrics of the best evaluation before this one; it is empty if there was none.
         """
         return {}
 
+    def load_weights(self, networks: dict[str, dict[str, Tensor]], source: str) -> None:
+        """Start from the weights of another run's networks; `source` names it in messages. Raises UserError if they do not fit.
 
-class Feed(Protocol):
-    """Where batches come from: see data/loader.py and data/code_store.py."""
+        Counters of revivals may be missing there.
+        """
+        for name, state in networks.items():
+            own = {key: tuple(value.shape) for key, value in self.networks[name].state_dict().items()}
+            given = {key: tuple(value.shape) for key, value in state.items()}
+            differing = sorted(
+                key
+                for key in own.keys() | given.keys()
+                if own.get(key) != given.get(key) and (key in own.keys() & given.keys() or ".revival." not in key)
+            )
+            if differing:
+                raise UserError(
+                    f"{source} has other weights than this config ({len(differing)} differ, "
+                    f"{differing[0]} is {given.get(differing[0])} there, {own.get(differing[0])} here)"
+                )
+            self.networks[name].load_state_dict(state, strict=False)
+        self.initialised = True
 
-    train_size: int
 
-    def training_batches(self, start_step: int, parts: int) -> Iterator[Batch]: ...
-    def training_indices(self, step: int) -> Tensor: ...
-    def evaluation_batches(self, chunk: int) -> Iterator[Batch]: ...
-    def preview_batch(self, count: int) -> Batch: ...
+class TrainingSet(Protocol):
+    """Endless training batches: see data/items.py and data/codes.py."""
+
+    def __len__(self) -> int: ...
+    def batches(self, start_step: int, parts: int) -> Iterator[Any]: ...
+    def indices(self, step: int) -> Tensor: ...
+
+
+class EvaluationSet(Protocol):
+    """The examples of a set, once and in order."""
+
+    def batches(self, chunk: int) -> Iterator[Any]: ...
+    def preview(self, count: int) -> Any: ...
 
 
 class Measured(Protocol):
-    """What `evaluate` asks of a stage."""
+    """What `evaluate` needs of a stage."""
 
-    def evaluate(self, batch: Batch) -> dict[str, Tensor]: ...
+    def evaluate(self, batch: Any) -> dict[str, Tensor]: ...
     def evaluation_metrics(self, sums: dict[str, Tensor]) -> dict[str, Any]: ...
 
 
-def evaluate(stage: Measured, feed: Feed, chunk: int) -> dict[str, Any]:
-    """Metrics over the whole validation set, in float32: sums over batches, reduced once. Networks are in eval mode."""
-    nothing = stage.evaluate(feed.preview_batch(1))  # so that a rank without a chunk has the same sums, at 0
-    sums = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in nothing.items()}
-    for batch in tqdm(feed.evaluation_batches(chunk), desc="evaluating", leave=False, disable=distributed.bar_hidden()):
+def evaluate(stage: Measured, examples: EvaluationSet, chunk: int) -> dict[str, Any]:
+    """Metrics over a whole set, in float32: sums over batches, reduced once. Networks must be in eval mode."""
+    sums: dict[str, Tensor] = {}
+    for batch in tqdm(examples.batches(chunk), desc="evaluating", leave=False, disable=distributed.bar_hidden()):
         for name, value in stage.evaluate(batch).items():
-            sums[name] += value
-    return stage.evaluation_metrics(dict(zip(sums, distributed.all_reduce_sum(list(sums.values())))))
+            sums[name] = sums[name] + value if name in sums else value.double()
+    shapes = distributed.broadcast_object({name: value.shape for name, value in sums.items()})  # rank 0 has a batch
+    device = distributed.device()
+    own = [sums.get(name, torch.zeros(shape, dtype=torch.float64, device=device)) for name, shape in shapes.items()]
+    return stage.evaluation_metrics(dict(zip(shapes, distributed.all_reduce_sum(own))))

@@ -1,4 +1,4 @@
-"""The training loop. It serves both stages, and knows nothing of VQ, GANs or priors."""
+"""The training loop. It serves every stage, and knows nothing of quantizers, priors or GANs."""
 
 from __future__ import annotations
 
@@ -15,39 +15,42 @@ from tqdm import tqdm
 from vqvae import distributed
 from vqvae.seeding import seed_everything
 from vqvae.storage import checkpoint
-from vqvae.training.hardware import Clock, choose_precision, keep_freed_memory, memory_mb, to_channels_last
+from vqvae.training.hardware import Clock, choose_precision, memory_mb, to_channels_last
 from vqvae.training.logger import Logger
 from vqvae.training.metric_window import MetricWindow
 from vqvae.training.optimizers import guarded_step, parameter_groups, reset_rows
 from vqvae.training.schedules import Schedule
 from vqvae.training.settings import TrainerConfig
 from vqvae.training.skipped_steps import SkippedSteps
-from vqvae.training.stage import Batch, Feed, Stage, evaluate
+from vqvae.training.stage import Batch, EvaluationSet, Stage, TrainingSet, evaluate
 from vqvae.training.stop import Stopped, StopRequest
 from vqvae.training.weight_average import Evaluating, WeightAverage
 
 log = logging.getLogger(__name__)
 KEEP_CHECKPOINTS = 2
 PREVIEW_COUNT = 16
-LOOKS = ("evaluate", "preview")  # after a step, in this order
+EXTRAS = ("evaluate", "preview")  # due after some steps, in this order
 
 
 class Trainer:
     """Trains one stage in the logger's folder, from its newest checkpoint if there is one.
 
     Args:
-        stage, feed: what to train, and on what.
-        config: the numbers of the run.
+        stage: networks and losses.
+        train, val: training batches, and the examples for evaluation and previews.
+        config: the settings of the run.
         optimizer: parameter groups -> optimizer.
         schedule: (step, steps) -> factor on every learning rate.
-        logger, stop: where results go, and how an end is asked for.
+        logger: metrics and images go there, checkpoints beside them.
         seed: all randomness of step s is drawn after seeding with (seed, s).
+        stop: receives signals.
     """
 
     def __init__(
         self,
         stage: Stage,
-        feed: Feed,
+        train: TrainingSet,
+        val: EvaluationSet,
         config: TrainerConfig,
         optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
         schedule: Schedule,
@@ -55,11 +58,10 @@ class Trainer:
         seed: int,
         stop: StopRequest,
     ) -> None:
-        self.stage, self.feed, self.config, self.schedule = stage, feed, config, schedule
+        self.stage, self.training_set, self.val, self.config, self.schedule = stage, train, val, config, schedule
         self.logger, self.checkpoints, self.seed, self.stop = logger, logger.folder / "checkpoints", seed, stop
         self.device = distributed.device()
-        keep_freed_memory()
-        self.steps = config.total_steps(feed.train_size)
+        self.steps = config.total_steps(len(train))
         self.bf16 = choose_precision(config.precision, self.device) == "bf16"
         stage.meters.to(self.device)
         for network in stage.networks.values():
@@ -77,80 +79,83 @@ class Trainer:
         self.seconds = 0.0  # of training steps, over all starts of this run
 
     def fit(self) -> None:
-        """Trains to the last step, or until `max_time_minutes` or `early_stop_evals` ends it.
+        """Train to the last step, or until `max_time_minutes` or `early_stop_evals` ends it.
 
-        Raises Stopped after a requested stop, UserError where losses are not finite and on_nonfinite=stop.
+        Raises Stopped after a requested stop, UserError if losses are not finite and on_nonfinite=stop.
         """
         with self.stop.deferred():
-            self.train()
+            done, todo = self.restore()
+            if done == self.steps and not todo:
+                return self.finish(done)
+            self.begin(done, todo)
+            batches = self.training_set.batches(done, self.config.accumulation)
+            bar = tqdm(total=self.steps, initial=done, desc=self.logger.stage, disable=distributed.bar_hidden())
+            clock = Clock()
+            while done < self.steps:
+                self.train_step(done, next(batches))
+                done += 1
+                bar.update()
+                self.after_step(done, bar, clock)
+            bar.close()
+            self.finish(done)
 
-    def train(self) -> None:
-        """What `fit` does, while a signal is only noted."""
-        done, todo = self.restore()
-        if done == self.steps and not todo:
-            return self.finish(done)
+    def begin(self, done: int, todo: Sequence[str]) -> None:
+        """Prepare training from step `done` on, and do what a stop has left `todo` after that step."""
         self.logger.start(done, evaluated="evaluate" not in todo)
         for network in self.stage.networks.values():
             network.train()
         self.stage.forwards = {name: self.wrap(network) for name, network in self.stage.networks.items()}
         if done == 0 and not self.stage.initialised:
             seed_everything(self.seed, 0)
-            with Evaluating(self.stage.networks, average=None), self.stop.at_once():  # the average starts from them
-                self.stage.begin_run(self.feed.training_batches(0, parts=1))
+            with Evaluating(self.stage.networks, average=None), self.stop.at_once():
+                self.stage.begin_run(self.training_set.batches(0, parts=1))
             if self.average is not None:
-                self.average.load(self.average.live)
+                self.average.load(self.average.live)  # it starts from codes that were set from data
         if todo:
-            self.look(done, todo)
+            self.do_extras(done, todo)
             self.save(done, [])
-        batches = self.feed.training_batches(done, self.config.accumulation)
-        bar = tqdm(
-            total=self.steps, initial=done, desc=self.logger.stage, unit="step", disable=distributed.bar_hidden()
-        )
-        clock = Clock()
-        while done < self.steps:
-            self.train_step(done, next(batches))
-            done += 1
-            bar.update()
-            intervals = self.config.log_every_steps, self.config.eval_every_steps
-            if logging_step := any(due(done, interval, self.steps) for interval in intervals):
-                self.log(done, bar, clock)
-            clock.pause()
-            if self.stop.agreed(may_talk=logging_step or self.device.type == "cpu"):
-                self.leave(done)
-            self.look(done)
-            if logging_step and self.stop.agreed(may_talk=True):  # it may have taken long
-                self.leave(done, [])
-            clock.resume()
-        bar.close()
-        self.finish(done)
 
-    def look(self, step: int, todo: Sequence[str] = LOOKS) -> None:
-        """What is due after a step: evaluation, preview, then a checkpoint; a stop leaves one that knows what is left."""
+    def after_step(self, done: int, bar: tqdm, clock: Clock) -> None:
+        """Log, evaluate, preview and save where they are due after step `done`; end here if a stop was requested."""
+        intervals = self.config.log_every_steps, self.config.eval_every_steps
+        logs = any(due(done, interval, self.steps) for interval in intervals)
+        if logs:
+            self.log(done, bar, clock)
+        clock.pause()
+        if self.stop.agreed(may_talk=logs or self.device.type == "cpu"):
+            self.end_here(done, EXTRAS)
+        self.do_extras(done, EXTRAS)
+        if logs and self.stop.agreed(may_talk=True):  # the extras may have taken long
+            self.end_here(done, [])
+        clock.resume()
+
+    def do_extras(self, step: int, todo: Sequence[str]) -> None:
+        """Do what of `todo` is due after a step, then save if that is due. A stop saves a checkpoint with what is left."""
         intervals = {"evaluate": self.config.eval_every_steps, "preview": self.config.preview_every_steps}
         for place, name in enumerate(todo):
             if due(step, intervals[name], self.steps):
                 try:
                     getattr(self, name)(step)
                 except Stopped:
-                    self.leave(step, todo[place:])
+                    self.end_here(step, todo[place:])
         if due(step, self.config.checkpoint_every_steps, self.steps):
             self.save(step, [])
 
-    def leave(self, step: int, todo: Sequence[str] = LOOKS) -> None:
-        """Ends training here, to be continued with what is left to do after `step`."""
+    def end_here(self, step: int, todo: Sequence[str]) -> None:
+        """Save a checkpoint that knows what is left `todo` after `step`, and end training."""
         self.save(step, todo)
         raise Stopped(f"{self.logger.stage}: stopped on request at step {step} of {self.steps}")
 
     def train_step(self, step: int, batch: Batch) -> None:
-        """Forward, backward and update of every network, then of what the stage moves itself. The host never waits."""
+        """Forward, backward and update of every network, then of what the stage updates itself. The host never waits."""
         seed_everything(self.seed, step)
         self.stage.begin_step(step, self.steps)
         parts = self.config.accumulation
-        losses = [self.stage.training_losses(part) for part in split(batch, parts)]
+        losses = [self.stage.training_losses(part) for part in batch.split(parts)]
         applied = torch.ones((), dtype=torch.bool, device=self.device)
         while True:
             name = None
-            for index, micro_batch in enumerate(losses):  # all for one network, each graph freed by its backward
+            for index, micro_batch in enumerate(losses):  # one network at a time; backward frees each graph
                 with distributed.no_gradient_sync(self.stage.forwards.values(), index < parts - 1):
                     with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                         item = next(micro_batch, None)
@@ -171,7 +176,7 @@ class Trainer:
         self.window.end_step(applied)
 
     def update(self, name: str, step: int, applied: Tensor) -> Tensor:
-        """One optimizer step of one network, a no-op on the device unless loss and gradient are finite on all ranks."""
+        """One optimizer step of one network; a no-op on the device unless loss and gradient are finite on all ranks."""
         lr = self.base_lr[name] * self.schedule(step, self.steps)
         network, clip = self.stage.networks[name], self.config.clip_grad_norm
         applied, norm = guarded_step(self.optimizers[name], network, lr, clip, applied)
@@ -179,7 +184,7 @@ class Trainer:
         return applied
 
     def log(self, step: int, bar: tqdm, clock: Clock) -> None:
-        """Means over the steps since the last log; the one place where the host waits for the device."""
+        """Log means over the steps since the last log. The one place where the host waits for the device."""
         steps, means = self.window.steps, self.window.close()
         seconds = clock.lap()
         self.seconds = distributed.broadcast_object(self.seconds + seconds)
@@ -192,9 +197,9 @@ class Trainer:
         rate = steps * self.config.batch_size / max(seconds, 1e-9)
         timing = {"timing/pictures_per_second": rate, "timing/seconds": self.seconds, **memory_mb(self.device)}
         self.logger.log_timing(step, timing)
-        bar.set_postfix({"loss": f"{metrics.get('train/loss', math.nan):.4f}", "pictures/s": f"{rate:.0f}"})
-        for one in latest:
-            self.logger.log_skipped(step, one, self.feed.training_indices(one).tolist())
+        bar.set_postfix({"loss": f"{metrics.get('train/loss', math.nan):.4f}", "items/s": f"{rate:.0f}"})
+        for skipped_step in latest:
+            self.logger.log_skipped(step, skipped_step, self.training_set.indices(skipped_step).tolist())
         self.config.check_skipped(self.logger.stage, skipped, step)
         if step < self.steps and self.seconds >= (self.config.max_time_minutes or math.inf) * 60:
             log.info("%s: max_time_minutes is over, ending at step %d", self.logger.stage, step)
@@ -202,9 +207,9 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, step: int) -> None:
-        """Validates, warns, and keeps the weights if they are the best so far; ends training that found none for long."""
+        """Validate, warn, keep the weights if they are the best so far, and stop early after too many worse evaluations."""
         with self.evaluating(), self.stop.at_once():
-            metrics = evaluate(self.stage, self.feed, self.config.eval_batch_size)
+            metrics = evaluate(self.stage, self.val, self.config.eval_batch_size)
         self.logger.log(step, {f"val/{name}": value for name, value in metrics.items()})
         report = ", ".join(f"{name} {metrics[name]:.4g}" for name in self.stage.headline if name in metrics)
         log.info("%s step %d of %d: %s", self.logger.stage, step, self.steps, report)
@@ -223,17 +228,17 @@ class Trainer:
     @torch.no_grad()
     def preview(self, step: int) -> None:
         with self.evaluating(), self.stop.at_once():
-            for name, picture in self.stage.preview(self.feed.preview_batch(PREVIEW_COUNT)).items():
-                self.logger.log_picture(step, name, picture)
+            for name, image in self.stage.preview(self.val.preview(PREVIEW_COUNT)).items():
+                self.logger.log_picture(step, name, image)
 
     def result(self, step: int) -> dict[str, Any]:
-        """What later stages use: the (averaged) weights."""
+        """The (averaged) weights, for later stages."""
         with self.evaluating():
             networks = {name: copy.deepcopy(network.state_dict()) for name, network in self.stage.networks.items()}
         return {"step": step, "networks": networks}
 
     def save(self, step: int, todo: Sequence[str]) -> None:
-        """Writes the checkpoint from which a later start goes on as if nothing had happened, with `todo` first."""
+        """Write the checkpoint from which a later start continues bit-identically, with `todo` first."""
         checkpoint.save_step(self.checkpoints, step, self.state(step, todo), KEEP_CHECKPOINTS)
 
     def state(self, step: int, todo: Sequence[str]) -> dict[str, Any]:
@@ -253,7 +258,7 @@ class Trainer:
         }
 
     def restore(self) -> tuple[int, list[str]]:
-        """Takes up the newest good checkpoint. Returns its step, 0 where there is none, and what is left to do after it."""
+        """Load the newest good checkpoint. Returns its step (0 if there is none) and what is left to do after it."""
         state = checkpoint.load_newest(self.checkpoints, set(self.state(0, [])), self.device)
         if state is None:
             return 0, []
@@ -271,11 +276,11 @@ class Trainer:
         return int(state["step"]), state["todo"]
 
     def finish(self, step: int) -> None:
-        """Writes the stage's result: its last weights, or those of its best validation step (always, with an early stop)."""
+        """Write the stage's result: its last weights, or those of its best step if the stage or an early stop asks for them."""
         if distributed.is_main():
             best = checkpoint.find(self.checkpoints, "best")
             kept = checkpoint.load(best[-1]) if best and (self.stage.keeps_best or self.config.early_stop_evals) else {}
-            own = kept.get("step") == self.best.get("step")  # and not that of evaluations that were lost
+            own = kept.get("step") == self.best.get("step")  # not one whose evaluation was lost
             checkpoint.save(self.logger.folder, "weights", kept if kept and own else self.result(step))
         distributed.barrier()
 
@@ -288,10 +293,5 @@ class Trainer:
 
 
 def due(step: int, interval: int, steps: int) -> bool:
-    """Whether something with this interval (0: never but at the end) happens after `step`; the end counts always."""
+    """True if something with this interval is due after `step`. It always is at the end; interval 0: only then."""
     return step == steps or (interval > 0 and step % interval == 0)
-
-
-def split(batch: Batch, parts: int) -> list[Batch]:
-    """A batch into micro-batches."""
-    return list(zip(*[tensor.chunk(parts) for tensor in batch])) if parts > 1 else [batch]

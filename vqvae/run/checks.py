@@ -1,0 +1,48 @@
+"""Checks of a whole run before any work: everything is built once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vqvae.config.build import build
+from vqvae.errors import UserError
+from vqvae.inference.tokenizer import Tokenizer
+from vqvae.run.run import Run
+from vqvae.run.train import load_initial_weights
+from vqvae.training.settings import TrainerConfig
+
+
+def check_run(run: Run) -> None:
+    """Build everything once. Raises UserError for whatever does not fit, or cannot be read."""
+    stage = run.autoencoder_stage(variance=1.0)
+    model = stage.model
+    if run.cfg.init_from is not None:
+        load_initial_weights(run, "autoencoder", stage)
+    if "autoencoder" not in run.cfg.stages and run.cfg.tokenizer is None:
+        run.folder.weights("autoencoder")
+    build(run.cfg.logger, "logger")
+    check_settings(run.cfg, "", len(run.split("train")))
+    run.split("val")
+    if "prior" in run.cfg.stages:
+        run.prior_stage(run.new_prior(model), Tokenizer(model, stage.reconstruction, fingerprint=""))
+        check_settings(run.cfg.prior, "prior.", len(run.split("train")))
+
+
+def check_settings(node: Any, prefix: str, train_size: int) -> None:
+    """Build the trainer's parts of a stage. Raises UserError, naming the key, for what does not fit."""
+    settings: TrainerConfig = build(node.trainer, prefix + "trainer")
+    build(node.schedule, prefix + "schedule")
+    hidden = torch.nn.Parameter(torch.zeros(1, 1))
+    hidden.hidden_matrix = True  # type: ignore[attr-defined]  # gives Muon a matrix, too
+    try:
+        build(node.optimizer, prefix + "optimizer")([{"params": [torch.nn.Parameter(torch.zeros(1)), hidden]}])
+    except ValueError as error:
+        if not isinstance(error, UserError) and not node.optimizer["_target_"].startswith("torch.optim."):
+            raise
+        raise UserError(f"{prefix}optimizer: {error}") from error
+    if settings.batch_size > train_size:
+        raise UserError(
+            f"{prefix}trainer.batch_size={settings.batch_size} is larger than the training set; at most {train_size} fits"
+        )

@@ -1,0 +1,151 @@
+"""The objects that a run's config describes."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+from torch import Tensor
+
+from vqvae import distributed
+from vqvae.config.build import build
+from vqvae.data.base import Data, Split
+from vqvae.data.code_store import CodeStore
+from vqvae.data.loader import ItemLoader
+from vqvae.errors import UserError
+from vqvae.images import to_uint8
+from vqvae.inference.tokenizer import Tokenizer
+from vqvae.losses.reconstruction import ReconstructionLoss
+from vqvae.model import VQVAE
+from vqvae.priors.base import Prior
+from vqvae.priors.sampling import Sampling
+from vqvae.run.encoding import encode
+from vqvae.run.folder import RunFolder
+from vqvae.stages.autoencoder import AutoencoderStage
+from vqvae.stages.prior import PriorStage
+from vqvae.storage import checkpoint
+
+
+class Run:
+    """A run folder with the objects that its config describes, made when first asked for."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder, self.cfg, self.device = folder, folder.config, distributed.device()
+        self.data: Data = build(self.cfg.data, "data")
+        self._splits: dict[str, Split] = {}
+        self._loaders: dict[str, ItemLoader] = {}
+
+    def split(self, name: str) -> Split:
+        if name not in self._splits:
+            split = self.data.split(name)
+            self._splits[name] = split.limited(self.data.limit) if self.data.limit else split
+        return self._splits[name]
+
+    def loader(self, split: str) -> ItemLoader:
+        """Loader of a split: train, val or test."""
+        if split not in self._loaders:
+            self._loaders[split] = ItemLoader(self.data, self.split(split), self.device)
+        return self._loaders[split]
+
+    def variance(self) -> float:
+        """Variance of the training items, in [-1, 1]; computed once and kept in the run folder."""
+        path = self.folder.path
+        if distributed.broadcast_object(not checkpoint.find(path, "variance")):
+            loader = self.loader("train")  # on every rank, because it waits for rank 0 to decode
+            if distributed.is_main():
+                checkpoint.save(path, "variance", {"variance": loader.variance()})
+        distributed.barrier()
+        file = checkpoint.find(path, "variance")[-1:]  # on another machine's disk it may not be seen yet
+        variance = distributed.broadcast_object(
+            checkpoint.load(file[0]).get("variance") if distributed.is_main() else 0.0
+        )
+        if not isinstance(variance, float) or not 0 <= variance < math.inf:
+            raise UserError(f"{file} does not hold a variance; delete it to have it computed again")
+        return variance
+
+    def autoencoder_stage(self, variance: float, epoch_steps: Fraction | None = None) -> AutoencoderStage:
+        """New autoencoder stage; `epoch_steps`, the steps of an epoch, is needed for training only."""
+        model, reconstruction = build_model(self.cfg, self.data, variance)
+        return AutoencoderStage(model, reconstruction, variance, self.data.show, epoch_steps)
+
+    def tokenizer(self) -> Tokenizer:
+        """Finished autoencoder. Raises UserError if it is not finished."""
+        state = self.folder.weights("autoencoder")["networks"]["model"]
+        stage = self.autoencoder_stage(self.variance())
+        checkpoint.load_weights(stage.model, state, self.folder.stage("autoencoder"))
+        stage.model.to(self.device).eval()
+        return Tokenizer(stage.model, stage.reconstruction, checkpoint.fingerprint(state))
+
+    def new_prior(self, model: VQVAE) -> Prior:
+        """Untrained prior for the codes of `model`."""
+        return build(
+            self.cfg.prior.network,
+            "prior.network",
+            code_shapes=model.code_shapes(self.data.size),
+            codebook_sizes=model.codebook_sizes,
+            num_classes=len(self.data.class_names),
+        )
+
+    def prior_stage(self, prior: Prior, tokenizer: Tokenizer) -> PriorStage:
+        """Prior stage, which previews samples decoded by `tokenizer`."""
+        node = self.cfg.prior
+
+        def draw(codes: list[Tensor]) -> Tensor:
+            return self.data.show(to_uint8(tokenizer.decode(codes)))
+
+        return PriorStage(prior, draw, self.sampling(), node.class_dropout, node.label_smoothing)
+
+    def sampling(self) -> Sampling:
+        """Default sampling; guided if trained with class dropout."""
+        node = self.cfg.prior
+        return Sampling(guidance=node.guidance if self.data.class_names and node.class_dropout else 1.0)
+
+    def prior(self, model: VQVAE) -> Prior:
+        """Finished prior. Raises UserError if it is not finished."""
+        prior = self.new_prior(model)
+        state = self.folder.weights("prior")["networks"]["prior"]
+        checkpoint.load_weights(prior, state, self.folder.stage("prior"))
+        return prior.to(self.device).eval()
+
+    def code_store(self, tokenizer: Tokenizer, split: str, flipped: bool = False) -> CodeStore:
+        """Codes of a split, or of its mirrored items, encoded now unless that was done before.
+
+        Raises UserError for a store that does not fit.
+        """
+        path, loader = self.folder.codes(f"{split}_flipped" if flipped else split), self.loader(split)
+        header: dict[str, Any] = {
+            "code_shapes": tokenizer.model.code_shapes(self.data.size),
+            "codebook_sizes": tokenizer.model.codebook_sizes,
+            "tokenizer": tokenizer.fingerprint,
+            "data": loader.split.fingerprint,
+            **({"flipped": True} if flipped else {}),
+        }
+        if not path.is_dir():
+            CodeStore.write(path, header, len(loader), encode(tokenizer, loader, self.data.size, flipped))
+        store = CodeStore(path)
+        store.require(**header)
+        most = max(len(self.data.class_names) - 1, 0)
+        if len(store) and not -1 <= int(store.labels.min()) <= int(store.labels.max()) <= most:
+            raise UserError(f"{path / 'labels.npy'} has labels that are no class; delete {path} to encode again")
+        return store
+
+
+def build_model(cfg: Any, data: Data, variance: float) -> tuple[VQVAE, ReconstructionLoss]:
+    """Networks and reconstruction loss of a config. Raises UserError if they do not fit the data."""
+    build(cfg.quantizer, "quantizer")  # by itself, so that errors name the user's key and not its copy below `model`
+    reconstruction: ReconstructionLoss = build(cfg.loss, "loss", variance=variance)
+    node = cfg.model.copy()
+    finest = node.decoders[0]  # makes the output
+    finest.channels = reconstruction.decoder_channels(data.channels)
+    model: VQVAE = build(node, "model")
+    try:
+        model.code_shapes(data.size)
+    except UserError as error:
+        raise UserError(f"data.{data.size_key}={getattr(data, data.size_key)}: {error}") from error
+    if model.search_sweeps:
+        try:
+            Tokenizer(model, reconstruction, fingerprint="").check_searchable(data.size)
+        except UserError as error:
+            raise UserError(f"model.search_sweeps={model.search_sweeps}: {error}; 0 turns the search off") from error
+    return model, reconstruction

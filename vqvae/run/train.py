@@ -1,0 +1,100 @@
+"""Training of both stages, each from where it stands."""
+
+from __future__ import annotations
+
+import logging
+from fractions import Fraction
+from typing import Any
+
+from vqvae.config.build import build
+from vqvae.config.compose import plain
+from vqvae.data.codes import CodeEvaluationSet, CodeTrainingSet
+from vqvae.data.items import ItemEvaluationSet, ItemTrainingSet
+from vqvae.errors import UserError
+from vqvae.inference.tokenizer import Tokenizer
+from vqvae.run.folder import RunFolder
+from vqvae.run.run import Run
+from vqvae.seeding import seed_everything
+from vqvae.training.logger import Logger
+from vqvae.training.stage import EvaluationSet, Stage, TrainingSet
+from vqvae.training.stop import StopRequest
+from vqvae.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+SEEDS = {"autoencoder": 0, "prior": 1}  # mixed with the run's seed, so that the stages draw from different streams
+
+
+def train_autoencoder(run: Run, stop: StopRequest) -> None:
+    """Train the autoencoder; return at once if it is finished."""
+    if run.folder.weights_file("autoencoder"):
+        log.info("autoencoder: finished before")
+        return
+    cfg = run.cfg
+    train, val = run.loader("train"), run.loader("val")
+    seed_everything(cfg.seed, 0)
+    stage = run.autoencoder_stage(run.variance(), Fraction(len(train), cfg.trainer.batch_size))
+    if cfg.init_from is not None:
+        load_initial_weights(run, "autoencoder", stage)
+    training_set = ItemTrainingSet(run.data, train, cfg.trainer.batch_size, cfg.seed)
+    trainer = make_trainer(run, "autoencoder", cfg, stop, stage, training_set, ItemEvaluationSet(run.data, val))
+    try:
+        trainer.fit()
+        weights = run.folder.weights_file("autoencoder")
+        trainer.logger.artifact("tokenizer", "model", weights, {"data": train.split.fingerprint}, [])
+    finally:
+        trainer.logger.finish()
+
+
+def train_prior(run: Run, tokenizer: Tokenizer, stop: StopRequest) -> None:
+    """Train the prior on the codes of `tokenizer`; return at once if it is finished."""
+    if run.folder.weights_file("prior"):
+        log.info("prior: finished before")
+        return
+    node = run.cfg.prior
+    train, val = [run.code_store(tokenizer, "train")], run.code_store(tokenizer, "val")
+    if node.flip:
+        train.append(run.code_store(tokenizer, "train", flipped=True))
+    seed_everything(run.cfg.seed, 1)
+    prior = run.new_prior(tokenizer.model)
+    prior.start_embeddings(tokenizer.model.code_vectors(run.data.size))
+    stage = run.prior_stage(prior, tokenizer)
+    if run.cfg.init_from is not None:
+        try:
+            load_initial_weights(run, "prior", stage)
+        except UserError as error:  # there is none, or it is for other codes, classes or networks
+            log.warning("the prior starts anew: %s", error)
+    training_set = CodeTrainingSet(train, node.trainer.batch_size, run.cfg.seed, run.device)
+    trainer = make_trainer(run, "prior", node, stop, stage, training_set, CodeEvaluationSet(val, train[0], run.device))
+    try:
+        trainer.fit()
+        stores = {f"codes-{store.path.name}": store for store in (*train, val)}
+        for name, store in stores.items():
+            trainer.logger.artifact(name, "codes", store.path, store.header, ["tokenizer"])
+        weights = run.folder.weights_file("prior")
+        trainer.logger.artifact("prior", "model", weights, {"tokenizer": tokenizer.fingerprint}, list(stores))
+    finally:
+        trainer.logger.finish()
+
+
+def load_initial_weights(run: Run, name: str, stage: Stage) -> None:
+    """Start a stage from the weights of the run that `init_from` names. Raises UserError if they do not fit."""
+    other = RunFolder.load(run.cfg.init_from, list(run.cfg.allow_targets), "init_from")
+    stage.load_weights(other.weights(name)["networks"], f"init_from={other.path}: its {name}")
+
+
+def make_trainer(
+    run: Run, name: str, node: Any, stop: StopRequest, stage: Stage, train: TrainingSet, val: EvaluationSet
+) -> Trainer:
+    """Trainer of the stage `name`. `node` holds optimizer, schedule and trainer: the config's top level, or its `prior`."""
+    wandb = build(run.cfg.logger, "logger")
+    return Trainer(
+        stage,
+        train,
+        val,
+        build(node.trainer, "trainer"),
+        build(node.optimizer, "optimizer"),
+        build(node.schedule, "schedule"),
+        Logger(run.folder.stage(name), name, wandb, plain(run.cfg)),
+        run.cfg.seed * 2 + SEEDS[name],
+        stop,
+    )
