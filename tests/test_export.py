@@ -230,7 +230,7 @@ SPOILED: dict[str, Callable[[Path], object]] = {
     "channels=3.5 is not what an export has there": change("tokenizer", channels=3.5),
     "size=None is not what an export has there": change("tokenizer", size=None),
     "prior.json belongs to another tokenizer (0123)": change("prior", tokenizer="0123"),
-    "guidance must be a number": change("prior", guidance=-1.0),
+    "guidance must be at least 0, got -1.0": change("prior", guidance=-1.0),
     "does not fit the config beside it": change("tokenizer", class_names=["a"]),
     "holds no export": lambda folder: (folder / "tokenizer.json").unlink(),
 }
@@ -262,7 +262,7 @@ def test_what_cannot_be_encoded_decoded_or_drawn_is_one_sentence(export: Path, t
         "labels must be 2 numbers": lambda: model.sample([1, 2], [3]),
         "of -1 .. 9; got [10]": lambda: model.sample([1], [10]),
         "temprature is no setting of sampling": lambda: model.sample([1], temprature=1.0),
-        "top_p must lie in (0, 1]": lambda: model.sample([1], top_p=2.0),
+        "top_p must be at most 1, got 2.0": lambda: model.sample([1], top_p=2.0),
         "holds no export (it is a run folder)": lambda: vqvae.load(str(tmp_path / "run")),
         f"{tmp_path / 'nowhere'} holds no export: there is no": lambda: vqvae.load(str(tmp_path / "nowhere")),
     }
