@@ -126,7 +126,6 @@ def test_training_knows_no_stage_but_the_contract() -> None:
                 "config/messages.py",
                 "config/program.py",
                 "config/sweep.py",
-                "run/folder.py",
                 "run/sweep.py",
             },
         ),

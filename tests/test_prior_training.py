@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from vqvae.data.code_store import CodeStore
-from vqvae.data.codes import CodeBatch, CodeTrainingSet
+from vqvae.data.codes import CodeBatch, CodeEvaluationSet, CodeTrainingSet
 from vqvae.data.items import center_crop
 from vqvae.images import normalise
 from vqvae.priors.base import Prior, Scored
@@ -243,7 +243,9 @@ def test_two_processes_draw_the_coins_of_one_and_measure_what_it_measures(tmp_pa
     mp.start_processes(worker, (str(tmp_path),), nprocs=2, start_method="spawn")
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
     joint = []
-    for (codes, labels, origin), (more_codes, more_labels, more_origin) in zip(*(result["batches"] for result in ranks)):
+    for (codes, labels, origin), (more_codes, more_labels, more_origin) in zip(
+        *(result["batches"] for result in ranks)
+    ):
         maps = [torch.cat(pair) for pair in zip(codes, more_codes)]
         joint.append(CodeBatch(maps, torch.cat([labels, more_labels]), torch.cat([origin, more_origin])))
     assert_equal_batches(joint, batches(examples, 5, 20))

@@ -23,6 +23,7 @@ from vqvae.run.folder import RunFolder, table
 from vqvae.run.run import Run
 from vqvae.run.train import make_trainer
 from vqvae.seeding import seed_everything
+from vqvae.training.stage import Examples
 from vqvae.training.stop import StopRequest
 
 NETWORK = ["data=shapes", "data.train_count=1000", "model=conv", "model.encoders.0.widths=[64,128]", "logger=off"]
@@ -86,7 +87,9 @@ def time_steps(overrides: list[str], folder: str) -> float:
         run.folder.path = Path(folder) / str(steps)
         train = ItemTrainingSet(run.data, run.loader("train"), run.cfg.trainer.batch_size, 0)
         val = ItemEvaluationSet(run.data, run.loader("val"))
-        trainer = make_trainer(run, "autoencoder", run.cfg, StopRequest(), run.autoencoder_stage(0.25), train, val)
+        trainer = make_trainer(
+            run, "autoencoder", run.cfg, StopRequest(), run.autoencoder_stage(0.25), Examples(train, val)
+        )
         trainer.evaluate = trainer.preview = lambda step: None  # type: ignore[method-assign]
         trainer.fit()
     return trainer.seconds / TIMED_STEPS

@@ -30,6 +30,7 @@ from vqvae.storage import checkpoint
 from vqvae.training.hardware import choose_precision, to_channels_last
 from vqvae.training.logger import read_lines
 from vqvae.training.optimizers import parameter_groups
+from vqvae.training.stage import Examples
 from vqvae.training.stop import StopRequest
 
 STEPS, ROUNDS = 150, 5
@@ -95,7 +96,7 @@ def through_the_trainer(run: Run, folder: str, **settings: Any) -> tuple[Any, fl
     stage = run.autoencoder_stage(run.variance())
     train = ItemTrainingSet(run.data, run.loader("train"), run.cfg.trainer.batch_size, 0)
     val = ItemEvaluationSet(run.data, run.loader("val"))
-    trainer = make_trainer(run, "autoencoder", run.cfg, StopRequest(), stage, train, val)
+    trainer = make_trainer(run, "autoencoder", run.cfg, StopRequest(), stage, Examples(train, val))
     trainer.evaluate = trainer.preview = lambda step: None
     trainer.fit()
     return trainer, trainer.seconds / trainer.steps

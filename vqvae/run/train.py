@@ -16,7 +16,7 @@ from vqvae.run.folder import RunFolder
 from vqvae.run.run import Run
 from vqvae.seeding import seed_everything
 from vqvae.training.logger import Logger
-from vqvae.training.stage import EvaluationSet, Stage, TrainingSet
+from vqvae.training.stage import Examples, Stage
 from vqvae.training.stop import StopRequest
 from vqvae.training.trainer import Trainer
 
@@ -35,8 +35,8 @@ def train_autoencoder(run: Run, stop: StopRequest) -> None:
     stage = run.autoencoder_stage(run.variance(), Fraction(len(train), cfg.trainer.batch_size))
     if cfg.init_from is not None:
         load_initial_weights(run, "autoencoder", stage)
-    training_set = ItemTrainingSet(run.data, train, cfg.trainer.batch_size, cfg.seed)
-    trainer = make_trainer(run, "autoencoder", cfg, stop, stage, training_set, ItemEvaluationSet(run.data, val))
+    batches = ItemTrainingSet(run.data, train, cfg.trainer.batch_size, cfg.seed)
+    trainer = make_trainer(run, "autoencoder", cfg, stop, stage, Examples(batches, ItemEvaluationSet(run.data, val)))
     try:
         trainer.fit()
         weights = run.folder.weights_file("autoencoder")
@@ -63,8 +63,9 @@ def train_prior(run: Run, tokenizer: Tokenizer, stop: StopRequest) -> None:
             load_initial_weights(run, "prior", stage)
         except UserError as error:  # there is none, or it is for other codes, classes or networks
             log.warning("the prior starts anew: %s", error)
-    training_set = CodeTrainingSet(train, node.trainer.batch_size, run.cfg.seed, run.device)
-    trainer = make_trainer(run, "prior", node, stop, stage, training_set, CodeEvaluationSet(val, train[0], run.device))
+    batches = CodeTrainingSet(train, node.trainer.batch_size, run.cfg.seed, run.device)
+    examples = Examples(batches, CodeEvaluationSet(val, train[0], run.device))
+    trainer = make_trainer(run, "prior", node, stop, stage, examples)
     try:
         trainer.fit()
         stores = {f"codes-{store.path.name}": store for store in (*train, val)}
@@ -82,15 +83,12 @@ def load_initial_weights(run: Run, name: str, stage: Stage) -> None:
     stage.load_weights(other.weights(name)["networks"], f"init_from={other.path}: its {name}")
 
 
-def make_trainer(
-    run: Run, name: str, node: Any, stop: StopRequest, stage: Stage, train: TrainingSet, val: EvaluationSet
-) -> Trainer:
+def make_trainer(run: Run, name: str, node: Any, stop: StopRequest, stage: Stage, examples: Examples) -> Trainer:
     """Trainer of the stage `name`. `node` holds optimizer, schedule and trainer: the config's top level, or its `prior`."""
     wandb = build(run.cfg.logger, "logger")
     return Trainer(
         stage,
-        train,
-        val,
+        examples,
         build(node.trainer, "trainer"),
         build(node.optimizer, "optimizer"),
         build(node.schedule, "schedule"),

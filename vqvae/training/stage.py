@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -110,6 +110,13 @@ class EvaluationSet(Protocol):
 
     def batches(self, chunk: int) -> Iterator[Any]: ...
     def preview(self, count: int) -> Any: ...
+
+
+class Examples(NamedTuple):
+    """What a stage is trained on, and what it is evaluated on."""
+
+    train: TrainingSet
+    val: EvaluationSet
 
 
 class Measured(Protocol):

@@ -22,7 +22,7 @@ from vqvae.training.optimizers import guarded_step, parameter_groups, reset_rows
 from vqvae.training.schedules import Schedule
 from vqvae.training.settings import TrainerConfig
 from vqvae.training.skipped_steps import SkippedSteps
-from vqvae.training.stage import Batch, EvaluationSet, Stage, TrainingSet, evaluate
+from vqvae.training.stage import Batch, Examples, Stage, evaluate
 from vqvae.training.stop import Stopped, StopRequest
 from vqvae.training.weight_average import Evaluating, WeightAverage
 
@@ -37,7 +37,7 @@ class Trainer:
 
     Args:
         stage: networks and losses.
-        train, val: training batches, and the examples for evaluation and previews.
+        examples: training batches, and the examples for evaluation and previews.
         config: the settings of the run.
         optimizer: parameter groups -> optimizer.
         schedule: (step, steps) -> factor on every learning rate.
@@ -49,8 +49,7 @@ class Trainer:
     def __init__(
         self,
         stage: Stage,
-        train: TrainingSet,
-        val: EvaluationSet,
+        examples: Examples,
         config: TrainerConfig,
         optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
         schedule: Schedule,
@@ -58,10 +57,10 @@ class Trainer:
         seed: int,
         stop: StopRequest,
     ) -> None:
-        self.stage, self.training_set, self.val, self.config, self.schedule = stage, train, val, config, schedule
+        self.stage, self.examples, self.config, self.schedule = stage, examples, config, schedule
         self.logger, self.checkpoints, self.seed, self.stop = logger, logger.folder / "checkpoints", seed, stop
         self.device = distributed.device()
-        self.steps = config.total_steps(len(train))
+        self.steps = config.total_steps(len(examples.train))
         self.bf16 = choose_precision(config.precision, self.device) == "bf16"
         stage.meters.to(self.device)
         for network in stage.networks.values():
@@ -88,7 +87,7 @@ class Trainer:
             if done == self.steps and not todo:
                 return self.finish(done)
             self.begin(done, todo)
-            batches = self.training_set.batches(done, self.config.accumulation)
+            batches = self.examples.train.batches(done, self.config.accumulation)
             bar = tqdm(total=self.steps, initial=done, desc=self.logger.stage, disable=distributed.bar_hidden())
             clock = Clock()
             while done < self.steps:
@@ -108,7 +107,7 @@ class Trainer:
         if done == 0 and not self.stage.initialised:
             seed_everything(self.seed, 0)
             with Evaluating(self.stage.networks, average=None), self.stop.at_once():
-                self.stage.begin_run(self.training_set.batches(0, parts=1))
+                self.stage.begin_run(self.examples.train.batches(0, parts=1))
             if self.average is not None:
                 self.average.load(self.average.live)  # it starts from codes that were set from data
         if todo:
@@ -199,7 +198,7 @@ class Trainer:
         self.logger.log_timing(step, timing)
         bar.set_postfix({"loss": f"{metrics.get('train/loss', math.nan):.4f}", "items/s": f"{rate:.0f}"})
         for skipped_step in latest:
-            self.logger.log_skipped(step, skipped_step, self.training_set.indices(skipped_step).tolist())
+            self.logger.log_skipped(step, skipped_step, self.examples.train.indices(skipped_step).tolist())
         self.config.check_skipped(self.logger.stage, skipped, step)
         if step < self.steps and self.seconds >= (self.config.max_time_minutes or math.inf) * 60:
             log.info("%s: max_time_minutes is over, ending at step %d", self.logger.stage, step)
@@ -209,7 +208,7 @@ class Trainer:
     def evaluate(self, step: int) -> None:
         """Validate, warn, keep the weights if they are the best so far, and stop early after too many worse evaluations."""
         with self.evaluating(), self.stop.at_once():
-            metrics = evaluate(self.stage, self.val, self.config.eval_batch_size)
+            metrics = evaluate(self.stage, self.examples.val, self.config.eval_batch_size)
         self.logger.log(step, {f"val/{name}": value for name, value in metrics.items()})
         report = ", ".join(f"{name} {metrics[name]:.4g}" for name in self.stage.headline if name in metrics)
         log.info("%s step %d of %d: %s", self.logger.stage, step, self.steps, report)
@@ -228,7 +227,7 @@ class Trainer:
     @torch.no_grad()
     def preview(self, step: int) -> None:
         with self.evaluating(), self.stop.at_once():
-            for name, image in self.stage.preview(self.val.preview(PREVIEW_COUNT)).items():
+            for name, image in self.stage.preview(self.examples.val.preview(PREVIEW_COUNT)).items():
                 self.logger.log_picture(step, name, image)
 
     def result(self, step: int) -> dict[str, Any]:
