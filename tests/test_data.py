@@ -121,7 +121,7 @@ def test_chunks_cover_everything_once() -> None:
 @pytest.mark.parametrize("settings", [{}, {"flip": True, "resize": 15}, {"channels": 1}])
 def test_resident_and_streamed_batches_are_the_same(classes: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     sets = [sets_of(folder(classes, tmp_path / "cache", resident=kind, **settings)) for kind in ("memory", "stream")]
-    batches = [list(itertools.islice(each.train.batches(2), 6)) for each in sets]
+    batches = [list(itertools.islice(each.train.batches_from(2), 6)) for each in sets]
     for (x, labels), (x_streamed, labels_streamed) in zip(*batches):
         assert torch.equal(x, x_streamed)
         assert torch.equal(labels, labels_streamed)
@@ -132,7 +132,7 @@ def test_resident_and_streamed_batches_are_the_same(classes: Path, tmp_path: Pat
 
 def test_workers_give_the_same_batches(classes: Path, tmp_path: Path) -> None:
     sets = [sets_of(folder(classes, tmp_path, resident="stream", workers=workers)) for workers in (0, 2)]
-    firsts = [list(itertools.islice(each.train.batches(0), 4)) for each in sets]
+    firsts = [list(itertools.islice(each.train.batches_from(0), 4)) for each in sets]
     assert all(torch.equal(a[0], b[0]) for a, b in zip(*firsts))
 
 

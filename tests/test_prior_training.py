@@ -83,6 +83,7 @@ def write_store(path: Path, count: int, start: int) -> None:
 
 
 def evaluation_set_of(folder: Path) -> CodeEvaluationSet:
+    training_set_of(folder)  # writes the stores
     return CodeEvaluationSet(CodeStore(folder / "val"), CodeStore(folder / "train"), CPU)
 
 
@@ -97,7 +98,7 @@ def training_set_of(folder: Path) -> CodeTrainingSet:
 
 
 def batches(examples: CodeTrainingSet, start: int, count: int) -> list[CodeBatch]:
-    return list(itertools.islice(examples.batches(start), count))
+    return list(itertools.islice(examples.batches_from(start), count))
 
 
 def assert_equal_batches(first: list[CodeBatch], second: list[CodeBatch]) -> None:
@@ -171,7 +172,7 @@ def stage_of(prior: Prior) -> PriorStage:
 def test_an_evaluation_measures_all_validation_codes_and_as_many_of_training_spread_over_the_set(
     tmp_path: Path,
 ) -> None:
-    metrics = evaluate(stage_of(Plain()), training_set_of(tmp_path / "codes"), chunk=3)
+    metrics = evaluate(stage_of(Plain()), evaluation_set_of(tmp_path / "codes"), chunk=3)
     spread = [index * 10 // 7 for index in range(7)]
     train, val = (sum(values) / 7 / math.log(2) for values in (spread, range(200, 207)))
     assert metrics == pytest.approx(

@@ -131,7 +131,7 @@ def test_crops_are_the_stretches_that_begin_at_their_corners(ndim: int) -> None:
 def test_a_flip_mirrors_some_of_the_waves_in_time(tmp_path: Path) -> None:
     def first_batch(flip: bool) -> Tensor:
         data: Data = tones(tmp_path, flip=flip)
-        return next(ItemTrainingSet(data, ItemLoader(data, data.split("train"), CPU), 16, seed=3).batches(0)).x
+        return next(ItemTrainingSet(data, ItemLoader(data, data.split("train"), CPU), 16, seed=3).batches_from(0)).x
 
     plain, flipped = first_batch(False), first_batch(True)
     mirrored = [torch.equal(a, b.flip(-1)) for a, b in zip(plain, flipped)]

@@ -159,7 +159,7 @@ def test_two_seeds_differ_and_one_seed_repeats(tmp_path: Path) -> None:
 def test_a_non_finite_loss_changes_nothing_and_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(MSE, "distance", lambda self, output, x: (output - x).square().mean() * float("nan"))
+    monkeypatch.setattr(MSE, "value", lambda self, output, x: (output - x).square().mean() * float("nan"))
     arguments = [*TINY, *SMALL_CODEBOOK, "stages=[autoencoder]", "quantizer.revival.every_steps=1"]
     message = error_of(capsys, *arguments, f"run_dir={tmp_path / 'stop'}")
     assert "the loss was not finite in 2 steps up to step 2; they changed nothing" in message

@@ -97,9 +97,9 @@ def test_batches_are_those_of_the_folder_from_any_step_on(
     data = shards(cache=tmp_path / "a", workers=workers, **urls, **settings)  # type: ignore[arg-type]
     own, other = sets_of(data), sets_of(folder(pictures, tmp_path / "b", resident="stream", **settings))
     assert data.class_names == ["1", "10", "2"]
-    whole = list(itertools.islice(other.train.batches(0), 7))
+    whole = list(itertools.islice(other.train.batches_from(0), 7))
     for start in (0, 3):  # from the start, and as after a stop at step 3
-        for (x, labels), expected in zip(itertools.islice(own.train.batches(start), 3), whole[start:]):
+        for (x, labels), expected in zip(itertools.islice(own.train.batches_from(start), 3), whole[start:]):
             assert torch.equal(x, expected[0])
             assert torch.equal(labels, expected[1])
     for (x, labels), expected in zip(own.val.batches(5), other.val.batches(5), strict=True):

@@ -147,10 +147,10 @@ def count_steps(run: Run, traffic: Traffic) -> list[Any]:
     forward = distributed.wrap(model)
     forward.register_comm_hook(None, lambda _, bucket: traffic.gradients(bucket))
     train = ItemTrainingSet(run.data, run.loader("train"), BATCH, 0)
-    batches = train.batches(0)
+    batches = train.batches_from(0)
     traffic.reset()
     stage.model.eval()
-    stage.begin_run(train.batches(0))
+    stage.begin_run(train.batches_from(0))
     start = traffic.bytes["state"]
     stage.forwards = {"model": forward.train()}
     counted = {}

@@ -111,7 +111,7 @@ def bare_step(run: Run, steps: int) -> float:
     stage.meters.to(device)
     optimizer = build(run.cfg.optimizer, "optimizer")(parameter_groups(model))
     bf16 = choose_precision(run.cfg.trainer.precision, device) == "bf16"
-    x = next(ItemTrainingSet(run.data, run.loader("train"), run.cfg.trainer.batch_size, 0).batches(0)).x
+    x = next(ItemTrainingSet(run.data, run.loader("train"), run.cfg.trainer.batch_size, 0).batches_from(0)).x
     applied = torch.tensor(True, device=device)
 
     def step(index: int) -> None:

@@ -47,7 +47,7 @@ class CodeTrainingSet:
     def __len__(self) -> int:
         return len(self.stores[0])
 
-    def batches(self, start_step: int, parts: int = 1) -> Iterator[CodeBatch]:
+    def batches_from(self, start_step: int, parts: int = 1) -> Iterator[CodeBatch]:
         """Endless batches of this rank from `start_step` on, ordered by `parts` micro-batches."""
         own = distributed.rows_of_rank(self.batch_size, parts)
         batches = rank_batches(self.seed, start_step, self.batch_size, len(self), parts)

@@ -43,7 +43,7 @@ class ItemTrainingSet:
     def __len__(self) -> int:
         return len(self.loader)
 
-    def batches(self, start_step: int, parts: int = 1) -> Iterator[ItemBatch]:
+    def batches_from(self, start_step: int, parts: int = 1) -> Iterator[ItemBatch]:
         """Endless batches of this rank from `start_step` on, ordered by `parts` micro-batches."""
         indices = rank_batches(self.seed, start_step, self.batch_size, len(self), parts)
         for step, (items, labels) in enumerate(self.loader.batches(indices), start_step):

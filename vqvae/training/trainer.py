@@ -87,7 +87,7 @@ class Trainer:
             if done == self.steps and not todo:
                 return self.finish(done)
             self.begin(done, todo)
-            batches = self.examples.train.batches(done, self.config.accumulation)
+            batches = self.examples.train.batches_from(done, self.config.accumulation)
             bar = tqdm(total=self.steps, initial=done, desc=self.logger.stage, disable=distributed.bar_hidden())
             clock = Clock()
             while done < self.steps:
@@ -107,7 +107,7 @@ class Trainer:
         if done == 0 and not self.stage.initialised:
             seed_everything(self.seed, 0)
             with Evaluating(self.stage.networks, average=None), self.stop.at_once():
-                self.stage.begin_run(self.examples.train.batches(0, parts=1))
+                self.stage.begin_run(self.examples.train.batches_from(0, parts=1))
             if self.average is not None:
                 self.average.load(self.average.live)  # it starts from codes that were set from data
         if todo:
