@@ -44,10 +44,9 @@ def main(cfg: Any) -> float | None:
             with logging_redirect_tqdm():
                 if "autoencoder" in run.cfg.stages:
                     train_autoencoder(run, stop)
-                tokenizer = run.tokenizer()
                 if "prior" in run.cfg.stages:
-                    train_prior(run, tokenizer, stop)
-                return summarise(run, tokenizer)
+                    train_prior(run, run.tokenizer(), stop)
+                return summarise(run, run.trained_model())
         except Stopped as stopped:
             where = f"with run_dir={folder.path} and the same overrides " if folder else ""
             if distributed.is_main():
@@ -58,10 +57,7 @@ def main(cfg: Any) -> float | None:
 
 
 def adopt_config(cfg: Any, overrides: list[str]) -> Any:
-    """With `tokenizer=<run_dir>`, take over that run's data, model, quantizer and loss. Returns its folder, or None.
-
-    Only `model.search_sweeps` may differ, because it concerns a finished model.
-    """
+    """With `tokenizer=<run_dir>`, take over that run's data, model, quantizer and loss. Returns its folder, or None."""
     if cfg.tokenizer is None:
         return None
 
@@ -70,17 +66,13 @@ def adopt_config(cfg: Any, overrides: list[str]) -> Any:
     other = RunFolder.load(cfg.tokenizer, list(cfg.allow_targets), "tokenizer")
     if other.weights_file("autoencoder") is None:
         raise UserError(f"tokenizer={cfg.tokenizer} has no finished autoencoder")
-    brought, sweeps = ("data", "model", "quantizer", "loss"), None
+    brought = ("data", "model", "quantizer", "loss")
     for override in overrides:
-        name = override.lstrip("+~").split("=")[0]
-        if name == "model.search_sweeps":
-            sweeps = cfg.model.search_sweeps
-        elif name.split(".")[0].split("/")[0] in brought:
+        group = override.lstrip("+~").split("=")[0].split(".")[0].split("/")[0]
+        if group in brought:
             raise UserError(f"{override} does not go with tokenizer={cfg.tokenizer}, which brings its own; drop it")
     for key in brought:
         cfg[key] = other.config[key]
-    if sweeps is not None:
-        cfg.model.search_sweeps = sweeps
     return other
 
 

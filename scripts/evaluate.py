@@ -12,7 +12,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from vqvae.config.compose import check_keys_of, resolve
 from vqvae.config.program import entry_point
+from vqvae.config.types import mistake_in
 from vqvae.errors import UserError, suggest
+from vqvae.ranges import CountOrZero
 
 
 @entry_point("evaluate")
@@ -22,6 +24,8 @@ def main(cfg: Any) -> None:
     check_keys_of("evaluate", cfg)
     if cfg.split not in ("train", "val", "test"):
         raise UserError(f"split={cfg.split} does not exist; {suggest(cfg.split, ['train', 'val', 'test'])}")
+    if problem := mistake_in("search", cfg.search, CountOrZero | None):
+        raise UserError(problem)
     if cfg.batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {cfg.batch_size}")
 
@@ -36,7 +40,9 @@ def main(cfg: Any) -> None:
     with distributed.joined():
         set_up_process()
         run = Run(RunFolder.load(cfg.run_dir, list(cfg.allow_targets)))
-        metrics, about = evaluate_run(run, cfg.split, cfg.batch_size)
+        metrics, about = evaluate_run(
+            run, cfg.split, cfg.batch_size, run.cfg.search_sweeps if cfg.search is None else cfg.search
+        )
         if not distributed.is_main():
             return
         found = figures(metrics)

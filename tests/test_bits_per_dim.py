@@ -45,7 +45,7 @@ class Known:
     def measured(self) -> dict[str, Any]:
         for store in (self.folder.path / "codes").iterdir():  # made by the autoencoder that was
             store.rename(self.folder.path / f"old_{store.name}")
-        return evaluate_run(Run(self.folder), "val", batch_size=6)[0]
+        return evaluate_run(Run(self.folder), "val", batch_size=6, search=0)[0]
 
 
 def test_bits_per_dim_of_a_model_that_is_two_tables_are_those_of_the_tables(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_the_summary_and_the_evaluation_of_a_run_agree_on_its_bits(tmp_path: Pat
     averaged = [f"{stage}trainer.weight_average_decay=0.5" for stage in ("", "prior.")]
     train_inside(*TINY, *SMALL_CODEBOOK, *averaged, "loss=logistic", f"run_dir={tmp_path / 'run'}")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())["figures"]
-    measured = figures(evaluate_run(Run(RunFolder.load(tmp_path / "run", [])), "val", 20)[0])
+    measured = figures(evaluate_run(Run(RunFolder.load(tmp_path / "run", [])), "val", 20, search=0)[0])
     for name in ("bits_per_dim_reconstruction", "bits_per_dim_codes", "bits_per_dim"):
         assert summary[name]["value"] == pytest.approx(measured[name]["value"], rel=1e-5)
         assert summary[name]["protocol"] == measured[name]["protocol"]
@@ -80,7 +80,7 @@ def test_the_summary_and_the_evaluation_of_a_run_agree_on_its_bits(tmp_path: Pat
 
 def test_bits_per_dim_are_left_out_where_a_part_is_missing(finished_run: Path) -> None:
     run = Run(RunFolder.load(finished_run, []))
-    metrics = evaluate_run(run, "val", 20)[0]
+    metrics = evaluate_run(run, "val", 20, search=0)[0]
     assert "bits_per_picture" in metrics
     assert not any(name.startswith("bits_per_dim") for name in metrics)
     assert bits_per_dim({"bits_per_dim_reconstruction": 4.0}, run.data) == {}

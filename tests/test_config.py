@@ -107,10 +107,10 @@ OF_ANOTHER_CHOICE = {
     "quantizer=residual quantizer/lookup=cosine": "did you mean quantizer/lookup@quantizer.inner.lookup?",
     "quantizer=fsq quantizer/codebook=ema": "quantizer/codebook is not a part of this config",
     "quantizer=ema quantizer@quantizer.inner=fsq": "quantizer@quantizer.inner is not a part of this config",
-    "model.search_sweeps=-1": "model.search_sweeps=-1 must be at least 0",
-    "model.search_sweeps=1 quantizer=multiscale": "model.search_sweeps=1: search needs code maps with the dims (8, 8)",
-    "model.search_sweeps=1 quantizer=identity": "model.search_sweeps=1: search needs code maps with the dims (8, 8)",
-    "model.search_sweeps=1 loss=logistic": "model.search_sweeps=1: it searches for less squared error, and loss=logistic",
+    "search_sweeps=-1": "search_sweeps=-1 must be at least 0",
+    "search_sweeps=1 quantizer=multiscale": "search_sweeps=1: search needs code maps with the dims (8, 8)",
+    "search_sweeps=1 quantizer=identity": "search_sweeps=1: search needs code maps with the dims (8, 8)",
+    "search_sweeps=1 loss=logistic": "search_sweeps=1: it searches for less squared error, and loss=logistic",
     "quantizer=fsq quantizer.codebook.size=64": "quantizer.codebook.size is not a config key",
 }
 

@@ -129,18 +129,19 @@ def test_codes_reconstructions_logits_and_samples_are_those_of_the_run(
         own = ours.prior(codes, labels)
     assert torch.equal(own.loss, scored.loss)
     assert all(torch.equal(a, b) for a, b in zip(own.nats, scored.nats, strict=True))
-    drawn = ours.sample([5, 6, 7], labels)
+    drawn = ours.sample_codes([5, 6, 7], labels)
     assert all(torch.equal(a, b) for a, b in zip(drawn, prior.sample([5, 6, 7], labels, run.sampling()), strict=True))
     assert torch.equal(ours.decode(drawn), tokenizer.decode(drawn))
+    assert torch.equal(ours.sample([5, 6, 7], labels), run.trained_model().sample([5, 6, 7], labels))
     assert ours.sampling == run.sampling()
     assert ours.sampling.guidance > 1
 
 
 def test_weights_and_their_names_are_those_of_the_run(plain_run: Run, export: Path) -> None:
     ours = vqvae.load(str(export))
-    assert ours.tokenizer.fingerprint == plain_run.tokenizer().fingerprint
-    assert (ours.size, ours.channels, len(ours.class_names)) == ((32, 32), 3, 10)
-    for one, part in ((ours.tokenizer.model, "autoencoder"), (ours.prior, "prior")):
+    assert ours.fingerprint == plain_run.tokenizer().fingerprint
+    assert (ours.data.size, ours.data.channels, len(ours.class_names)) == ((32, 32), 3, 10)
+    for one, part in ((ours.model, "autoencoder"), (ours.prior, "prior")):
         (state,) = plain_run.folder.weights(part)["networks"].values()
         assert one is not None
         assert checkpoint.fingerprint(one.state_dict()) == checkpoint.fingerprint(state)
@@ -159,7 +160,7 @@ import torch
 model = vqvae.load(sys.argv[1])
 codes = model.encode(torch.zeros(2, 3, 32, 32))
 drawn = model.sample(seeds=range(2), labels=[3, 4])
-assert model.decode(codes).shape == model.decode(drawn).shape == (2, 3, 32, 32)
+assert model.decode(codes).shape == drawn.shape == (2, 3, 32, 32)
 """
 
 
@@ -232,7 +233,7 @@ SPOILED: dict[str, Callable[[Path], object]] = {
     "prior.json belongs to another tokenizer (0123)": change("prior", tokenizer="0123"),
     "guidance must be at least 0, got -1.0": change("prior", guidance=-1.0),
     "does not fit the config beside it": change("tokenizer", class_names=["a"]),
-    "holds no export": lambda folder: (folder / "tokenizer.json").unlink(),
+    "is neither a run": lambda folder: (folder / "tokenizer.json").unlink(),
 }
 
 
@@ -258,13 +259,13 @@ def test_what_cannot_be_encoded_decoded_or_drawn_is_one_sentence(export: Path, t
         "x must be float32 in [-1, 1] of shape (B, 3, 32, 32), got": lambda: model.encode(torch.zeros(1, 1, 32, 32)),
         "got torch.uint8": lambda: model.encode(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)),
         "does not divide by the encoder's stride": lambda: model.encode(torch.zeros(1, 3, 30, 30)),
-        "this tokenizer has 1 code maps, got 2": lambda: model.decode([torch.zeros(1, 8, 8, dtype=torch.int64)] * 2),
+        "this model has 1 code maps, got 2": lambda: model.decode([torch.zeros(1, 8, 8, dtype=torch.int64)] * 2),
         "labels must be 2 numbers": lambda: model.sample([1, 2], [3]),
         "of -1 .. 9; got [10]": lambda: model.sample([1], [10]),
-        "temprature is no setting of sampling": lambda: model.sample([1], temprature=1.0),
+        "temprature is not a setting of sampling; did you mean temperature?": lambda: model.sample([1], temprature=1.0),
         "top_p must be at most 1, got 2.0": lambda: model.sample([1], top_p=2.0),
-        "holds no export (it is a run folder)": lambda: vqvae.load(str(tmp_path / "run")),
-        f"{tmp_path / 'nowhere'} holds no export: there is no": lambda: vqvae.load(str(tmp_path / "nowhere")),
+        "seed is missing": lambda: vqvae.load(str(tmp_path / "run")),
+        f"{tmp_path / 'nowhere'} is neither a run": lambda: vqvae.load(str(tmp_path / "nowhere")),
     }
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("")
@@ -273,7 +274,7 @@ def test_what_cannot_be_encoded_decoded_or_drawn_is_one_sentence(export: Path, t
             call()
         assert expected in str(error.value)
     (export / "prior.json").unlink()
-    with pytest.raises(ValueError, match="this export has no prior"):
+    with pytest.raises(ValueError, match="this model has no prior"):
         vqvae.load(str(export)).sample([1])
 
 
@@ -291,6 +292,23 @@ def test_a_run_that_is_not_finished_is_refused_and_one_without_a_prior_is_not(tm
 
 def test_one_seed_gives_one_sample_whatever_is_drawn_beside_it(export: Path) -> None:
     model = vqvae.load(str(export))
-    (many,), (one,) = model.sample(range(4), [1, 2, 3, 4]), model.sample([2], [3])
+    (many,), (one,) = model.sample_codes(range(4), [1, 2, 3, 4]), model.sample_codes([2], [3])
     assert torch.equal(many[2:3], one)
-    assert not torch.equal(one, model.sample([2], [3], temperature=0.1, guidance=1.0)[0])
+    assert not torch.equal(one, model.sample_codes([2], [3], temperature=0.1, guidance=1.0)[0])
+
+
+def test_a_run_folder_loads_as_its_export_does(plain_run: Run, export: Path) -> None:
+    own, exported = vqvae.load(plain_run.folder.path), vqvae.load(export)
+    x = torch.rand(2, 3, 32, 32) * 2 - 1
+    assert torch.equal(own.reconstruct(x), exported.reconstruct(x))
+    assert torch.equal(own.sample([1], [2]), exported.sample([1], [2]))
+    assert repr(own) == repr(exported)
+    assert repr(own).startswith("TrainedModel(Shapes 3x32x32, codes [(8, 8)] of [16], ")
+    assert own.to("cpu") is own
+
+
+def test_the_package_brings_its_public_names() -> None:
+    for name in vqvae.__all__:
+        assert getattr(vqvae, name).__doc__, name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        vqvae.nothing  # noqa: B018

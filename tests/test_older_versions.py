@@ -7,6 +7,7 @@ computed with the export). On other processors the same arithmetic rounds differ
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -53,6 +54,12 @@ def test_a_finished_run_is_sampled_from(older: Path, mode: str) -> None:
     assert list((older / "out").glob("*.png"))
 
 
+def test_what_was_model_search_sweeps_still_searches_in_evaluations(older: Path) -> None:
+    call_inside("scripts.evaluate", f"run_dir={older / 'finished'}", f"out={older / 'figures.json'}")
+    figures = json.loads((older / "figures.json").read_text())["figures"]
+    assert figures["searched_psnr_db"]["value"] > figures["psnr_db"]["value"]
+
+
 def test_an_export_computes_what_it_did(older: Path) -> None:
     expected = np.load(older / "expected.npz")
     model = vqvae.load(str(older / "export"))
@@ -60,5 +67,5 @@ def test_an_export_computes_what_it_did(older: Path) -> None:
     codes = [torch.from_numpy(expected["codes"])]
     assert (model.encode(x)[0] == codes[0]).float().mean() > 0.9
     np.testing.assert_allclose(model.decode(codes).numpy(), expected["decoded"], atol=1e-4)
-    sampled = model.sample([0, 1, 2, 3], [0, 1, 2, 0])
+    sampled = model.sample_codes([0, 1, 2, 3], [0, 1, 2, 0])
     assert (sampled[0].numpy() == expected["sampled"]).mean() > 0.9

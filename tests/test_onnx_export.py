@@ -92,7 +92,7 @@ def test_a_decoder_that_onnx_cannot_express_or_gets_wrong_is_one_sentence_and_no
     with monkeypatch.context() as patch:
         patch.setattr("vqvae.export.onnx.run_onnx", lambda file, codes: torch.full((3, 3, 32, 32), 0.9))
         with pytest.raises(CannotExport, match=r"its x_hat would be up to .* from the decoder's own"):
-            write_decoder(tokenizer, (32, 32), file)
+            write_decoder(tokenizer, file)
     assert not file.exists()
     monkeypatch.setattr(type(tokenizer.model), "decode", lambda self, codes: torch.tensor(codes[0].tolist()))
     said = export_run(run, tmp_path / "out")[-1]

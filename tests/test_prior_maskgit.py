@@ -156,7 +156,7 @@ def test_any_number_of_steps_fills_every_position_and_keeps_what_is_drawn(method
     def watch(codes: list[Tensor], done: list[Tensor]) -> None:
         seen.append(([m.clone() for m in codes], [m.clone() for m in done]))
 
-    drawn = prior.sample([3, 4], torch.tensor([0, -1]), Sampling(method=method, steps=steps), watch=watch)
+    drawn = prior.sample([3, 4], torch.tensor([0, -1]), Sampling(method=method, steps=steps), on_progress=watch)
     assert len(seen) == sum(min(steps or prior.steps, math.prod(shape)) for shape in shapes)
     for (codes, done), (_, later) in itertools.pairwise(seen):
         assert all(torch.equal(a & b, a) for a, b in zip(done, later))
@@ -210,7 +210,7 @@ def test_the_most_confident_codes_come_first(tiny: MaskGIT, monkeypatch: pytest.
         first.append(done[0].flatten(1).clone())
 
     settings = Sampling(method="confidence", temperature=0, steps=4)
-    tiny.sample([0], torch.tensor([2]), settings, watch=watch)
+    tiny.sample([0], torch.tensor([2]), settings, on_progress=watch)
     nothing = torch.zeros(1, 4, dtype=torch.int64)
     logits = tiny.networks[0](nothing, nothing.bool(), tiny.condition(0, [], torch.tensor([2])))
     assert first[0][0].nonzero().item() == logits.softmax(2).amax(2).argmax()

@@ -109,7 +109,9 @@ def test_cached_sampling_draws_the_codes_of_uncached_sampling_one_by_one(maps: s
             list(range(4)),
             labels,
             Sampling(method=method, guidance=guidance),
-            watch=lambda codes, done, seen=seen: seen.append(([m.clone() for m in codes], [m.clone() for m in done])),
+            on_progress=lambda codes, done, seen=seen: seen.append(
+                ([m.clone() for m in codes], [m.clone() for m in done])
+            ),
         )
     assert len(drawn["cached"]) == len(drawn["uncached"]) == prior.codes_per_sample
     for cached, uncached in zip(drawn["cached"], drawn["uncached"]):

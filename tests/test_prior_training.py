@@ -209,7 +209,7 @@ def test_the_logged_gap_is_the_difference_of_two_direct_evaluations(finished_run
 
 
 def test_a_single_split_has_no_gap(finished_run: Path) -> None:
-    metrics, _ = evaluate_run(Run(RunFolder.load(finished_run, [])), "train", 32)
+    metrics, _ = evaluate_run(Run(RunFolder.load(finished_run, [])), "train", 32, search=0)
     assert "bits_per_code" in metrics
     assert not {"overfitting_gap", "train_bits_per_code"} & set(metrics)
 

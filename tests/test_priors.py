@@ -199,7 +199,7 @@ def test_watching_sees_codes_filled_in_to_the_end(name: str) -> None:
         [0, 1],
         torch.tensor([0, 1]),
         Sampling(),
-        watch=lambda codes, done: shares.append(sum(m.double().sum() for m in done).item() / done[0].shape[0]),
+        on_progress=lambda codes, done: shares.append(sum(m.double().sum() for m in done).item() / done[0].shape[0]),
     )
     assert shares == sorted(shares)
     assert shares[-1] == sum(m[0].numel() for m in drawn)

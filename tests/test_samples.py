@@ -15,8 +15,7 @@ from conftest import command
 from torch import Tensor, nn
 
 from vqvae.data.shapes import draw_shapes
-from vqvae.images import normalise
-from vqvae.inference.drawing import draw_pictures
+from vqvae.images import normalise, to_uint8
 from vqvae.run.folder import RunFolder
 from vqvae.run.run import Run
 
@@ -55,11 +54,11 @@ def recognised(model: nn.Module, pictures: Tensor, labels: Tensor) -> float:
 def share_recognised(model: nn.Module, folder: Path) -> tuple[float, float]:
     """-> of samples with a class asked for, and of the tokenizer's reconstructions of validation pictures."""
     run = Run(RunFolder.load(folder, []))
-    tokenizer = run.tokenizer()
+    trained = run.trained_model()
     labels = torch.arange(SAMPLES) % 10
-    samples, _ = draw_pictures(run.prior(tokenizer.model), tokenizer, list(range(SAMPLES)), labels, run.sampling())
+    samples = to_uint8(trained.sample(range(SAMPLES), labels))
     images, real_labels = next(iter(run.loader("val").batches([torch.arange(SAMPLES)])))
-    rebuilt = ((tokenizer.decode(tokenizer.encode(normalise(images))) + 1) * 127.5).round().to(torch.uint8)
+    rebuilt = to_uint8(trained.decode(trained.encode(normalise(images))))
     return recognised(model, samples, labels), recognised(model, rebuilt, real_labels)
 
 

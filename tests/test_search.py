@@ -18,7 +18,7 @@ from two_processes import free_ports, under_torchrun
 import vqvae
 from vqvae.config.build import build
 from vqvae.inference.search import around, cells, propose, search
-from vqvae.inference.tokenizer import Tokenizer
+from vqvae.inference.trained_model import DataInfo, TrainedModel
 from vqvae.losses.likelihood import Logistic
 from vqvae.losses.reconstruction import MSE
 from vqvae.model import VQVAE
@@ -62,6 +62,9 @@ def test_every_quantizers_codes_get_better_and_no_picture_worse(name: str) -> No
         assert 0 <= new.min() <= new.max() < size
 
 
+DATA = DataInfo("Noise", 3, (6, 10), [])
+
+
 @pytest.mark.parametrize("size", [(14,), (6, 10), (4, 8, 6)])
 @torch.no_grad()
 def test_data_of_every_number_of_dims(size: tuple[int, ...]) -> None:
@@ -98,11 +101,11 @@ def test_a_pictures_codes_depend_on_no_other_picture(monkeypatch: pytest.MonkeyP
 def test_inference_mode_around_it_changes_nothing() -> None:
     torch.manual_seed(0)
     model, x = model_of(2, FSQ(4, [5, 5, 4])).eval(), torch.randn(4, 3, 6, 10)
-    tokenizer = Tokenizer(model, MSE(1.0, False, 1.0), "")
-    (expected,) = tokenizer.encode(x, search_sweeps=1)
-    assert not torch.equal(expected, tokenizer.encode(x)[0])
+    trained = TrainedModel(model, MSE(1.0, False, 1.0), DATA, "")
+    (expected,) = trained.encode(x, search=1)
+    assert not torch.equal(expected, trained.encode(x)[0])
     with torch.inference_mode():
-        (found,) = tokenizer.encode(x + 0, search_sweeps=1)
+        (found,) = trained.encode(x + 0, search=1)
     assert torch.equal(found, expected)
     assert not any(parameter.grad is not None for parameter in model.parameters())
 
@@ -110,9 +113,9 @@ def test_inference_mode_around_it_changes_nothing() -> None:
 def test_a_likelihood_is_not_searched_with() -> None:
     torch.manual_seed(0)
     model = model_of(2, FSQ(4, [5, 5, 4])).eval()
-    tokenizer = Tokenizer(model, Logistic(weight=1.0, variance=1.0, mixtures=2), "")
+    trained = TrainedModel(model, Logistic(weight=1.0, variance=1.0, mixtures=2), DATA, "")
     with pytest.raises(ValueError, match="loss=logistic is a likelihood"):
-        tokenizer.encode(torch.randn(1, 3, 6, 10), search_sweeps=1)
+        trained.encode(torch.randn(1, 3, 6, 10), search=1)
 
 
 @torch.no_grad()
@@ -184,7 +187,7 @@ def test_a_runs_codes_are_searched_for_and_its_figures_say_so(tmp_path: Path) ->
     plain, searched = tmp_path / "plain", tmp_path / "searched"
     few = [*TINY, *SMALL_CODEBOOK, "stages=[autoencoder]", "trainer.steps=60"]
     train_inside(*few, f"run_dir={plain}")
-    train_inside(*few, f"run_dir={searched}", "model.search_sweeps=2")
+    train_inside(*few, f"run_dir={searched}", "search_sweeps=2")
     before, after = (json.loads((one / "summary.json").read_text())["figures"] for one in (plain, searched))
     assert after["psnr_db"] == before["psnr_db"]  # the encoder's own
     assert after["searched_psnr_db"]["value"] > after["psnr_db"]["value"] + 0.01
@@ -203,7 +206,7 @@ def test_a_runs_codes_are_searched_for_and_its_figures_say_so(tmp_path: Path) ->
 
 def test_a_finished_tokenizer_can_be_searched_with(finished_run: Path, tmp_path: Path) -> None:
     path, small = tmp_path / "run", [a for a in TINY if a.startswith(("prior", "logger", "debug"))]
-    train_inside(*small, f"tokenizer={finished_run}", "model.search_sweeps=1", f"run_dir={path}")
+    train_inside(*small, f"tokenizer={finished_run}", "search_sweeps=1", f"run_dir={path}")
     figures = json.loads((path / "summary.json").read_text())["figures"]
     assert figures["searched_psnr_db"]["value"] >= figures["psnr_db"]["value"]
 
@@ -216,7 +219,7 @@ def test_a_finished_tokenizer_can_be_searched_with(finished_run: Path, tmp_path:
 
 def train(path: Path, port: int = 0) -> None:
     os.environ["MASTER_PORT"] = str(port)
-    train_inside(*TINY, *SMALL_CODEBOOK, "stages=[autoencoder]", "model.search_sweeps=1", f"run_dir={path}")
+    train_inside(*TINY, *SMALL_CODEBOOK, "stages=[autoencoder]", "search_sweeps=1", f"run_dir={path}")
 
 
 def test_two_processes_search_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,29 +1,113 @@
 """VQ-VAEs and priors on their codes: layers, trainer, data. See README.md for the command line.
 
-Legend, used in every docstring and shape comment: `B` batch, `C` data channels, `*S` data dims (T), (H, W) or
-(T, H, W), `*s` latent dims, `D` latent width, `d` code width, `N` = B x prod(s) vectors, `K` codebook size, `M` code maps.
+    model = vqvae.load("runs/mine")            # a run folder or an export: see TrainedModel
+    codes = model.encode(x)                    # x (B, C, *S) in [-1, 1] -> M code maps
+    images = model.sample(range(16))           # (16, C, *S) in [-1, 1]
+
+Symbols in docstrings and shape comments: `B` batch, `C` data channels, `*S` data dims (T), (H, W) or (T, H, W), `*s` latent
+dims, `D` latent width, `d` code width, `N` = B x prod(s) vectors, `K` codebook size, `M` code maps.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 
 if typing.TYPE_CHECKING:
-    from vqvae.export.read import Exported
+    import torch
+
+    from vqvae.errors import UserError
+    from vqvae.inference.trained_model import TrainedModel
+    from vqvae.model import VQVAE
+    from vqvae.quantizers.binary import BSQ, LFQ
+    from vqvae.quantizers.compose import Product, Residual, Rotated
+    from vqvae.quantizers.identity import Identity
+    from vqvae.quantizers.multiscale import MultiScale
+    from vqvae.quantizers.random_projection import RandomProjection
+    from vqvae.quantizers.scalar import FSQ, LatentQuantizer, SymmetricFSQ
+    from vqvae.quantizers.sf_diveq import SFDiVeQ
+    from vqvae.quantizers.soft import IBQ, SQVAE, GumbelSoftmax
+    from vqvae.quantizers.vector import VectorQuantizer
+
+try:
+    __version__ = importlib.metadata.version("vqvae")
+except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+    __version__ = "0.2.0"
+
+PLACES = {  # public name -> module, imported when the name is first used, so that `import vqvae` costs nothing
+    "BSQ": "vqvae.quantizers.binary",
+    "FSQ": "vqvae.quantizers.scalar",
+    "GumbelSoftmax": "vqvae.quantizers.soft",
+    "IBQ": "vqvae.quantizers.soft",
+    "Identity": "vqvae.quantizers.identity",
+    "LFQ": "vqvae.quantizers.binary",
+    "LatentQuantizer": "vqvae.quantizers.scalar",
+    "MultiScale": "vqvae.quantizers.multiscale",
+    "Product": "vqvae.quantizers.compose",
+    "RandomProjection": "vqvae.quantizers.random_projection",
+    "Residual": "vqvae.quantizers.compose",
+    "Rotated": "vqvae.quantizers.compose",
+    "SFDiVeQ": "vqvae.quantizers.sf_diveq",
+    "SQVAE": "vqvae.quantizers.soft",
+    "SymmetricFSQ": "vqvae.quantizers.scalar",
+    "TrainedModel": "vqvae.inference.trained_model",
+    "UserError": "vqvae.errors",
+    "VQVAE": "vqvae.model",
+    "VectorQuantizer": "vqvae.quantizers.vector",
+}
+__all__ = [
+    "BSQ",
+    "FSQ",
+    "IBQ",
+    "LFQ",
+    "SQVAE",
+    "VQVAE",
+    "GumbelSoftmax",
+    "Identity",
+    "LatentQuantizer",
+    "MultiScale",
+    "Product",
+    "RandomProjection",
+    "Residual",
+    "Rotated",
+    "SFDiVeQ",
+    "SymmetricFSQ",
+    "TrainedModel",
+    "UserError",
+    "VectorQuantizer",
+    "load",
+]
 
 
-def load(path: str, device: str = "cpu", allow_targets: Sequence[str] = ()) -> Exported:
-    """What scripts/export.py wrote into the folder `path`: encode, decode and, where there is a prior, sample.
+def __getattr__(name: str) -> object:
+    if name not in PLACES:
+        raise AttributeError(f"module 'vqvae' has no attribute {name!r}")
+    return getattr(importlib.import_module(PLACES[name]), name)
 
-        model = vqvae.load("exports/cifar")
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])
+
+
+def load(path: str | Path, device: str | torch.device = "cpu", allow_targets: Sequence[str] = ()) -> TrainedModel:
+    """Load the trained model of a run folder, or of a folder written by scripts/export.py.
+
+        model = vqvae.load("exports/mine")
         codes = model.encode(x)                                     # x (B, C, *S) in [-1, 1] -> M code maps (B, *s_m)
         x_hat = model.decode(codes)                                 # (B, C, *S) in [-1, 1]
-        drawn = model.sample(seeds=range(16), labels=[3] * 16)      # M code maps (16, *s_m), drawn by the prior
-        pictures = model.decode(drawn)
+        images = model.sample(seeds=range(16), labels=[3] * 16)     # (16, C, *S) in [-1, 1], drawn by the prior
 
-    Needs torch and safetensors, not hydra. No code of the folder is run: see vqvae.export.read.load, also for what it raises.
+    allow_targets: packages, such as "my_package.", whose classes the folder's config may name. No other code is run: folders
+    may be a stranger's. An export needs torch and safetensors, a run folder also Hydra and its data set.
+    Raises UserError for a folder that is neither, or is damaged.
     """
-    from vqvae.export.read import load as load_export  # here, so that importing the package costs nothing
+    if (Path(path) / "config.yaml").is_file():
+        from vqvae.run.run import load_run
+
+        return load_run(path, device, allow_targets)
+    from vqvae.export.read import load_export
 
     return load_export(path, device, allow_targets)

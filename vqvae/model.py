@@ -14,7 +14,7 @@ from vqvae import distributed
 from vqvae.errors import UserError
 from vqvae.networks.blocks import Decoder, Encoder
 from vqvae.quantizers.base import Loss, Quantized, Quantizer
-from vqvae.ranges import CountOrZero, checked
+from vqvae.ranges import checked
 
 
 @dataclass
@@ -38,9 +38,7 @@ class VQVAE(nn.Module):
     The last context is the output. Below the coarsest level, merge_l is a 1x1 convolution of [h_l, context], and the decoder
     receives [z_q_l, context] (VQ-VAE-2, arXiv 1906.00446), so its `dim` is twice the quantizer's.
 
-    search_sweeps: how often a finished model goes through a picture's codes for better ones where it reconstructs (search.py).
-
-    Raises ValueError for lists of different length, and for sweeps below 0.
+    Raises UserError for lists of different length.
     """
 
     encoders: list[Encoder]
@@ -53,10 +51,8 @@ class VQVAE(nn.Module):
         encoders: list[Encoder],
         quantizers: list[Quantizer],
         decoders: list[Decoder],
-        search_sweeps: CountOrZero = 0,
     ) -> None:
         super().__init__()
-        self.search_sweeps = search_sweeps
         if not len(encoders) == len(quantizers) == len(decoders) > 0:
             raise UserError(
                 "encoders, quantizers and decoders need one entry a level, got "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from vqvae.errors import UserError, suggest
-from vqvae.ranges import Ge, LessThanOne, NonNegativeFloat
+from vqvae.ranges import CountOrZero, Ge, LessThanOne, NonNegativeFloat
 
 SETTINGS: dict[str, Any] = {  # of the top level; the other keys there are groups
     "seed": Annotated[int, Ge(0)],
@@ -13,6 +13,7 @@ SETTINGS: dict[str, Any] = {  # of the top level; the other keys there are group
     "stages": list[str],
     "tokenizer": str | None,
     "init_from": str | None,
+    "search_sweeps": CountOrZero,
     "allow_targets": list[str],
 }
 GROUPS = ["data", "model", "quantizer", "loss", "optimizer", "schedule", "trainer", "prior", "logger"]

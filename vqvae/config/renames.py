@@ -25,3 +25,10 @@ def rename_targets(node: Any) -> Any:
     if isinstance(target, str):
         renamed["_target_"] = TARGETS.get(target, target)
     return renamed
+
+
+def rename_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """A saved config with the keys of today: model.search_sweeps is now search_sweeps."""
+    model = config.get("model")
+    sweeps = model.pop("search_sweeps", 0) if isinstance(model, dict) else 0
+    return {"search_sweeps": sweeps, **config}

@@ -9,7 +9,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vqvae.config.renames import rename_targets
+from vqvae.config.renames import rename_keys, rename_targets
 from vqvae.errors import UserError
 
 SAVED_BYTES, SAVED_DEPTH = 100_000, 30  # of a saved config, at most; those of the configs here have 6,000 and 8
@@ -38,7 +38,7 @@ def read_saved(file: Path) -> DictConfig:
         raise UserError(f"{file} is no config of a run: {error}") from error
     if not isinstance(cfg, DictConfig):
         raise UserError(f"{file} is no config of a run: it holds no keys")
-    return OmegaConf.create(rename_targets(OmegaConf.to_container(cfg)))
+    return OmegaConf.create(rename_keys(rename_targets(OmegaConf.to_container(cfg))))
 
 
 def forbidden_yaml(event: yaml.Event, depth: int) -> str | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vqvae.inference.tokenizer import Tokenizer
+from vqvae.inference.trained_model import TrainedModel
 
 TRACED, CHECKED = 2, 3  # batch sizes: the second shows that the first was not built in
 TOLERANCE = 1e-3  # of x_hat in [-1, 1]: an eighth of the step between two levels of 8 bits
@@ -26,23 +26,23 @@ class CannotExport(Exception):
 class CodesToData(nn.Module):
     """M code maps (B, *s_m) int64 -> (B, C, *S) in [-1, 1]."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, trained: TrainedModel) -> None:
         super().__init__()
-        self.model, self.reconstruction = tokenizer.model, tokenizer.reconstruction
+        self.model, self.reconstruction = trained.model, trained.reconstruction
 
     def forward(self, *codes: Tensor) -> Tensor:
         return self.reconstruction.to_image(self.model.decode(list(codes)))
 
 
-def write_decoder(tokenizer: Tokenizer, size: tuple[int, ...], file: Path) -> float:
+def write_decoder(trained: TrainedModel, file: Path) -> float:
     """Writes decoder.onnx, inputs codes_0, codes_1, ... and output x_hat -> largest difference from the decoder's x_hat.
 
     Raises CannotExport where torch cannot convert it, or onnxruntime does not agree with it; then no file is left.
     """
-    network = copy.deepcopy(CodesToData(tokenizer)).cpu().eval()
+    network = copy.deepcopy(CodesToData(trained)).cpu().eval()
     try:
-        convert(network, random_codes(tokenizer, size, TRACED), file)
-        codes = random_codes(tokenizer, size, CHECKED)
+        convert(network, random_codes(trained, TRACED), file)
+        codes = random_codes(trained, CHECKED)
         with torch.no_grad():
             error = float((run_onnx(file, codes) - network(*codes)).abs().max())
         if not error < TOLERANCE:
@@ -83,12 +83,11 @@ def convert(network: nn.Module, codes: list[Tensor], file: Path) -> None:
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
-def random_codes(tokenizer: Tokenizer, size: tuple[int, ...], batch: int) -> list[Tensor]:
+def random_codes(trained: TrainedModel, batch: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(batch)
-    model = tokenizer.model
     return [
         torch.randint(count, (batch, *shape), generator=generator)
-        for count, shape in zip(model.codebook_sizes, model.code_shapes(size))
+        for count, shape in zip(trained.codebook_sizes, trained.code_shapes)
     ]
 
 

@@ -1,4 +1,4 @@
-"""A folder that scripts/export.py wrote, read back with torch and safetensors alone: what `vqvae.load` returns."""
+"""Export folders, read with torch and safetensors alone."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import functools
 import importlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vqvae.config.renames import rename_targets
+from vqvae.config.renames import rename_keys, rename_targets
 from vqvae.config.schema import ALLOWED_PREFIXES, check_node
 from vqvae.config.types import fits
 from vqvae.errors import UserError
-from vqvae.inference.tokenizer import Tokenizer
+from vqvae.inference.trained_model import DataInfo, TrainedModel
 from vqvae.losses.reconstruction import ReconstructionLoss
 from vqvae.model import VQVAE
 from vqvae.priors.base import Prior
@@ -51,88 +50,11 @@ KEYS: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass
-class Exported:
-    """A tokenizer and, where the run had one, the prior on its codes; all in float32, on one device.
+def load_export(path: str | Path, device: str | torch.device, allow_targets: Sequence[str]) -> TrainedModel:
+    """Load an export folder: see `vqvae.load`. No code in it is run.
 
-    data is the class of the run's data set, channels C and size *S what an item of it measures; sample_rate, of sounds alone,
-    whose x are mu-law levels (vqvae.data.waveforms.compand and expand). sampling is how the run drew its samples, guidable
-    whether they can be guided by their class.
-
-    On a GPU, convolutions may use TF32 unless torch.backends.cudnn.allow_tf32 is False, as it is in a run.
-    """
-
-    tokenizer: Tokenizer
-    prior: Prior | None
-    data: str
-    sample_rate: int | None
-    channels: int
-    size: tuple[int, ...]
-    class_names: list[str]
-    sampling: Sampling
-    guidable: bool
-
-    @property
-    def code_shapes(self) -> list[tuple[int, ...]]:
-        """Dims of each code map of an item, coarse to fine."""
-        return self.tokenizer.model.code_shapes(self.size)
-
-    @property
-    def codebook_sizes(self) -> list[int]:
-        """K of each code map."""
-        return self.tokenizer.model.codebook_sizes
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.tokenizer.model.parameters()).device
-
-    def encode(self, x: Tensor, search_sweeps: int = 0) -> list[Tensor]:
-        """x (B, C, *S) in [-1, 1] -> M code maps (B, *s_m): the encoder's, or better ones found by search.
-
-        Raises ValueError for another shape or type, and where there is nothing to search.
-        """
-        wanted = (self.channels, *self.size)
-        if x.dtype != torch.float32 or x.ndim != len(wanted) + 1 or x.shape[1] != self.channels:
-            raise UserError(
-                f"x must be float32 in [-1, 1] of shape (B, {', '.join(map(str, wanted))}), got {x.dtype} of {tuple(x.shape)}"
-            )
-        self.tokenizer.model.code_shapes(tuple(x.shape[2:]))  # other sizes go too, if the stride divides them
-        return self.tokenizer.encode(x.to(self.device), search_sweeps)
-
-    def decode(self, codes: list[Tensor]) -> Tensor:
-        """M code maps (B, *s_m) -> (B, C, *S) in [-1, 1]. Raises ValueError for another number of maps."""
-        if len(codes) != len(self.codebook_sizes):
-            raise UserError(f"this tokenizer has {len(self.codebook_sizes)} code maps, got {len(codes)}")
-        return self.tokenizer.decode([one.to(self.device) for one in codes])
-
-    def sample(
-        self, seeds: Sequence[int], labels: Sequence[int] | Tensor | None = None, **settings: Any
-    ) -> list[Tensor]:
-        """One set of code maps per seed -> M maps (n, *s_m), for `decode`; sample i depends on seed i and label i alone.
-
-        labels: numbers of classes, -1 or None for none. settings: fields of vqvae.priors.sampling.Sampling that differ from
-        the run's own, such as temperature=0.9 or guidance=1. Raises ValueError without a prior, and for values out of range.
-        """
-        if self.prior is None:
-            raise UserError("this export has no prior: export a run whose prior is finished")
-        if unknown := set(settings) - set(Sampling.__dataclass_fields__):
-            raise UserError(f"{min(unknown)} is no setting of sampling: {', '.join(Sampling.__dataclass_fields__)}")
-        sampling = replace(self.sampling, **settings)
-        if sampling.guided and not self.guidable:
-            raise UserError(f"guidance={sampling.guidance} needs a prior that was trained with and without classes")
-        chosen = torch.full((len(seeds),), -1) if labels is None else torch.as_tensor(labels)
-        if chosen.shape != (len(seeds),) or bool(((chosen < -1) | (chosen >= len(self.class_names))).any()):
-            raise UserError(
-                f"labels must be {len(seeds)} numbers, one a seed, of -1 .. {len(self.class_names) - 1}; got {labels}"
-            )
-        return self.prior.sample(list(seeds), chosen.long().to(self.device), sampling)
-
-
-def load(path: str | Path, device: str | torch.device = "cpu", allow_targets: Sequence[str] = ()) -> Exported:
-    """Reads a folder that scripts/export.py wrote; see `Exported`. Nothing in it is run.
-
-    Only this package's and torch.nn's classes are built, and those of packages in `allow_targets`, such as "my_package.".
-    Raises ValueError, in one sentence, for a folder that is no export, or is damaged.
+    Only classes of this package and of torch.nn are built, and those of packages in `allow_targets`, such as "my_package.".
+    Raises UserError for a folder that is not an export, or is damaged.
     """
     folder = Path(path)
     config = read_config(folder, "tokenizer")
@@ -140,36 +62,26 @@ def load(path: str | Path, device: str | torch.device = "cpu", allow_targets: Se
     state = read_weights(folder, "tokenizer", config)
     model = fill(construct("model", config["model"], VQVAE, allowed), state, folder / "tokenizer.safetensors")
     reconstruction = construct("loss", config["loss"], ReconstructionLoss, allowed)
-    tokenizer = Tokenizer(model.to(device).eval(), reconstruction.to(device).eval(), config["fingerprint"])
-    about = {key: config[key] for key in ("data", "sample_rate", "channels", "class_names")}
-    size = tuple(config["size"])
-    result = Exported(tokenizer, None, size=size, **about, sampling=Sampling(), guidable=False)
-    if not (folder / "prior.json").is_file():
-        return result
-    config = read_config(folder, "prior")
-    if config["tokenizer"] != tokenizer.fingerprint:
-        raise UserError(f"{folder}: prior.json belongs to another tokenizer ({config['tokenizer']})")
-    prior = construct(
-        "network",
-        config["network"],
-        Prior,
-        allowed,
-        code_shapes=model.code_shapes(size),
-        codebook_sizes=model.codebook_sizes,
-        num_classes=len(result.class_names),
-    )
-    fill(prior, read_weights(folder, "prior", config), folder / "prior.safetensors")
-    sampling = Sampling(guidance=config["guidance"])
-    return replace(result, prior=prior.to(device).eval(), sampling=sampling, guidable=config["guidable"])
+    size, class_names = tuple(config["size"]), config["class_names"]
+    data = DataInfo(config["data"], config["channels"], size, class_names, config["sample_rate"])
+    trained = TrainedModel(model, reconstruction, data, config["fingerprint"])
+    if (folder / "prior.json").is_file():
+        config = read_config(folder, "prior")
+        if config["tokenizer"] != trained.fingerprint:
+            raise UserError(f"{folder}: prior.json belongs to another tokenizer ({config['tokenizer']})")
+        codes = {"code_shapes": trained.code_shapes, "codebook_sizes": trained.codebook_sizes}
+        prior = construct("network", config["network"], Prior, allowed, **codes, num_classes=len(class_names))
+        trained.prior = fill(prior, read_weights(folder, "prior", config), folder / "prior.safetensors")
+        trained.sampling, trained.guidable = Sampling(guidance=config["guidance"]), config["guidable"]
+    return trained.to(device)
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
     """<name>.json with its keys and their types checked. Raises UserError."""
     file = folder / f"{name}.json"
     if not file.is_file():
-        found = " (it is a run folder)" if (folder / "config.yaml").is_file() else ""
         raise UserError(
-            f"{folder} holds no export{found}: there is no {file}; python scripts/export.py run_dir=... out=... writes one"
+            f"{folder} is neither a run (no config.yaml) nor an export (no {file.name}); train.py and export.py make them"
         )
     try:
         config = rename_targets(json.loads(file.read_bytes()))
@@ -177,6 +89,7 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
         raise UserError(f"{file} is damaged: {error}") from error
     if not isinstance(config, dict) or not fits(config.get("format"), int):
         raise UserError(f"{file} is not the config of an export")
+    config = rename_keys(config)
     if config["format"] != FORMAT:
         raise UserError(f"{file} has format {config['format']}, and this version of vqvae reads format {FORMAT}")
     for key, kind in KEYS[name].items():

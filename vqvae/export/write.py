@@ -11,11 +11,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vqvae import __version__
 from vqvae.config.compose import plain
 from vqvae.errors import UserError
 from vqvae.export.onnx import CannotExport, write_decoder
 from vqvae.export.read import FORMAT
-from vqvae.inference.tokenizer import Tokenizer
+from vqvae.inference.trained_model import TrainedModel
 from vqvae.run.run import Run
 from vqvae.storage import checkpoint
 from vqvae.storage.files import write_bytes
@@ -31,70 +32,69 @@ def export_run(run: Run, out: Path) -> list[str]:
     """
     if out.exists() or out.is_symlink():
         raise UserError(f"out={out} is there already: name a new folder")
-    tokenizer = run.tokenizer()
+    trained = run.trained_model()
     temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    said = [f"{out}/tokenizer.safetensors, tokenizer.json: {describe(tokenizer)}"]
-    write(temporary, "tokenizer", tokenizer.model, tokenizer_config(run, tokenizer))
-    if run.folder.weights_file("prior") is not None:
-        prior = run.prior(tokenizer.model)
-        write(temporary, "prior", prior, prior_config(run, tokenizer))
-        said.append(f"{out}/prior.safetensors, prior.json: {type(prior).__name__}")
+    said = [f"{out}/tokenizer.safetensors, tokenizer.json: {describe(trained)}"]
+    write(temporary, "tokenizer", trained.model, tokenizer_config(run, trained))
+    if trained.prior is not None:
+        write(temporary, "prior", trained.prior, prior_config(run, trained))
+        said.append(f"{out}/prior.safetensors, prior.json: {type(trained.prior).__name__}")
     elif "prior" in run.cfg.stages:
         said.append("no prior: this run has not finished it")
-    said.append(f"{out}/{export_onnx(tokenizer, run.data.size, temporary)}")
+    said.append(f"{out}/{export_onnx(trained, temporary)}")
     temporary.rename(out)
     return said
 
 
-def describe(tokenizer: Tokenizer) -> str:
-    count = sum(one.numel() for one in tokenizer.model.parameters())
-    return f"{count:,} parameters, codebooks of {tokenizer.model.codebook_sizes}, fingerprint {tokenizer.fingerprint}"
+def describe(trained: TrainedModel) -> str:
+    count = sum(parameter.numel() for parameter in trained.model.parameters())
+    return f"{count:,} parameters, codebooks of {trained.codebook_sizes}, fingerprint {trained.fingerprint}"
 
 
-def export_onnx(tokenizer: Tokenizer, size: tuple[int, ...], folder: Path) -> str:
+def export_onnx(trained: TrainedModel, folder: Path) -> str:
     """decoder.onnx -> what to say about it, beginning with its name; where it cannot be written, it is left out."""
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
-    if not tokenizer.model.codebook_sizes:
+    if not trained.codebook_sizes:
         return "decoder.onnx was not written: this autoencoder has no codes"
     if missing:
         return f"decoder.onnx was not written: pip install {' '.join(missing)} and export again for it"
     try:
-        error = write_decoder(tokenizer, size, folder / "decoder.onnx")
+        error = write_decoder(trained, folder / "decoder.onnx")
     except CannotExport as cannot:
         return f"decoder.onnx was not written: {cannot}"
     return f"decoder.onnx: codes -> x_hat in [-1, 1], at most {error:.1e} from the decoder's own in onnxruntime"
 
 
-def tokenizer_config(run: Run, tokenizer: Tokenizer) -> dict[str, Any]:
-    """All that `vqvae.load` needs beside the weights."""
-    cfg, model, data = plain(run.cfg), tokenizer.model, run.data
+def tokenizer_config(run: Run, trained: TrainedModel) -> dict[str, Any]:
+    """Everything beside the weights that `vqvae.load` needs."""
+    cfg, data = plain(run.cfg), trained.data
     node = cfg["model"]
-    node["decoders"][0]["channels"] = model.decoders[0].channels  # the loss has set it: see pipeline.build_model
+    node["decoders"][0]["channels"] = trained.model.decoders[0].channels  # set by the loss: see build_model
     return {
         "format": FORMAT,
-        "fingerprint": tokenizer.fingerprint,
-        "data": type(data).__name__,
-        "sample_rate": getattr(data, "sample_rate", None),
+        "version": __version__,
+        "fingerprint": trained.fingerprint,
+        "data": data.name,
+        "sample_rate": data.sample_rate,
         "channels": data.channels,
         "size": list(data.size),
         "class_names": list(data.class_names),
-        "code_shapes": [list(shape) for shape in model.code_shapes(data.size)],
-        "codebook_sizes": model.codebook_sizes,
+        "code_shapes": [list(shape) for shape in trained.code_shapes],
+        "codebook_sizes": trained.codebook_sizes,
         "model": node,
         "loss": {**cfg["loss"], "variance": run.variance()},
     }
 
 
-def prior_config(run: Run, tokenizer: Tokenizer) -> dict[str, Any]:
-    node = plain(run.cfg)["prior"]
+def prior_config(run: Run, trained: TrainedModel) -> dict[str, Any]:
     return {
         "format": FORMAT,
-        "tokenizer": tokenizer.fingerprint,
-        "guidance": float(run.sampling().guidance),
-        "guidable": bool(run.data.class_names and node["class_dropout"]),
-        "network": node["network"],
+        "tokenizer": trained.fingerprint,
+        "guidance": float(trained.sampling.guidance),
+        "guidable": trained.guidable,
+        "network": plain(run.cfg)["prior"]["network"],
     }
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae.priors.base import Prior, Scored
-from vqvae.priors.sampling import Known, Sampling, Watch, uniform_noise
+from vqvae.priors.sampling import Known, OnProgress, Sampling, uniform_noise
 
 
 class MapNetwork(nn.Module):
@@ -70,7 +70,7 @@ class AutoregressivePrior(Prior):
         return Scored(sum(one.sum() for one in losses) / sum(one.numel() for one in losses), nats)  # type: ignore[arg-type]
 
     def sample_chunk(
-        self, seeds: list[int], labels: Tensor, sampling: Sampling, known: Known | None, watch: Watch | None
+        self, seeds: list[int], labels: Tensor, sampling: Sampling, known: Known | None, on_progress: OnProgress | None
     ) -> list[Tensor]:
         noise = uniform_noise(seeds, self.codes_per_sample).to(labels.device)  # (B, all codes)
         progress = torch.arange(self.codes_per_sample, device=labels.device) / self.codes_per_sample
@@ -83,9 +83,9 @@ class AutoregressivePrior(Prior):
             draw = Draw(sampling, noise[:, span], progress[span], flat.clone(), known_here.clone())
             way = draw_map[sampling.method or self.methods[0]]
             for count in way(network, self.sampling_condition(m, codes, labels, sampling), flat, draw):
-                if watch is not None:
+                if on_progress is not None:
                     known_here[:, :count] = True
-                    watch(codes, done)
+                    on_progress(codes, done)
             start += flat.shape[1]
         return codes
 

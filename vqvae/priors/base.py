@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vqvae.errors import UserError
 from vqvae.networks.blocks import conv
-from vqvae.priors.sampling import Known, Sampling, Watch
+from vqvae.priors.sampling import Known, OnProgress, Sampling
 from vqvae.ranges import PositiveInt, checked
 
 POSITION_STD = 0.3  # of the learned vectors of each axis at the start; those of classes have 1
@@ -194,11 +194,11 @@ class Prior(nn.Module):
         labels: Tensor,
         sampling: Sampling,
         known: Known | None = None,
-        watch: Watch | None = None,
+        on_progress: OnProgress | None = None,
     ) -> list[Tensor]:
         """Draws one set of maps per seed, from float32 logits; labels (n,) int64, -1 for no class.
 
-        -> M maps (n, *s_m). Sample i depends on seed i, label i, the i-th known codes and `sampling` alone. `watch` is
+        -> M maps (n, *s_m). Sample i depends on seed i, label i, the i-th known codes and `sampling` alone. `on_progress` is
         called as codes are drawn, chunk by chunk. Raises ValueError for a method that this prior does not have, and for
         guidance without classes. (Guidance also needs training with class_dropout above 0.)
         """
@@ -212,13 +212,13 @@ class Prior(nn.Module):
             part = rows.to(labels.device)
             chunk_known = Known([m[part] for m in known.codes], [m[part] for m in known.kept]) if known else None
             with torch.inference_mode(), torch.autocast(labels.device.type, enabled=False):
-                maps = self.sample_chunk([seeds[i] for i in rows], labels[part], sampling, chunk_known, watch)
+                maps = self.sample_chunk([seeds[i] for i in rows], labels[part], sampling, chunk_known, on_progress)
             chunks.append([m[: len(seeds) - start] for m in maps])
         return [torch.cat(maps) for maps in zip(*chunks)]
 
     @abstractmethod
     def sample_chunk(
-        self, seeds: list[int], labels: Tensor, sampling: Sampling, known: Known | None, watch: Watch | None
+        self, seeds: list[int], labels: Tensor, sampling: Sampling, known: Known | None, on_progress: OnProgress | None
     ) -> list[Tensor]:
         """`sample` for one chunk."""
 

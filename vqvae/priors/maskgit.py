@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vqvae import distributed
 from vqvae.networks.blocks import Dropout
 from vqvae.priors.base import Prior, Scored
-from vqvae.priors.sampling import Known, Sampling, Watch, uniform_noise
+from vqvae.priors.sampling import Known, OnProgress, Sampling, uniform_noise
 from vqvae.priors.transformer import Block, angles_of, make_blocks
 from vqvae.ranges import Count, LessThanOne, PositiveInt, checked
 
@@ -126,7 +126,7 @@ class MaskGIT(Prior):
         return Scored(sum(losses) / sum(map(torch.numel, codes)), nats)
 
     def sample_chunk(
-        self, seeds: list[int], labels: Tensor, sampling: Sampling, known: Known | None, watch: Watch | None
+        self, seeds: list[int], labels: Tensor, sampling: Sampling, known: Known | None, on_progress: OnProgress | None
     ) -> list[Tensor]:
         steps = sampling.steps or self.steps
         scores_of, redrawn = {"halton": (in_halton_order, False), "confidence": (by_confidence, True)}[
@@ -154,8 +154,8 @@ class MaskGIT(Prior):
                 chosen = (rank < (here.logical_not().sum(1) - remaining)[:, None]) & ~here
                 flat.copy_(torch.where(chosen, drawn, flat))
                 here |= chosen
-                if watch is not None:
-                    watch(codes, done)
+                if on_progress is not None:
+                    on_progress(codes, done)
         return codes
 
 

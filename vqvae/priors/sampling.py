@@ -18,9 +18,8 @@ GUIDANCE_SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
     "cosine": lambda progress: (1 - torch.cos(math.pi * progress)) / 2,
 }
 DRAWN_AT_A_TIME = 2**25  # logits: each step of a draw makes as many numbers again
-Watch = Callable[
-    [list[Tensor], list[Tensor]], None
-]  # called in inference mode with codes and masks of those drawn, both M maps
+# Called in inference mode with M code maps, and M masks of the codes that are drawn.
+OnProgress = Callable[[list[Tensor], list[Tensor]], None]
 
 
 @checked
@@ -88,6 +87,10 @@ class Known:
 
     codes: list[Tensor]
     kept: list[Tensor]
+
+    def rows(self, rows: slice, device: torch.device) -> Known:
+        """The known codes of some of the samples, on a device."""
+        return Known([m[rows].to(device) for m in self.codes], [m[rows].to(device) for m in self.kept])
 
 
 def uniform_noise(seeds: list[int], count: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 
 from vqvae.config.build import build
 from vqvae.errors import UserError
-from vqvae.inference.tokenizer import Tokenizer
+from vqvae.inference.trained_model import DataInfo, TrainedModel
 from vqvae.run.run import Run
 from vqvae.run.train import load_initial_weights
 from vqvae.training.settings import TrainerConfig
@@ -17,7 +17,13 @@ from vqvae.training.settings import TrainerConfig
 def check_run(run: Run) -> None:
     """Build everything once. Raises UserError for whatever does not fit, or cannot be read."""
     stage = run.autoencoder_stage(variance=1.0)
-    model = stage.model
+    data = DataInfo(type(run.data).__name__, run.data.channels, run.data.size, run.data.class_names)
+    model, trained = stage.model, TrainedModel(stage.model, stage.reconstruction, data, fingerprint="")
+    if run.cfg.search_sweeps:
+        try:
+            trained.check_searchable(run.data.size)
+        except UserError as error:
+            raise UserError(f"search_sweeps={run.cfg.search_sweeps}: {error}; 0 turns the search off") from error
     if run.cfg.init_from is not None:
         load_initial_weights(run, "autoencoder", stage)
     if "autoencoder" not in run.cfg.stages and run.cfg.tokenizer is None:
@@ -26,7 +32,7 @@ def check_run(run: Run) -> None:
     check_settings(run.cfg, "", len(run.split("train")))
     run.split("val")
     if "prior" in run.cfg.stages:
-        run.prior_stage(run.new_prior(model), Tokenizer(model, stage.reconstruction, fingerprint=""))
+        run.prior_stage(run.new_prior(model), trained)
         check_settings(run.cfg.prior, "prior.", len(run.split("train")))
 
 

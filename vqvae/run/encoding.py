@@ -12,13 +12,13 @@ from vqvae.data.items import center_crop
 from vqvae.data.loader import ItemLoader
 from vqvae.data.sampler import chunks_of_rank
 from vqvae.images import normalise
-from vqvae.inference.tokenizer import Tokenizer
+from vqvae.inference.trained_model import TrainedModel
 
 CHUNK = 256  # items
 
 
 def encode(
-    tokenizer: Tokenizer, loader: ItemLoader, size: tuple[int, ...], flipped: bool
+    tokenizer: TrainedModel, loader: ItemLoader, size: tuple[int, ...], flipped: bool
 ) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
     """Encode this rank's items of a split, or their mirror images, in chunks of (indices, code maps, labels)."""
     chunks = chunks_of_rank(len(loader), CHUNK)

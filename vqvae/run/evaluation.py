@@ -14,7 +14,7 @@ from vqvae.config.compose import plain
 from vqvae.data.base import Data
 from vqvae.data.codes import CodeEvaluationSet, bits_of_uniform
 from vqvae.data.items import ItemBatch, ItemEvaluationSet
-from vqvae.inference.tokenizer import Tokenizer
+from vqvae.inference.trained_model import TrainedModel
 from vqvae.metrics.reconstruction import reconstruction_metrics, reconstruction_sums
 from vqvae.run.run import Run
 from vqvae.stages.autoencoder import AutoencoderStage
@@ -24,19 +24,21 @@ SEARCHED_AT_A_TIME = 128  # pictures
 
 
 @torch.no_grad()
-def evaluate_run(run: Run, split: str, batch_size: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """-> metrics over the whole split, in float32, and what they were measured on. The prior is left out if unfinished."""
-    tokenizer, variance = run.tokenizer(), run.variance()
+def evaluate_run(run: Run, split: str, batch_size: int, search: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Metrics over a whole split, in float32, and what they were measured on. An unfinished prior is left out.
+
+    search: sweeps of code search for a second set of reconstruction metrics; 0: none.
+    """
+    trained, variance = run.trained_model(), run.variance()
     loader = run.loader(split)
-    stage = AutoencoderStage(tokenizer.model, tokenizer.reconstruction, variance, run.data.show)
+    stage = AutoencoderStage(trained.model, trained.reconstruction, variance, run.data.show)
     metrics = evaluate(stage, ItemEvaluationSet(run.data, loader), batch_size)
-    metrics |= searched_figures(run, tokenizer, split)
-    metrics["model_parameters"] = sum(p.numel() for p in tokenizer.model.parameters())
-    if run.folder.weights_file("prior"):
-        store = run.code_store(tokenizer, split)
-        prior = run.prior(tokenizer.model)
+    metrics |= searched_figures(run, trained, split, search)
+    metrics["model_parameters"] = sum(p.numel() for p in trained.model.parameters())
+    if (prior := trained.prior) is not None:
+        store = run.code_store(trained, split)
         codes = CodeEvaluationSet(store, None, run.device)
-        metrics |= evaluate(run.prior_stage(prior, tokenizer), codes, batch_size)
+        metrics |= evaluate(run.prior_stage(prior, trained), codes, batch_size)
         metrics["bits_per_code_uniform"] = bits_of_uniform(store.codebook_sizes, store.code_shapes)
         metrics["prior_parameters"] = sum(p.numel() for p in prior.parameters())
     metrics |= bits_per_dim(metrics, run.data)
@@ -54,27 +56,25 @@ def evaluate_run(run: Run, split: str, batch_size: int) -> tuple[dict[str, Any],
 
 @dataclass
 class Reconstructions:
-    """What a finished tokenizer's reconstructions are worth, for `evaluate`."""
+    """Reconstructions by code search, for `evaluate`."""
 
-    tokenizer: Tokenizer
+    trained: TrainedModel
     variance: float
+    search: int
 
     def evaluate(self, batch: ItemBatch) -> dict[str, Tensor]:
-        return reconstruction_sums(self.tokenizer.reconstruct(batch.x), batch.x)
+        return reconstruction_sums(self.trained.reconstruct(batch.x, self.search), batch.x)
 
     def evaluation_metrics(self, sums: dict[str, Tensor]) -> dict[str, Any]:
         return dict(reconstruction_metrics(sums, self.variance))
 
 
-def searched_figures(run: Run, tokenizer: Tokenizer, split: str) -> dict[str, Any]:
-    """The reconstruction metrics of a split with the codes that are searched for, as `searched_<name>`; none if none are.
-
-    Ranks share the work: call it on all of them.
-    """
-    if not tokenizer.model.search_sweeps:
+def searched_figures(run: Run, trained: TrainedModel, split: str, search: int) -> dict[str, Any]:
+    """Reconstruction metrics of a split with code search, as `searched_<name>`; none for search=0. Call it on all ranks."""
+    if not search:
         return {}
     items = ItemEvaluationSet(run.data, run.loader(split))
-    metrics = evaluate(Reconstructions(tokenizer, run.variance()), items, SEARCHED_AT_A_TIME)
+    metrics = evaluate(Reconstructions(trained, run.variance(), search), items, SEARCHED_AT_A_TIME)
     return {f"searched_{name}": value for name, value in metrics.items()}
 
 

@@ -24,7 +24,7 @@ STAGES = ("autoencoder", "prior")
 NETWORKS = {"autoencoder": "model", "prior": "prior"}  # the network that a stage leaves
 # Keys that may differ when a run is continued: they decide where and for how long, not the result.
 FREE_KEYS = re.compile(
-    r"^(run_dir|stages|allow_targets|logger|data\.(root|urls|val_urls|resident|workers|cache_dir)"
+    r"^(run_dir|stages|search_sweeps|allow_targets|logger|data\.(root|urls|val_urls|resident|workers|cache_dir)"
     r"|(prior\.)?trainer\.(max_time_minutes|on_nonfinite|max_skipped_steps))(\.|$)"
 )
 log = logging.getLogger(__name__)

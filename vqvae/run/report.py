@@ -13,9 +13,8 @@ from torch import Tensor
 from vqvae import distributed
 from vqvae.data.code_store import CodeStore
 from vqvae.data.codes import bits_of_uniform
-from vqvae.images import grid, rows_of, write_png
-from vqvae.inference.drawing import choose_labels, draw_pictures
-from vqvae.inference.tokenizer import Tokenizer
+from vqvae.images import grid, rows_of, to_uint8, write_png
+from vqvae.inference.trained_model import TrainedModel
 from vqvae.metrics.codebook import count_codes
 from vqvae.run.evaluation import bits_per_dim, searched_figures
 from vqvae.run.folder import STAGES
@@ -33,7 +32,7 @@ PROTOCOLS = {
     "psnr_db": "PSNR of the mean squared error over the split",
     "psnr_mean_db": "mean over pictures of each picture's PSNR",
     "ssim": "mean SSIM over pictures, gaussian window 11, sigma 1.5, data range 1, per channel",
-    "searched_*": "the figure of that name with the codes that model.search_sweeps finds, in place of the encoder's",
+    "searched_*": "the figure of that name with the codes found by code search (search_sweeps), in place of the encoder's",
     "codebook*/perplexity": "exp of the entropy of the code counts summed over the whole split",
     "codebook*/usage": "share of codes that occur in the split",
     "codebook*/used_codes": "codes that occur in the split",
@@ -71,13 +70,13 @@ def print_figures(title: str, found: dict[str, dict[str, Any]]) -> None:
     print(f"\n{title}\n{table(['figure', 'value', 'protocol'], rows)}")
 
 
-def summarise(run: Run, tokenizer: Tokenizer) -> float | None:
-    """Pictures of curves, codes and samples, summary.json and a table. Returns the last stage's monitored metric."""
+def summarise(run: Run, trained: TrainedModel) -> float | None:
+    """Write images of curves, codes and samples, summary.json, and a table. Returns the last stage's monitored metric."""
     folder = run.folder
     looks: list[Path] = []
     metrics: dict[str, Any] = {}
-    store = run.code_store(tokenizer, "val") if tokenizer.model.codebook_sizes else None
-    searched = searched_figures(run, tokenizer, "val")
+    store = run.code_store(trained, "val") if trained.codebook_sizes else None
+    searched = searched_figures(run, trained, "val", run.cfg.search_sweeps)
     if not distributed.is_main():
         return None
     for stage in STAGES:
@@ -90,9 +89,9 @@ def summarise(run: Run, tokenizer: Tokenizer) -> float | None:
         looks.append(folder.path / "codebook.png")
         histograms = {name: value for name, value in metrics.items() if name.split("/")[-1] in HISTOGRAMS}
         plot_codes(store_counts(store), histograms, looks[-1])
-    if folder.weights_file("prior") and store is not None:
+    if trained.prior is not None and store is not None:
         metrics["bits_per_code_uniform"] = bits_of_uniform(store.codebook_sizes, store.code_shapes)
-        looks += draw_samples(run, tokenizer)
+        looks += draw_samples(run, trained)
     metrics |= searched | bits_per_dim(metrics, run.data)
     found = figures(metrics)
     write_json(folder.path / "summary.json", {"figures": found})
@@ -127,16 +126,15 @@ def store_counts(store: CodeStore) -> list[Tensor]:
     return counts
 
 
-def draw_samples(run: Run, tokenizer: Tokenizer) -> list[Path]:
-    """Samples of the finished prior -> samples.png, one row a class.
+def draw_samples(run: Run, trained: TrainedModel) -> list[Path]:
+    """Draw samples of the finished prior into samples.png, one row per class. Returns the files that were written.
 
-    Where the data set's own files are no pictures, also samples/<class>.<suffix>, one a class; without classes, one a row.
-    Returns what was written.
+    Data that is not images is also written to samples/<class>.<suffix>, one item per class; without classes, one per row.
     """
     names = run.data.class_names[:10]
     count = SAMPLES_PER_CLASS * (len(names) or 4)
-    labels = choose_labels("all" if names else None, names, list(range(count)))
-    items, _ = draw_pictures(run.prior(tokenizer.model), tokenizer, list(range(count)), labels, run.sampling())
+    labels = torch.arange(len(names)).repeat_interleave(SAMPLES_PER_CLASS) if names else None
+    items = to_uint8(trained.sample(range(count), labels))
     files = [run.folder.path / "samples.png"]
     write_png(files[0], grid(rows_of(run.data.show(items), SAMPLES_PER_CLASS)))
     if run.data.suffix != files[0].suffix:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vqvae import distributed
@@ -15,7 +18,7 @@ from vqvae.data.code_store import CodeStore
 from vqvae.data.loader import ItemLoader
 from vqvae.errors import UserError
 from vqvae.images import to_uint8
-from vqvae.inference.tokenizer import Tokenizer
+from vqvae.inference.trained_model import DataInfo, TrainedModel
 from vqvae.losses.reconstruction import ReconstructionLoss
 from vqvae.model import VQVAE
 from vqvae.priors.base import Prior
@@ -69,13 +72,28 @@ class Run:
         model, reconstruction = build_model(self.cfg, self.data, variance)
         return AutoencoderStage(model, reconstruction, variance, self.data.show, epoch_steps)
 
-    def tokenizer(self) -> Tokenizer:
-        """Finished autoencoder. Raises UserError if it is not finished."""
+    def tokenizer(self) -> TrainedModel:
+        """Finished autoencoder, without a prior. Raises UserError if it is not finished."""
         state = self.folder.weights("autoencoder")["networks"]["model"]
         stage = self.autoencoder_stage(self.variance())
         checkpoint.load_weights(stage.model, state, self.folder.stage("autoencoder"))
-        stage.model.to(self.device).eval()
-        return Tokenizer(stage.model, stage.reconstruction, checkpoint.fingerprint(state))
+        data = DataInfo(
+            type(self.data).__name__,
+            self.data.channels,
+            self.data.size,
+            self.data.class_names,
+            getattr(self.data, "sample_rate", None),
+        )
+        fingerprint = checkpoint.fingerprint(state)
+        return TrainedModel(stage.model, stage.reconstruction, data, fingerprint).to(self.device)
+
+    def trained_model(self) -> TrainedModel:
+        """Finished autoencoder, and the prior if it is finished. Raises UserError without an autoencoder."""
+        trained = self.tokenizer()
+        if self.folder.weights_file("prior") is not None:
+            trained.prior, trained.sampling = self.prior(trained.model), self.sampling()
+            trained.guidable = bool(self.data.class_names and self.cfg.prior.class_dropout)
+        return trained
 
     def new_prior(self, model: VQVAE) -> Prior:
         """Untrained prior for the codes of `model`."""
@@ -87,7 +105,7 @@ class Run:
             num_classes=len(self.data.class_names),
         )
 
-    def prior_stage(self, prior: Prior, tokenizer: Tokenizer) -> PriorStage:
+    def prior_stage(self, prior: Prior, tokenizer: TrainedModel) -> PriorStage:
         """Prior stage, which previews samples decoded by `tokenizer`."""
         node = self.cfg.prior
 
@@ -108,15 +126,15 @@ class Run:
         checkpoint.load_weights(prior, state, self.folder.stage("prior"))
         return prior.to(self.device).eval()
 
-    def code_store(self, tokenizer: Tokenizer, split: str, flipped: bool = False) -> CodeStore:
+    def code_store(self, tokenizer: TrainedModel, split: str, flipped: bool = False) -> CodeStore:
         """Codes of a split, or of its mirrored items, encoded now unless that was done before.
 
         Raises UserError for a store that does not fit.
         """
         path, loader = self.folder.codes(f"{split}_flipped" if flipped else split), self.loader(split)
         header: dict[str, Any] = {
-            "code_shapes": tokenizer.model.code_shapes(self.data.size),
-            "codebook_sizes": tokenizer.model.codebook_sizes,
+            "code_shapes": tokenizer.code_shapes,
+            "codebook_sizes": tokenizer.codebook_sizes,
             "tokenizer": tokenizer.fingerprint,
             "data": loader.split.fingerprint,
             **({"flipped": True} if flipped else {}),
@@ -143,9 +161,9 @@ def build_model(cfg: Any, data: Data, variance: float) -> tuple[VQVAE, Reconstru
         model.code_shapes(data.size)
     except UserError as error:
         raise UserError(f"data.{data.size_key}={getattr(data, data.size_key)}: {error}") from error
-    if model.search_sweeps:
-        try:
-            Tokenizer(model, reconstruction, fingerprint="").check_searchable(data.size)
-        except UserError as error:
-            raise UserError(f"model.search_sweeps={model.search_sweeps}: {error}; 0 turns the search off") from error
     return model, reconstruction
+
+
+def load_run(path: str | Path, device: str | torch.device, allow_targets: Sequence[str]) -> TrainedModel:
+    """Load the model of a run folder: see `vqvae.load`."""
+    return Run(RunFolder.load(path, list(allow_targets), "path")).trained_model().to(device)

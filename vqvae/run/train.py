@@ -11,7 +11,7 @@ from vqvae.config.compose import plain
 from vqvae.data.codes import CodeEvaluationSet, CodeTrainingSet
 from vqvae.data.items import ItemEvaluationSet, ItemTrainingSet
 from vqvae.errors import UserError
-from vqvae.inference.tokenizer import Tokenizer
+from vqvae.inference.trained_model import TrainedModel
 from vqvae.run.folder import RunFolder
 from vqvae.run.run import Run
 from vqvae.seeding import seed_everything
@@ -45,7 +45,7 @@ def train_autoencoder(run: Run, stop: StopRequest) -> None:
         trainer.logger.finish()
 
 
-def train_prior(run: Run, tokenizer: Tokenizer, stop: StopRequest) -> None:
+def train_prior(run: Run, tokenizer: TrainedModel, stop: StopRequest) -> None:
     """Train the prior on the codes of `tokenizer`; return at once if it is finished."""
     if run.folder.weights_file("prior"):
         log.info("prior: finished before")

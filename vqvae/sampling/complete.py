@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae.errors import UserError, suggest
-from vqvae.inference.chunks import decode, encode
-from vqvae.inference.drawing import choose_labels, draw_pictures
 from vqvae.priors.sampling import Known
+from vqvae.sampling.classes import choose_labels
 from vqvae.sampling.job import Job, paint
 from vqvae.sampling.sources import names_in, read_named
 
@@ -36,13 +35,12 @@ def complete(job: Job) -> None:
     labels = choose_labels(settings["class"], job.run.data.class_names, job.seeds)
     if settings["class"] is None and label >= 0:
         labels = torch.full((n,), label)
-    prior = job.prior
-    given = encode(job.tokenizer, job.x(original[None]))
+    given = job.encode(job.x(original[None]))
     kept = kept_codes(region, given)
     known = Known([m.expand(n, *m.shape[1:]) for m in given], [m.expand(n, *m.shape) for m in kept])
-    items, codes = draw_pictures(prior, job.tokenizer, job.seeds, labels, job.sampling, known)
-    shown = [original[None], paint(original[None], region[None]), decode(job.tokenizer, given), items]
-    picture = job.write_pictures("completions.png", torch.cat(shown), min(settings["columns"], n + 3))
+    items, codes = job.draw(labels, known)
+    shown = [original[None], paint(original[None], region[None]), job.decode(given), items]
+    picture = job.write_images("completions.png", torch.cat(shown), min(settings["columns"], n + 3))
     arrays = {f"codes_{m}": one for m, one in enumerate(codes)} | {f"given_{m}": one[0] for m, one in enumerate(given)}
     arrays |= {f"kept_{m}": one for m, one in enumerate(kept)}
     file = job.write_arrays("completions.npz", pictures=items, labels=labels, seeds=job.seeds, mask=region, **arrays)

@@ -10,11 +10,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vqvae.data.base import Data
 from vqvae.images import grid, rows_of
-from vqvae.inference.chunks import decode
-from vqvae.inference.tokenizer import Tokenizer
-from vqvae.sampling.job import paint
+from vqvae.sampling.job import Job, paint
 from vqvae.storage.files import write_bytes
 
 MOST_FRAMES = 60
@@ -42,14 +39,14 @@ class Frames:
             self.next = int(share * MOST_FRAMES) + 1
 
 
-def render(frames: Frames, tokenizer: Tokenizer, data: Data, columns: int) -> list[Tensor]:
+def render(frames: Frames, job: Job, columns: int) -> list[Tensor]:
     """-> pictures uint8 (1 or 3, H, W), one a frame: what the codes decode to, grey where the coarsest map is not drawn yet."""
     pictures = []
     for codes, drawn in frames.frames:
         shown = [m.masked_fill(~known, 0) for m, known in zip(codes, drawn)]  # what is not drawn may be no code at all
         open_codes = (~drawn[0]).float()[:, None]  # (n, 1, *s) of the coarsest map: later ones refine it
-        open_places = F.interpolate(open_codes, size=data.size, mode="nearest")[:, 0] > 0  # (n, *S)
-        pictures.append(grid(rows_of(data.show(paint(decode(tokenizer, shown), open_places)), columns)))
+        open_places = F.interpolate(open_codes, size=job.run.data.size, mode="nearest")[:, 0] > 0  # (n, *S)
+        pictures.append(grid(rows_of(job.run.data.show(paint(job.decode(shown), open_places)), columns)))
     return pictures
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vqvae.inference.drawing import choose_labels, draw_pictures
+from vqvae.sampling.classes import choose_labels
 from vqvae.sampling.frames import Frames, render, write_gif
 from vqvae.sampling.job import Job
 
@@ -12,9 +12,9 @@ def generate(job: Job) -> None:
     settings, names, n = job.settings, job.run.data.class_names, job.settings["n"]
     labels = choose_labels(settings["class"], names, job.seeds)
     frames = Frames(n) if settings["gif"] else None
-    items, codes = draw_pictures(job.prior, job.tokenizer, job.seeds, labels, job.sampling, watch=frames)
+    items, codes = job.draw(labels, on_progress=frames)
     columns = -(-n // len(names)) if settings["class"] == "all" else min(settings["columns"], n)
-    picture = job.write_pictures("grid.png", items, columns)
+    picture = job.write_images("grid.png", items, columns)
     maps = {f"codes_{m}": one for m, one in enumerate(codes)}
     arrays = job.write_arrays("samples.npz", pictures=items, labels=labels, seeds=job.seeds, **maps)
     if settings["singles"]:
@@ -23,5 +23,5 @@ def generate(job: Job) -> None:
     print(f"{n} samples: {picture}\npictures and codes: {arrays}")
     if frames is not None:
         file = job.out / "progress.gif"
-        write_gif(file, render(frames, job.tokenizer, job.run.data, min(settings["columns"], frames.count)))
+        write_gif(file, render(frames, job, min(settings["columns"], frames.count)))
         print(f"how the first {frames.count} came about: {file}")

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from vqvae.errors import UserError
 from vqvae.images import to_uint8
-from vqvae.inference.chunks import features, from_features
-from vqvae.inference.tokenizer import Tokenizer
+from vqvae.inference.trained_model import TrainedModel
 from vqvae.sampling.job import Job
 from vqvae.sampling.sources import names_in, read_named
 
@@ -19,9 +18,9 @@ def interpolate(job: Job) -> None:
     if len(names) != 2:
         raise UserError(f"mode=interpolate needs two pictures, such as image=[0,1], got image={job.settings['image']}")
     ends = torch.stack([read_named(job.run, name)[0] for name in names])  # (2, C, *S)
-    path = to_uint8(between(job.tokenizer, job.x(ends), n))
+    path = to_uint8(between(job.trained, job.x(ends), n))
     shown = torch.cat([ends[:1], path, ends[1:]])
-    picture = job.write_pictures("interpolation.png", shown, len(shown))
+    picture = job.write_images("interpolation.png", shown, len(shown))
     file = job.write_arrays("interpolation.npz", pictures=path, ends=ends)
     if job.settings["singles"]:
         job.write_singles([f"{i:03d}" for i in range(len(path))], path)
@@ -31,14 +30,18 @@ def interpolate(job: Job) -> None:
     )
 
 
-def between(tokenizer: Tokenizer, ends: Tensor, count: int) -> Tensor:
-    """Two x (2, C, *S) in [-1, 1] -> (count + 2, C, *S): from the reconstruction of the one to that of the other.
+def between(trained: TrainedModel, ends: Tensor, count: int) -> Tensor:
+    """Interpolate between two x (2, C, *S) in [-1, 1] -> (count + 2, C, *S), from one reconstruction to the other.
 
-    The features of every level go evenly along a straight line; each point of it is quantized and decoded.
+    The encoder outputs of every level are interpolated linearly; each point is quantized and decoded.
     """
     weights = torch.linspace(0, 1, count + 2)
     levels = [
-        torch.lerp(one[:1], one[1:], weights.view(-1, *[1] * (one.ndim - 1)))  # (count + 2, D, *s_l)
-        for one in features(tokenizer, ends)
+        torch.lerp(features[:1], features[1:], weights.view(-1, *[1] * (features.ndim - 1)))  # (count + 2, D, *s_l)
+        for features in trained.in_chunks(lambda inputs: trained.model.features(inputs[0]), [ends])
     ]
-    return from_features(tokenizer, levels)
+
+    def quantize_and_decode(features: list[Tensor]) -> list[Tensor]:
+        return [trained.reconstruction.to_image(trained.model.from_features(features).decoded)]
+
+    return trained.in_chunks(quantize_and_decode, levels)[0]

@@ -1,4 +1,4 @@
-"""What every mode of sample.py works with: the run, its tokenizer and prior, the settings, and where results go."""
+"""The common part of the modes of sample.py: the run, its model, the settings, and output files."""
 
 from __future__ import annotations
 
@@ -12,78 +12,73 @@ from torch import Tensor
 
 from vqvae.data.items import center_crop
 from vqvae.errors import UserError
-from vqvae.images import grid, normalise, rows_of, write_png
-from vqvae.inference.tokenizer import Tokenizer
-from vqvae.priors.autoregressive import AutoregressivePrior
-from vqvae.priors.base import Prior
-from vqvae.priors.sampling import Sampling
+from vqvae.images import grid, normalise, rows_of, to_uint8, write_png
+from vqvae.inference.trained_model import TrainedModel
+from vqvae.priors.sampling import Known, OnProgress
 from vqvae.run.run import Run
 from vqvae.storage.files import write_bytes
 
+SAMPLING_KEYS = ("temperature", "top_k", "top_p", "guidance", "guidance_schedule", "method", "steps")
+
 
 class Job:
-    """One command. `settings` holds the keys of sample.yaml, checked; `out` is the folder of the results."""
+    """One command. `settings` holds the checked keys of sample.yaml; `out` is the folder of the results."""
 
     def __init__(self, run: Run, settings: dict[str, Any], out: Path) -> None:
         self.run, self.settings, self.out = run, settings, out
 
     @cached_property
-    def tokenizer(self) -> Tokenizer:
-        return self.run.tokenizer()
+    def trained(self) -> TrainedModel:
+        """The run's model, with its prior if that is finished."""
+        return self.run.trained_model()
 
     @property
     def seeds(self) -> list[int]:
-        """One a picture: picture i depends on seed i alone."""
+        """One seed per item."""
         return list(range(self.settings["seed"], self.settings["seed"] + self.settings["n"]))
 
-    @cached_property
-    def sampling(self) -> Sampling:
-        """How codes are drawn. Raises UserError for guidance that this run's prior cannot give, ValueError out of range."""
-        keys = ("temperature", "top_k", "top_p", "guidance", "guidance_schedule", "method", "steps")
-        chosen = {key: self.settings[key] for key in keys}
-        if chosen["guidance"] is None:
-            chosen["guidance"] = self.run.sampling().guidance
-        sampling = Sampling(**chosen)
-        if sampling.guided and not self.run.data.class_names:
-            raise UserError(f"guidance={sampling.guidance} needs classes, and this run's data has none")
-        if sampling.guided and not self.run.cfg.prior.class_dropout:
-            raise UserError(
-                f"guidance={sampling.guidance} needs a prior that was also trained without the class, and this one had "
-                "prior.class_dropout=0: train one with prior.class_dropout=0.1"
-            )
-        return sampling
+    def draw(
+        self, labels: Tensor, known: Known | None = None, on_progress: OnProgress | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Draw from the prior with this command's settings -> items uint8 (n, C, *S), and their M code maps.
 
-    @cached_property
-    def prior(self) -> Prior:
-        """The finished prior. Raises UserError where there is none, or where it has no steps and is given some."""
-        path = self.run.folder.path
-        if self.run.folder.weights_file("prior") is None:
+        Raises UserError if there is no prior, or for settings that it does not have.
+        """
+        path, mode = self.run.folder.path, self.settings["mode"]
+        if self.trained.prior is None:
             raise UserError(
-                f"mode={self.settings['mode']} needs a prior, and {path} has none: train one with python train.py "
+                f"mode={mode} needs a prior, and {path} has none: train one with python train.py "
                 f"tokenizer={path} run_dir=..., or choose mode=reconstruct or mode=interpolate"
             )
-        sampling, prior = self.sampling, self.run.prior(self.tokenizer.model)
-        if sampling.steps is not None and isinstance(prior, AutoregressivePrior):
-            raise UserError(f"steps={sampling.steps} is for masked priors: this one draws one code after another")
-        return prior
+        settings = {key: self.settings[key] for key in SAMPLING_KEYS if self.settings[key] is not None}
+        codes = self.trained.sample_codes(self.seeds, labels, known=known, on_progress=on_progress, **settings)
+        return self.decode(codes), codes
+
+    def decode(self, codes: list[Tensor]) -> Tensor:
+        """Decode M code maps (n, *s_m) -> items uint8 (n, C, *S)."""
+        return self.trained.in_chunks(lambda maps: [to_uint8(self.trained.decode(maps))], codes)[0]
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """Encode x (n, C, *S) in [-1, 1] -> M code maps (n, *s_m)."""
+        return self.trained.in_chunks(lambda inputs: self.trained.encode(inputs[0]), [x])
 
     def x(self, items: Tensor) -> Tensor:
-        """Items as they are read, uint8 (n, C, *R) -> (n, C, *S) in [-1, 1], on the device."""
+        """Crop and scale items as read, uint8 (n, C, *R) -> (n, C, *S) in [-1, 1], on the device."""
         return normalise(center_crop(items, self.run.data.size).to(self.run.device))
 
-    def write_pictures(self, name: str, items: Tensor, columns: int) -> Path:
-        """Items uint8 (n, C, *S) -> a PNG of what the data set shows of them, in rows of `columns`."""
+    def write_images(self, name: str, items: Tensor, columns: int) -> Path:
+        """Write a PNG of items uint8 (n, C, *S), in rows of `columns`."""
         file = self.out / name
         write_png(file, grid(rows_of(self.run.data.show(items), columns)))
         return file
 
     def write_singles(self, names: list[str], items: Tensor) -> None:
-        """Each item as a file of the data set's own kind."""
+        """Write each item to a file of the data set's own kind."""
         for name, item in zip(names, items):
             self.run.data.save(self.out / name, item)
 
     def write_arrays(self, name: str, **arrays: Any) -> Path:
-        """An .npz file of tensors or lists."""
+        """Write tensors or lists to an .npz file."""
         plain: dict[str, Any] = {key: np.asarray(value) for key, value in arrays.items()}
         data = io.BytesIO()
         np.savez_compressed(data, **plain)
@@ -92,5 +87,5 @@ class Job:
 
 
 def paint(items: Tensor, where: Tensor) -> Tensor:
-    """Items uint8 (n, C, *S) with the middle level, grey or silence, where `where` (n or 1, *S) is True."""
+    """Set items uint8 (n, C, *S) to the middle level, gray or silence, where `where` (n or 1, *S) is True."""
     return items.masked_fill(where[:, None], 128)

@@ -7,7 +7,7 @@ from typing import Any
 
 from vqvae.config.types import fits, mistake_in
 from vqvae.errors import UserError, suggest
-from vqvae.ranges import Count, NonNegativeFloat, PositiveInt
+from vqvae.ranges import Count, CountOrZero, NonNegativeFloat, PositiveInt
 
 COMMON = ("mode", "run_dir", "n", "out", "allow_targets")
 DRAWING = ("seed", "class", "temperature", "top_k", "top_p", "guidance", "guidance_schedule", "method", "steps")
@@ -15,7 +15,7 @@ KEYS = {  # of each mode, beside COMMON
     "generate": (*DRAWING, "columns", "singles", "gif"),
     "complete": ("image", "mask", *DRAWING, "columns", "singles"),
     "interpolate": ("image", "singles"),
-    "reconstruct": ("folder", "columns"),
+    "reconstruct": ("folder", "search", "columns"),
     "nearest": DRAWING,
 }
 COUNTS = {"generate": 64, "complete": 5, "interpolate": 8, "reconstruct": 16, "nearest": 16}  # where n is null
@@ -27,6 +27,7 @@ TYPES: dict[
     "image": str | int | list[str | int] | None,
     "mask": str | list[int] | None,
     "folder": str | None,
+    "search": CountOrZero | None,
     "guidance": NonNegativeFloat | None,
     "method": str | None,
     "steps": Count | None,

@@ -12,10 +12,9 @@ from tqdm import tqdm
 
 from vqvae import distributed
 from vqvae.data.items import center_crop
-from vqvae.inference.chunks import decode
-from vqvae.inference.drawing import choose_labels, draw_pictures
-from vqvae.inference.tokenizer import Tokenizer
+from vqvae.inference.trained_model import TrainedModel
 from vqvae.run.run import Run
+from vqvae.sampling.classes import choose_labels
 from vqvae.sampling.job import Job
 
 NEIGHBOURS = 3  # shown of each sample, by either distance
@@ -44,21 +43,21 @@ class Neighbours:
 
 def nearest(job: Job) -> None:
     """Writes nearest.png and nearest.npz, and prints how samples and held-out pictures lie to the training pictures."""
-    settings, run, tokenizer = job.settings, job.run, job.tokenizer
+    settings, run, trained = job.settings, job.run, job.trained
     labels = choose_labels(settings["class"], run.data.class_names, job.seeds)
-    samples = Queries(*draw_pictures(job.prior, tokenizer, job.seeds, labels, job.sampling))
-    store = run.code_store(tokenizer, "val")
+    samples = Queries(*job.draw(labels))
+    store = run.code_store(trained, "val")
     count = min(HELD_OUT, len(store))
     codes = store.codes(torch.arange(count) * len(store) // count)
-    held_out = Queries(decode(tokenizer, codes), codes)  # reconstructions, for samples come out of the decoder too
+    held_out = Queries(job.decode(codes), codes)  # reconstructions, because samples come out of the decoder too
     both = Queries(torch.cat([samples.items, held_out.items]), [torch.cat(m) for m in zip(samples.codes, codes)])
     flips = [False, True] if run.cfg.prior.flip else [False]
-    found = {"codes": by_codes(run, tokenizer, both.codes, flips), "pixels": by_pixels(run, both.items, flips)}
+    found = {"codes": by_codes(run, trained, both.codes, flips), "pixels": by_pixels(run, both.items, flips)}
 
     n = settings["n"]
     shown = [samples.items[:, None], *(training_items(run, one.numbers[:n]) for one in found.values())]
     tiles = torch.cat(shown, dim=1)  # (n, 1 + 2 k, C, *S)
-    picture = job.write_pictures("nearest.png", tiles.flatten(0, 1), tiles.shape[1])
+    picture = job.write_images("nearest.png", tiles.flatten(0, 1), tiles.shape[1])
     arrays = {f"{name}_{key}": value[:n] for name, one in found.items() for key, value in vars(one).items()}
     arrays |= {f"held_out_{name}_distances": one.distances[n:] for name, one in found.items()}
     maps = {f"codes_{m}": one for m, one in enumerate(samples.codes)}
@@ -83,13 +82,13 @@ def verdict(unit: str, distances: Tensor, samples: int) -> str:
     )
 
 
-def by_codes(run: Run, tokenizer: Tokenizer, queries: list[Tensor], flips: list[bool]) -> Neighbours:
+def by_codes(run: Run, trained: TrainedModel, queries: list[Tensor], flips: list[bool]) -> Neighbours:
     """M code maps (n, *s_m) -> the training pictures, or their mirror images, of which the fewest codes differ."""
     wanted = torch.cat([m.flatten(1) for m in queries], dim=1).to(run.device)  # (n, all codes)
 
     def distances() -> Iterator[Tensor]:
         for flipped in flips:
-            store = run.code_store(tokenizer, "train", flipped=flipped)
+            store = run.code_store(trained, "train", flipped=flipped)
             for rows in bar_of(len(store), max(1, ELEMENTS // wanted.numel()), "by codes"):
                 codes = torch.cat([m.flatten(1) for m in store.codes(rows)], dim=1).to(run.device)  # (b, all codes)
                 yield (wanted[:, None] != codes).sum(2)  # (n, b)

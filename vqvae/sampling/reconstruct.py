@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vqvae.errors import UserError
 from vqvae.images import to_uint8
-from vqvae.inference.chunks import CHUNK, in_chunks
+from vqvae.inference.trained_model import CHUNK
 from vqvae.metrics.reconstruction import item_psnr
 from vqvae.run.tables import table
 from vqvae.sampling.job import Job
@@ -23,11 +23,12 @@ MOST_SHOWN = 64  # pictures in the PNG, and lines of the table
 
 def reconstruct(job: Job) -> None:
     """Writes reconstructions.png, each picture beside its reconstruction, and psnr.csv, and prints a table."""
+    search = job.run.cfg.search_sweeps if job.settings["search"] is None else job.settings["search"]
     skipped: list[str] = []
     shown, rows = [], []
     for names, items in chunks(read_many(job.run, job.settings["folder"], job.settings["n"]), skipped):
         x = job.x(items)
-        x_hat = in_chunks(job.tokenizer, lambda inputs: [job.tokenizer.reconstruct(inputs[0])], [x])[0]
+        x_hat = job.trained.in_chunks(lambda inputs: [job.trained.reconstruct(inputs[0], search)], [x])[0]
         rows += list(zip(names, item_psnr(x_hat, x.cpu()).tolist()))
         if len(rows) - len(names) < MOST_SHOWN:
             shown.append(torch.stack([items, to_uint8(x_hat)], dim=1).flatten(0, 1))  # (2 b, C, *S)
@@ -39,7 +40,7 @@ def reconstruct(job: Job) -> None:
     csv.writer(text).writerows([("picture", "psnr_db"), *rows])
     print(table(["picture", "psnr_db"], [list(row) for row in rows[:MOST_SHOWN]]))
     columns = 2 * max(1, min(job.settings["columns"] // 2, len(rows)))
-    picture = job.write_pictures("reconstructions.png", torch.cat(shown)[: 2 * MOST_SHOWN], columns)
+    picture = job.write_images("reconstructions.png", torch.cat(shown)[: 2 * MOST_SHOWN], columns)
     write_bytes(job.out / "psnr.csv", text.getvalue().encode())
     mean = sum(psnr for _, psnr in rows) / len(rows)
     print(f"mean PSNR of {len(rows)} pictures: {mean:.2f} dB, {len(skipped)} files skipped")

@@ -1,0 +1,239 @@
+"""A trained autoencoder, with the prior on its codes if there is one: encode, decode, reconstruct, sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vqvae import distributed
+from vqvae.errors import UserError, suggest
+from vqvae.inference.search import check_places, search
+from vqvae.losses.likelihood import Likelihood
+from vqvae.losses.reconstruction import ReconstructionLoss
+from vqvae.model import VQVAE
+from vqvae.priors.autoregressive import AutoregressivePrior
+from vqvae.priors.base import Prior
+from vqvae.priors.sampling import Known, OnProgress, Sampling
+
+CHUNK = 32  # items go through the networks in padded chunks of this size, so that none depends on the number of items
+
+
+class DataInfo(NamedTuple):
+    """Data that a model was trained on: its class, channels C, dims *S, class names, and the sample rate of sounds."""
+
+    name: str
+    channels: int
+    size: tuple[int, ...]
+    class_names: list[str]
+    sample_rate: int | None = None
+
+
+class TrainedModel:
+    """Encodes, decodes, reconstructs and samples, in float32 on one device. Returned by `vqvae.load`.
+
+    x (B, C, *S) is in [-1, 1]. Codes are M maps (B, *s_m), coarse to fine. x of sounds are mu-law levels: see
+    vqvae.data.waveforms. On a GPU, convolutions may use TF32 unless torch.backends.cudnn.allow_tf32 is False.
+
+    Args:
+        model, reconstruction: the autoencoder and its loss, which turns decoder output into data.
+        data: what the model was trained on.
+        fingerprint: of the autoencoder's weights.
+        prior: of the codes, or None.
+        sampling: settings of `sample` where none are given.
+        guidable: True if the prior was trained with and without classes.
+    """
+
+    def __init__(
+        self,
+        model: VQVAE,
+        reconstruction: ReconstructionLoss,
+        data: DataInfo,
+        fingerprint: str,
+        prior: Prior | None = None,
+        sampling: Sampling | None = None,
+        guidable: bool = False,
+    ) -> None:
+        self.model, self.reconstruction, self.data, self.fingerprint = model, reconstruction, data, fingerprint
+        self.prior, self.sampling, self.guidable = prior, sampling or Sampling(), guidable
+
+    def __repr__(self) -> str:
+        prior = "no prior" if self.prior is None else type(self.prior).__name__
+        shape = "x".join(map(str, (self.data.channels, *self.data.size)))
+        return f"TrainedModel({self.data.name} {shape}, codes {self.code_shapes} of {self.codebook_sizes}, {prior})"
+
+    @property
+    def code_shapes(self) -> list[tuple[int, ...]]:
+        """Dims of each code map of an item, coarse to fine."""
+        return self.model.code_shapes(self.data.size)
+
+    @property
+    def codebook_sizes(self) -> list[int]:
+        """K of each code map."""
+        return self.model.codebook_sizes
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes; empty for data without classes."""
+        return self.data.class_names
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def to(self, device: str | torch.device) -> TrainedModel:
+        """Move to a device, and return the model itself."""
+        for network in (self.model, self.reconstruction, self.prior):
+            if network is not None:
+                network.to(device).eval()
+        return self
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, search: int | None = None) -> list[Tensor]:
+        """Encode x (B, C, *S) -> M code maps (B, *s_m). Other sizes go too, if the stride divides them.
+
+        search: number of sweeps of a search for codes with less squared error (see inference/search.py); None or 0: the
+        encoder's codes, which priors learn. Raises UserError for another shape or type of x, and if there is nothing to search.
+        """
+        self._check_input(x)
+        x = x.to(self.device)
+        codes = self.model.encode(x)
+        return self._search(x, codes, search) if search else codes
+
+    @torch.no_grad()
+    def decode(self, codes: list[Tensor]) -> Tensor:
+        """Decode M code maps (B, *s_m) -> x_hat (B, C, *S) in [-1, 1]. Raises UserError for another number of maps."""
+        if len(codes) != len(self.codebook_sizes):
+            raise UserError(f"this model has {len(self.codebook_sizes)} code maps, got {len(codes)}")
+        return self.reconstruction.to_image(self.model.decode([m.to(self.device) for m in codes]))
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, search: int | None = None) -> Tensor:
+        """Encode and decode x (B, C, *S) -> x_hat (B, C, *S) in [-1, 1]. `search` as in `encode`."""
+        if search:
+            return self.decode(self.encode(x, search))
+        self._check_input(x)
+        return self.reconstruction.to_image(self.model(x.to(self.device)).decoded)
+
+    def sample(
+        self,
+        seeds: Sequence[int],
+        labels: Sequence[int] | Tensor | None = None,
+        *,
+        known: Known | None = None,
+        on_progress: OnProgress | None = None,
+        **settings: Any,
+    ) -> Tensor:
+        """Draw one item per seed -> (n, C, *S) in [-1, 1], on the CPU. Arguments as in `sample_codes`."""
+        codes = self.sample_codes(seeds, labels, known=known, on_progress=on_progress, **settings)
+        return self.in_chunks(lambda maps: [self.decode(maps)], codes)[0]
+
+    def sample_codes(
+        self,
+        seeds: Sequence[int],
+        labels: Sequence[int] | Tensor | None = None,
+        *,
+        known: Known | None = None,
+        on_progress: OnProgress | None = None,
+        **settings: Any,
+    ) -> list[Tensor]:
+        """Draw one set of code maps per seed from the prior -> M maps (n, *s_m), on the CPU.
+
+        Sample i depends on seed i, label i and the i-th known codes alone.
+
+        labels: class numbers, -1 or None for no class. known: codes to keep. on_progress: called with the codes and the masks
+        of those that are drawn, for the first chunk of samples. settings: fields of vqvae.priors.sampling.Sampling that differ
+        from the model's own, such as temperature=0.9 or guidance=1.
+        Raises UserError without a prior, for unknown settings, and for values out of range.
+        """
+        if self.prior is None:
+            raise UserError("this model has no prior: train one, and load or export the run when it is finished")
+        sampling = self.sampling_with(settings)
+        chosen = self._check_labels(seeds, labels).to(self.device)
+        drawn, size = [], self.prior.samples_at_a_time
+        starts = range(0, len(seeds), size)
+        total = len(starts) * self.prior.codes_per_sample
+        with tqdm(total=total, desc="drawing", unit="code", disable=distributed.bar_hidden()) as bar:
+            for chunk, start in enumerate(starts):
+                rows = slice(start, start + size)
+                progress = Progress(bar, chunk * self.prior.codes_per_sample, None if start else on_progress)
+                part = None if known is None else known.rows(rows, self.device)
+                report = progress if progress.needed else None
+                drawn.append(self.prior.sample(list(seeds[rows]), chosen[rows], sampling, part, report))
+        return [torch.cat(maps).cpu() for maps in zip(*drawn)]
+
+    def sampling_with(self, settings: dict[str, Any]) -> Sampling:
+        """The model's sampling with other settings. Raises UserError for those that do not exist, or that the prior lacks."""
+        names = [field.name for field in fields(Sampling)]
+        if unknown := sorted(set(settings) - set(names)):
+            raise UserError(f"{unknown[0]} is not a setting of sampling; {suggest(unknown[0], names)}")
+        sampling = replace(self.sampling, **settings)
+        if sampling.guided and not self.class_names:
+            raise UserError(f"guidance={sampling.guidance} needs classes, and this model's data has none")
+        if sampling.guided and not self.guidable:
+            raise UserError(
+                f"guidance={sampling.guidance} needs a prior that was also trained without the class, and this one had "
+                "prior.class_dropout=0: train one with prior.class_dropout=0.1"
+            )
+        if sampling.steps is not None and isinstance(self.prior, AutoregressivePrior):
+            raise UserError(f"steps={sampling.steps} is for masked priors: this one draws one code after another")
+        return sampling
+
+    @torch.no_grad()
+    def in_chunks(self, function: Callable[[list[Tensor]], list[Tensor]], inputs: list[Tensor]) -> list[Tensor]:
+        """Apply `function` to tensors of n rows each, in chunks padded to CHUNK -> its outputs (n, ...), on the CPU."""
+        count = len(inputs[0])
+        parts = []
+        for start in range(0, count, CHUNK):
+            rows = torch.arange(start, start + CHUNK).clamp_max(count - 1)  # padded by the last row
+            outputs = function([tensor[rows.to(tensor.device)].to(self.device) for tensor in inputs])
+            parts.append([output[: count - start].cpu() for output in outputs])
+        return [torch.cat(outputs) for outputs in zip(*parts)]
+
+    def check_searchable(self, size: tuple[int, ...]) -> None:
+        """Raise UserError if codes of data with dims *S cannot be searched for."""
+        if isinstance(self.reconstruction, Likelihood):
+            raise UserError(f"it searches for less squared error, and loss={self.reconstruction.name} is a likelihood")
+        check_places(self.model, size)
+
+    def _search(self, x: Tensor, codes: list[Tensor], sweeps: int) -> list[Tensor]:
+        self.check_searchable(tuple(x.shape[2:]))
+        return search(self.model, self.reconstruction.to_image, x, codes, sweeps)
+
+    def _check_input(self, x: Tensor) -> None:
+        wanted = (self.data.channels, *self.data.size)
+        if x.dtype != torch.float32 or x.ndim != len(wanted) + 1 or x.shape[1] != self.data.channels:
+            raise UserError(
+                f"x must be float32 in [-1, 1] of shape (B, {', '.join(map(str, wanted))}), got {x.dtype} of {tuple(x.shape)}"
+            )
+        self.model.code_shapes(tuple(x.shape[2:]))  # refuses sizes that the stride does not divide
+
+    def _check_labels(self, seeds: Sequence[int], labels: Sequence[int] | Tensor | None) -> Tensor:
+        chosen = torch.full((len(seeds),), -1) if labels is None else torch.as_tensor(labels)
+        if chosen.shape != (len(seeds),) or bool(((chosen < -1) | (chosen >= len(self.class_names))).any()):
+            raise UserError(
+                f"labels must be {len(seeds)} numbers, one per seed, of -1 .. {len(self.class_names) - 1}; got {labels}"
+            )
+        return chosen.long()
+
+
+class Progress:
+    """Progress callback of one chunk: moves the bar, which stood at `before`, and calls `on_progress`."""
+
+    def __init__(self, bar: Any, before: int, on_progress: OnProgress | None) -> None:
+        self.bar, self.before, self.on_progress = bar, before, on_progress
+
+    @property
+    def needed(self) -> bool:
+        """True if a bar is shown or a callback is attached."""
+        return self.on_progress is not None or not self.bar.disable
+
+    def __call__(self, codes: list[Tensor], drawn: list[Tensor]) -> None:
+        if not self.bar.disable:
+            self.bar.update(self.before + sum(int(m[0].sum()) for m in drawn) - self.bar.n)
+        if self.on_progress is not None:
+            self.on_progress(codes, drawn)
