@@ -22,7 +22,7 @@ ALLOWED = {
     "images": {"storage"},
     "metrics": {"distributed", "errors"},
     "networks": {"distributed", "errors"},
-    "quantizers": {"distributed", "errors"},
+    "quantizers": {"distributed", "errors", "networks"},
     "losses": {"errors"},
     "model": {"distributed", "errors", "networks", "quantizers"},
     "priors": {"distributed", "errors", "networks"},

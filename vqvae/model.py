@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,17 @@ from vqvae.quantizers.base import Loss, Quantized, Quantizer
 
 @dataclass
 class Output:
-    """decoded (B, decoder channels, *S), codes coarse to fine; losses, stats and histograms named `level<l>/<name>`."""
+    """decoded (B, decoder channels, *S), codes coarse to fine; losses, stats and histograms named `level<l>/<name>`.
+
+    passed: for each code map a mask of the vectors that were passed on unquantized, or None where its lookup does not do so.
+    """
 
     decoded: Tensor
     codes: list[Tensor]
     losses: dict[str, Loss]
     stats: dict[str, Tensor]
     histograms: dict[str, Tensor]
+    passed: list[Tensor | None]
 
 
 class VQVAE(nn.Module):
@@ -131,10 +135,10 @@ class VQVAE(nn.Module):
 
     def forward(self, x: Tensor) -> Output:
         """x (B, C, *S) -> Output."""
-        return self.from_features(self.features(x))
+        return self._decoded(*self.quantize(self.features(x)))
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """x (B, C, *S) -> what each level's encoder makes of it, L x (B, D, *s_l), finest first: not quantized yet."""
+        """x (B, C, *S) -> each level's encoder output, L x (B, D, *s_l), finest first: not quantized yet."""
         features: list[Tensor] = []
         for encoder in self.encoders:
             features.append(encoder(features[-1] if features else x))  # (B, D, *s_l)
@@ -142,12 +146,21 @@ class VQVAE(nn.Module):
 
     def from_features(self, features: list[Tensor]) -> Output:
         """The rest of `forward`: L features, or what lies between those of two x -> Output."""
-        inner = self._bottleneck(features)
-        return Output(self.decoders[0](inner.z_q), inner.codes, inner.losses, inner.stats, inner.histograms)
+        return self._decoded(*self.quantize(features))
+
+    def quantize(self, features: list[Tensor]) -> tuple[Tensor, list[Quantized]]:
+        """L features, finest first -> input of the finest decoder, and what each level's quantizer returns, coarsest first."""
+        levels = [self.quantizers[-1](features[-1])]
+        z_q = levels[0].z_q
+        for level in reversed(range(len(self.quantizers) - 1)):
+            context = self.decoders[level + 1](z_q)
+            levels.append(self.quantizers[level](self._merge(level, features[level], context)))
+            z_q = torch.cat([levels[-1].z_q, context], dim=1)  # (B, D + context channels, *s)
+        return z_q, levels
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """x (B, C, *S) -> codes, coarse to fine; the finest decoder is not run."""
-        return self._bottleneck(self.features(x)).codes
+        return [codes for quantized in self.quantize(self.features(x))[1] for codes in quantized.codes]
 
     def decode(self, codes: list[Tensor]) -> Tensor:
         """Codes, coarse to fine -> decoder output (B, decoder channels, *S)."""
@@ -160,8 +173,10 @@ class VQVAE(nn.Module):
 
     def decode_latents(self, latents: list[Tensor]) -> Tensor:
         """What `latents` gives -> decoder output (B, decoder channels, *S)."""
-        levels = iter(latents)
-        return self.decoders[0](self._down(lambda level, context: next(levels)))
+        output = self.decoders[-1](latents[0])
+        for z_q, level in zip(latents[1:], reversed(range(len(self.decoders) - 1))):
+            output = self.decoders[level](torch.cat([z_q, output], dim=1))
+        return output
 
     @torch.no_grad()
     def begin_run(self, batches: Iterable[Tensor]) -> None:
@@ -188,32 +203,22 @@ class VQVAE(nn.Module):
             replaced.update(quantizer.after_step(applied))
         return replaced
 
-    def _bottleneck(self, features: list[Tensor]) -> Quantized:
-        """Features -> what all levels' quantizers return, by level; its z_q is the input of the finest decoder."""
-        levels: list[tuple[str, Quantized]] = []
-
-        def quantize(level: int, context: Tensor | None) -> Tensor:
-            quantized = self.quantizers[level](self._merge(level, features[level], context))
-            levels.append((f"level{level}", quantized))
-            return quantized.z_q
+    def _decoded(self, z_q: Tensor, levels: list[Quantized]) -> Output:
+        """What `quantize` gives -> Output."""
 
         def named(field: str) -> dict[str, Any]:
-            return {f"{level}/{name}": value for level, q in levels for name, value in getattr(q, field).items()}
+            return {
+                f"level{level}/{name}": value
+                for level, quantized in zip(reversed(range(len(levels))), levels)
+                for name, value in getattr(quantized, field).items()
+            }
 
-        z_q = self._down(quantize)
-        codes = [one for _, q in levels for one in q.codes]
-        return Quantized(z_q, codes, named("losses"), named("stats"), named("histograms"))
+        codes = [m for quantized in levels for m in quantized.codes]
+        passed: list[Tensor | None] = []
+        for quantized in levels:
+            passed += quantized.passed or [None] * len(quantized.codes)
+        return Output(self.decoders[0](z_q), codes, named("losses"), named("stats"), named("histograms"), passed)
 
-    def _down(self, z_q_of: Callable[[int, Tensor | None], Tensor]) -> Tensor:
-        """Goes through the levels, coarsest first, with what `z_q_of(level, context)` gives -> the finest decoder's input."""
-        z_q = z_q_of(len(self.decoders) - 1, None)  # (B, D, *s)
-        for level in reversed(range(len(self.decoders) - 1)):
-            context = self.decoders[level + 1](z_q)
-            z_q = torch.cat([z_q_of(level, context), context], dim=1)  # (B, D + context channels, *s)
-        return z_q
-
-    def _merge(self, level: int, h: Tensor, context: Tensor | None) -> Tensor:
-        if context is None:
-            return h
+    def _merge(self, level: int, h: Tensor, context: Tensor) -> Tensor:
         both = torch.cat([h, context], dim=1).movedim(1, -1)  # (B, *s, D + context channels)
         return self.merges[level](both).movedim(-1, 1)  # (B, D, *s)

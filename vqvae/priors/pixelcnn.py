@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqvae.networks.blocks import Dropout, ShiftedConv2d, linear, shift
+from vqvae.networks.blocks import Dropout, ShiftedConv2d, shift
+from vqvae.networks.linear import linear
 from vqvae.priors.autoregressive import AutoregressivePrior, MapNetwork
 from vqvae.priors.base import check_network, check_planes, plane_of
 

@@ -248,9 +248,8 @@ class AffineCodebook(GradientCodebook):
             self.register_buffer(name, torch.zeros(dim))
         for name in ("z_std", "c_std"):
             self.register_buffer(name, torch.ones(dim))
-        self.register_buffer(
-            "batch", torch.zeros(2, dim), persistent=False
-        )  # this step's sums of z - z_mean and its square
+        # this step's sums of z - z_mean and its square
+        self.register_buffer("batch", torch.zeros(2, dim), persistent=False)
 
     def codes(self) -> Tensor:
         return (super().codes() - self.c_mean) * (self.z_std / self.c_std) + self.z_mean
@@ -281,10 +280,8 @@ class AffineCodebook(GradientCodebook):
         offset, square = sums / counts.sum().clamp_min(1)  # clamp: a step without vectors
         applied = applied & (counts.sum() > 1)
         std = (square - offset.square()).clamp_min(self.smallest_std**2).sqrt()
-        z_mean, z_std = (
-            torch.lerp(self.z_mean + offset, self.z_mean, self.decay),
-            torch.lerp(std, self.z_std, self.decay),
-        )
+        z_mean = torch.lerp(self.z_mean + offset, self.z_mean, self.decay)
+        z_std = torch.lerp(std, self.z_std, self.decay)
         c = super().codes()
         c_mean, c_std = c.mean(0), c.std(0).clamp_min(self.smallest_std)
         for name, new in {"z_mean": z_mean, "z_std": z_std, "c_mean": c_mean, "c_std": c_std}.items():
