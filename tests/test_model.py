@@ -115,14 +115,14 @@ def test_latents_pass_at_most_eight_functions_of_ours_on_their_way_to_the_neares
 
     def recorded(scores: torch.Tensor) -> torch.Tensor:
         frames = [frame for frame, _ in traceback.walk_stack(None) if PACKAGE in Path(frame.f_code.co_filename).parents]
-        ways.append(["best", *(frame.f_code.co_qualname for frame in frames)])
+        ways.append(["best", *(frame.f_code.co_name for frame in frames)])
         return best(scores)
 
     monkeypatch.setattr(nearest, "best", recorded)
     model(torch.randn(1, 3, 32, 32))
     assert ways
     for way in ways:
-        assert way[-1] == "VQVAE.forward"
+        assert way[-1] == "forward"
         assert len(way) <= 8, way
 
 

@@ -220,8 +220,8 @@ class PixelSNAILMap(MapNetwork):
             h = block(h, x, condition)
         return self.head(F.elu(h)).view(len(h), -1, *self.grid)  # (B, K, *s)
 
-    def begin(self, vector: Tensor, field: Tensor) -> tuple[ConvCache, list[BlockCache]]:
-        condition, columns = (vector + field).view(*vector.shape[:2], *self.plane), self.plane[1]  # (B, width, H, W)
+    def begin(self, condition: Tensor) -> tuple[ConvCache, list[BlockCache]]:
+        condition, columns = condition.view(*condition.shape[:2], *self.plane), self.plane[1]  # (B, width, H, W)
         blocks = [BlockCache(block, columns, condition) for block in self.blocks]
         return ConvCache(self.start, columns, len(condition)), blocks
 

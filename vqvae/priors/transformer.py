@@ -213,8 +213,7 @@ class TransformerMap(MapNetwork):
             near = (near * known[..., None]).take_along_dim(order[:, :, None, None], dim=1)
         return self.mix_near(near.flatten(2))  # (B, N, width)
 
-    def begin(self, vector: Tensor, field: Tensor) -> Cache:
-        condition = vector + field  # (B, width, *s)
+    def begin(self, condition: Tensor) -> Cache:
         heads = self.blocks[0].heads
         shape = (len(condition), heads, self.codes_per_map, condition.shape[1] // heads)
         keys, values = ([condition.new_empty(shape) for _ in self.blocks] for _ in range(2))

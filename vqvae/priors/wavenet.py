@@ -131,8 +131,8 @@ class WaveNetMap(MapNetwork):
         logits = self.out(F.relu(self.hidden(F.relu(summed))))  # (B, N, K)
         return logits.transpose(1, 2).unflatten(2, self.grid)  # (B, K, *s)
 
-    def begin(self, vector: Tensor, field: Tensor) -> MapCache:
-        return MapCache(self, self._as_sequence(vector + field))
+    def begin(self, condition: Tensor) -> MapCache:
+        return MapCache(self, self._as_sequence(condition))
 
     def next_logits(self, cache: MapCache, codes: Tensor, position: int) -> Tensor:
         if position > 0:
