@@ -83,10 +83,18 @@ EXTENSIONS = {
         """
         _target_: vqvae.model.VQVAE
         encoders:
-          - {_target_: mine.model.Encoder, ndim: "${data.ndim}", channels: "${data.channels}", dim: "${quantizer.dim}", patch: 4}
+          - _target_: mine.model.Encoder
+            ndim: ${data.ndim}
+            channels: ${data.channels}
+            dim: ${quantizer.dim}
+            patch: 4
         quantizers: ["${quantizer}"]
         decoders:
-          - {_target_: mine.model.Decoder, ndim: "${data.ndim}", channels: "${data.channels}", dim: "${quantizer.dim}", patch: 4}
+          - _target_: mine.model.Decoder
+            ndim: ${data.ndim}
+            channels: ${data.channels}
+            dim: ${quantizer.dim}
+            patch: 4
         """,
     ),
     "prior": (

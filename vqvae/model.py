@@ -87,7 +87,7 @@ class VQVAE(nn.Module):
 
     @property
     def has_unused_parameters(self) -> bool:
-        """Whether parameters get no gradient: the encoder's, where a quantizer passes none on. Asked by distributed.wrap."""
+        """True if some parameters get no gradient, because a quantizer passes none to its encoder. Read by distributed.wrap."""
         return not all(q.trains_encoder for q in self.quantizers)
 
     def codebooks(self) -> list[Tensor | None]:
@@ -111,10 +111,10 @@ class VQVAE(nn.Module):
 
     @torch.no_grad()
     def code_vectors(self, size: tuple[int, ...], positions: int = 2**16) -> list[Tensor]:
-        """What each code stands for, M x (K_m, D), coarse to fine: the latents that a grid full of it decodes to, averaged.
+        """The latent that each code stands for, M x (K_m, D), coarse to fine: the mean over a grid filled with that code.
 
-        size: data dims *S. Where a quantizer has several maps, the codes of the others are 0. So many positions are decoded
-        at a time; where all maps have the dims of the latents, one is as good as a grid.
+        size: data dims *S. If a quantizer has several maps, the codes of the others are 0. positions: decoded at a time. If all
+        maps have the dims of the latents, one cell is enough.
         """
         levels: list[list[Tensor]] = []
         for encoder, quantizer in zip(self.encoders, self.quantizers):
@@ -125,12 +125,12 @@ class VQVAE(nn.Module):
             chunk = max(1, positions // max(map(math.prod, shapes)))
             levels.append([])
             for m, codebook_size in enumerate(quantizer.codebook_sizes):
-                found = []
+                vectors = []
                 for codes in torch.arange(codebook_size, device=device).split(chunk):
                     maps = [codes.new_zeros(len(codes), *shape) for shape in shapes]
                     maps[m] += codes.view(-1, *[1] * len(shapes[m]))
-                    found.append(quantizer.decode(maps).flatten(2).mean(2))  # (chunk, D)
-                levels[-1].append(torch.cat(found))
+                    vectors.append(quantizer.decode(maps).flatten(2).mean(2))  # (chunk, D)
+                levels[-1].append(torch.cat(vectors))
         return [vectors for level in reversed(levels) for vectors in level]
 
     def forward(self, x: Tensor) -> Output:
@@ -149,7 +149,7 @@ class VQVAE(nn.Module):
         return self._decoded(*self.quantize(features))
 
     def quantize(self, features: list[Tensor]) -> tuple[Tensor, list[Quantized]]:
-        """L features, finest first -> input of the finest decoder, and what each level's quantizer returns, coarsest first."""
+        """L features, finest first -> input of the finest decoder, and the results of all quantizers, coarsest first."""
         levels = [self.quantizers[-1](features[-1])]
         z_q = levels[0].z_q
         for level in reversed(range(len(self.quantizers) - 1)):
@@ -172,7 +172,7 @@ class VQVAE(nn.Module):
         return [q.decode([next(maps) for _ in q.codebook_sizes]) for q in reversed(self.quantizers)]
 
     def decode_latents(self, latents: list[Tensor]) -> Tensor:
-        """What `latents` gives -> decoder output (B, decoder channels, *S)."""
+        """Latents of all levels, coarse to fine -> decoder output (B, decoder channels, *S)."""
         output = self.decoders[-1](latents[0])
         for z_q, level in zip(latents[1:], reversed(range(len(self.decoders) - 1))):
             output = self.decoders[level](torch.cat([z_q, output], dim=1))
@@ -204,7 +204,7 @@ class VQVAE(nn.Module):
         return replaced
 
     def _decoded(self, z_q: Tensor, levels: list[Quantized]) -> Output:
-        """What `quantize` gives -> Output."""
+        """Input of the finest decoder, and the results of all quantizers, coarsest first -> Output."""
 
         def named(field: str) -> dict[str, Any]:
             return {

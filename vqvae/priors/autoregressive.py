@@ -64,7 +64,7 @@ class AutoregressivePrior(Prior):
             log_p = logits.float().log_softmax(1)  # (B, K, *s)
             nats.append(F.nll_loss(log_p, target, reduction="none"))  # (B, *s)
             losses.append(nats[-1] if not label_smoothing else torch.lerp(nats[-1], -log_p.mean(1), label_smoothing))
-        return Scored(sum(one.sum() for one in losses) / sum(one.numel() for one in losses), nats)  # type: ignore[arg-type]
+        return Scored(sum(m.sum() for m in losses) / sum(m.numel() for m in losses), nats)  # type: ignore[arg-type]
 
     def sample_chunk(
         self, seeds: list[int], labels: Tensor, sampling: Sampling, known: Known | None, watch: Watch | None

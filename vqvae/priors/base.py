@@ -1,4 +1,4 @@
-"""What every prior offers: likelihood and sampling of code maps, given a class and coarser maps."""
+"""The contract of every prior: likelihood and sampling of code maps, given a class and coarser maps."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Scored:
 
 
 class ContextNetwork(nn.Module):
-    """What a map knows of the coarser ones: their embeddings, brought to its grid by nearest neighbour, mixed by 3x3.
+    """The condition of a map by the coarser ones: their embeddings, brought to its grid by nearest neighbour, mixed by 3x3.
 
-    coarser maps (B, *s_i) -> (B, width, *s). Not causal: those maps are complete when this one begins.
+    coarser maps (B, *s_i) -> (B, width, *s). Not causal, because those maps are complete when this one begins.
     """
 
     def __init__(self, ndim: int, codebook_sizes: list[int], width: int) -> None:

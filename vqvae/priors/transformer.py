@@ -61,7 +61,7 @@ class Block(nn.Module):
             2, (3 * self.heads, -1)
         )  # (B, N, 3 heads, head_dim)
         q, k, v = qkv.transpose(1, 2).chunk(3, dim=1)  # 3 x (B, heads, N, head_dim)
-        q, k = (F.rms_norm(one, one.shape[-1:]) for one in (q, k))
+        q, k = (F.rms_norm(x, x.shape[-1:]) for x in (q, k))
         return rotate(q * self.sharpness.type_as(q), angles), rotate(k, angles), v
 
     def add(self, x: Tensor, mixed: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:

@@ -100,7 +100,7 @@ class Quantizer(nn.Module):
         return with_value(q, inside)
 
     def output(self, inside: Any, flat: FlatQuantized) -> Tensor:
-        """The output (N, D) of what `quantize` found, whose gradient goes to `inside`."""
+        """The output (N, D) for the result of `quantize`; its gradient goes to `inside`."""
         return self.project_out(self.estimate(inside, flat.q) if self.training else flat.q)
 
     def encode_flat(self, z: Tensor) -> FlatQuantized:
@@ -167,7 +167,7 @@ class Quantizer(nn.Module):
 
     @property
     def is_straight_through(self) -> bool:
-        """Whether the output's gradient is simply copied to z, so that a composition may do so in this one's place."""
+        """True if the output's gradient is simply copied to z, so that a composition may do that itself."""
         return False
 
     def begin_run(self, z_e: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What holds the codes, and how they move."""
+"""Codebooks: they hold the codes, and move them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Codebook(nn.Module):
         """A new codebook like this one, of another size."""
 
     def replace(self, rows: Tensor, vectors: Tensor) -> dict[nn.Parameter, Tensor]:
-        """Where rows (K,) is True, code k becomes vectors[k] (K, d) and forgets its past. Returns {parameter: rows}."""
+        """Code k becomes vectors[k] (K, d) and forgets its past if rows[k] (K,) is True. Returns {parameter: rows}."""
         raise AssertionError("only called where can_be_revived")
 
     def start(self, vectors: Tensor) -> None:

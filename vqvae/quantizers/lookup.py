@@ -1,4 +1,4 @@
-"""Which code is the nearest, and under which metric."""
+"""Lookups: they choose the code of a vector, each by its metric."""
 
 from __future__ import annotations
 
