@@ -23,7 +23,7 @@ ALLOWED = {
     "images": {"storage"},
     "metrics": {"distributed", "errors"},
     "networks": {"distributed", "errors", "ranges"},
-    "quantizers": {"distributed", "errors", "ranges"},
+    "quantizers": {"distributed", "errors", "networks", "ranges"},
     "losses": {"errors", "ranges"},
     "model": {"distributed", "errors", "networks", "quantizers", "ranges"},
     "priors": {"distributed", "errors", "networks", "ranges"},

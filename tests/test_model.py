@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
+
 import pytest
 import torch
 
+from vqvae.config.build import build
+from vqvae.config.compose import choices, compose, resolve
 from vqvae.losses.reconstruction import L1, MSE
 from vqvae.model import VQVAE
-from vqvae.networks import conv, patch, resnet
+from vqvae.networks import conv
 from vqvae.networks.blocks import DepthToSpace, SpaceToDepth
+from vqvae.quantizers import nearest
 from vqvae.quantizers.base import FlatQuantized
 from vqvae.quantizers.random_projection import RandomProjection
 from vqvae.quantizers.scalar import FSQ
 from vqvae.training.schedules import Constant, Cosine
 
-PAIRS = {
-    "conv": (conv, {"widths": [8, 16], "residual_width": 8, "residual_blocks": 1}),
-    "patch": (patch, {"patch": 4, "width": 8, "hidden": 8, "depth": 1}),
-    "resnet": (resnet, {"widths": [8, 16, 16], "depth": 1, "attention_strides": [2, 4]}),
-}
+PACKAGE = Path(__file__).resolve().parent.parent / "vqvae"
+SMALL = {"width": 8, "hidden": 8, "residual_width": 8, "depth": 1, "residual_blocks": 1}  # where a preset has them
+CONV = {"widths": [8, 16], "residual_width": 8, "residual_blocks": 1}
 
 
-@pytest.mark.parametrize("name", PAIRS)
-@pytest.mark.parametrize("size", [(16,), (8, 12), (4, 8, 4)])
-def test_encoder_and_decoder_mirror_each_other_in_every_number_of_dims(name: str, size: tuple[int, ...]) -> None:
-    module, sizes = PAIRS[name]
-    encoder = module.Encoder(len(size), 3, 6, **sizes)
-    decoder = module.Decoder(len(size), 5, 6, **sizes)
+def network_of(name: str, part: str, ndim: int, channels: int) -> torch.nn.Module:
+    """The encoder or decoder of a preset of configs/model, as narrow as it goes."""
+    config = resolve(compose("train", [f"model={name}"])).model[part][0]
+    sizes = {key: value for key, value in SMALL.items() if key in config}
+    if "widths" in config:
+        sizes["widths"] = [8] * len(config.widths)
+    config.update({**sizes, "ndim": ndim, "channels": channels, "dim": 6})
+    return build(config, f"model.{part}.0")
+
+
+@pytest.mark.parametrize("name", choices("model"))
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_encoder_and_decoder_mirror_each_other_in_every_number_of_dims(name: str, ndim: int) -> None:
+    encoder, decoder = network_of(name, "encoders", ndim, 3), network_of(name, "decoders", ndim, 5)
+    size = [encoder.stride * cells for cells in (2, 3, 1)[:ndim]]
     latents = encoder(torch.randn(2, 3, *size))
     assert latents.shape == (2, 6, *(length // encoder.stride for length in size))
     assert decoder(latents).shape == (2, decoder.channels, *size) == (2, 5, *size)
@@ -43,8 +56,7 @@ def test_patches_become_channels_and_back_and_agree_with_pytorch_in_two_dims(siz
 
 def two_levels() -> VQVAE:
     torch.manual_seed(0)
-    _, sizes = PAIRS["conv"]
-    lower = {**sizes, "widths": [8]}
+    sizes, lower = CONV, {**CONV, "widths": [8]}
     return VQVAE(
         [conv.Encoder(2, 3, 6, **sizes), conv.Encoder(2, 6, 6, **lower)],
         [FSQ(6, [5, 5]), FSQ(6, [8, 8])],
@@ -93,6 +105,25 @@ def test_histograms_of_both_levels_count_every_vector_in_eval_only() -> None:
     assert model(x).histograms == {}
     found = model.eval()(x).histograms
     assert {name: int(counts) for name, counts in found.items()} == {"level0/rows": 2 * 24, "level1/rows": 2 * 6}
+
+
+def test_latents_pass_at_most_eight_functions_of_ours_on_their_way_to_the_nearest_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = build(resolve(compose("train", ["model=conv", "quantizer=ema"])).model, "model").eval()
+    best, ways = nearest.best, []
+
+    def recorded(scores: torch.Tensor) -> torch.Tensor:
+        frames = [frame for frame, _ in traceback.walk_stack(None) if PACKAGE in Path(frame.f_code.co_filename).parents]
+        ways.append(["best", *(frame.f_code.co_name for frame in frames)])
+        return best(scores)
+
+    monkeypatch.setattr(nearest, "best", recorded)
+    model(torch.randn(1, 3, 32, 32))
+    assert ways
+    for way in ways:
+        assert way[-1] == "forward"
+        assert len(way) <= 8, way
 
 
 def test_where_the_encoder_gets_no_gradient_the_model_says_so() -> None:

@@ -91,7 +91,7 @@ def test_cached_logits_are_those_of_the_whole_network_and_read_no_later_code(map
     prior, codes, labels = prior_of(shapes, sizes), random_codes(*MAPS[maps], batch=4), torch.tensor([0, 1, 2, -1])
     for m, (network, expected) in enumerate(zip(prior.networks, prior.logits(codes, labels))):
         with torch.no_grad():
-            cache = network.begin(*prior.condition_parts(m, codes, labels))
+            cache = network.begin(prior.condition(m, codes, labels))
             for position in range(codes[m][0].numel()):
                 flat = codes[m].flatten(1).clone()
                 flat[:, position:] = torch.randint(sizes[m], flat[:, position:].shape)

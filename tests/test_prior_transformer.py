@@ -63,7 +63,7 @@ def test_logits_from_the_cache_are_those_of_the_whole_network(name: str) -> None
     prior, labels = transformer(MAPS[name]), torch.tensor([1, 0, -1])
     codes = random_codes(MAPS[name], 3)
     for m, (network, whole) in enumerate(zip(prior.networks, prior.logits(codes, labels))):
-        cache, flat = network.begin(*prior.condition_parts(m, codes, labels)), codes[m].flatten(1)
+        cache, flat = network.begin(prior.condition(m, codes, labels)), codes[m].flatten(1)
         cached = torch.stack([network.next_logits(cache, flat, i) for i in range(flat.shape[1])], dim=2)
         assert (cached - whole.flatten(2)).abs().max() <= 1e-4 * max(1, whole.abs().max())
 
@@ -77,7 +77,7 @@ def test_the_cache_does_one_position_of_work_for_a_code() -> None:
         if isinstance(module, nn.Linear):
             module.register_forward_hook(lambda _, inputs, __: rows.add(inputs[0].numel() // inputs[0].shape[-1]))
     cache, codes = (
-        network.begin(*prior.condition_parts(0, [], torch.tensor([0, 1]))),
+        network.begin(prior.condition(0, [], torch.tensor([0, 1]))),
         torch.zeros(2, 6, dtype=torch.int64),
     )
     for position in range(6):

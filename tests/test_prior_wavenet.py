@@ -94,7 +94,7 @@ def test_cached_logits_are_those_of_the_whole_network(maps: str, dtype: torch.dt
     codes = random_codes(shapes, sizes, batch=4)
     for m, (network, wanted) in enumerate(zip(prior.networks, prior.logits(codes, labels))):
         assert isinstance(network, WaveNetMap)
-        flat, cache = codes[m].flatten(1), network.begin(*prior.condition_parts(m, codes, labels))
+        flat, cache = codes[m].flatten(1), network.begin(prior.condition(m, codes, labels))
         logits = [network.next_logits(cache, flat, position) for position in range(flat.shape[1])]
         tolerance = 1e-12 if dtype == torch.float64 else 1e-5
         torch.testing.assert_close(torch.stack(logits, 2), wanted.flatten(2), atol=tolerance, rtol=tolerance)
@@ -108,7 +108,7 @@ def test_a_code_costs_the_same_work_wherever_it_stands(maps: str) -> None:
     codes = random_codes(shapes, sizes, batch=2)
     m = len(shapes) - 1
     network, flat = prior.networks[m], codes[m].flatten(1)
-    cache, work = network.begin(*prior.condition_parts(m, codes, labels)), []
+    cache, work = network.begin(prior.condition(m, codes, labels)), []
     for position in range(flat.shape[1]):
         with FlopCounterMode(display=False) as counter:
             network.next_logits(cache, flat, position)

@@ -143,7 +143,7 @@ def test_logits_from_the_cache_are_those_of_the_whole_network(name: str, maps: s
     prior, labels = autoregressive(name, shapes, sizes), torch.tensor(LABELS)
     codes = random_codes(shapes, sizes, len(labels))
     for m, (network, whole) in enumerate(zip(prior.networks, prior.logits(codes, labels))):
-        cache, flat = network.begin(*prior.condition_parts(m, codes, labels)), codes[m].flatten(1)
+        cache, flat = network.begin(prior.condition(m, codes, labels)), codes[m].flatten(1)
         cached = torch.stack([network.next_logits(cache, flat, p).clone() for p in range(flat.shape[1])], dim=2)
         assert (cached - whole.flatten(2)).abs().max() <= 1e-4 * max(1, whole.abs().max())
 

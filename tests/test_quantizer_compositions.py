@@ -132,6 +132,16 @@ def test_a_residual_of_diveq_trains_every_stage_from_the_output() -> None:
     assert all(stage.codebook.weight.grad.abs().sum() > 0 for stage in quantizer.uses)
 
 
+@pytest.mark.parametrize("outer", [2, 3])
+def test_the_output_gradient_passes_once_through_residual_quantizers_of_residual_quantizers(outer: int) -> None:
+    z, upstream = latents(2, 4, 6).requires_grad_(), latents(2, 4, 6)
+    quantizer = residual(residual(depth=2), depth=outer)
+    out = quantizer(z)
+    (gradient,) = torch.autograd.grad((out.z_q * upstream).sum(), z)
+    torch.testing.assert_close(gradient, upstream)
+    torch.testing.assert_close(out.z_q, quantizer.decode(out.codes))
+
+
 # ---- product
 
 
@@ -211,6 +221,10 @@ def test_scales_share_one_codebook_that_moves_once_after_all_of_them() -> None:
             "copies",
         ),
         (lambda: Residual(4, MultiScale(4, ema(), [1.0], 1, 0.5), 2, False, None, 0.0), "can only be outermost"),
+        (
+            lambda: Product(8, residual(dropout=0.5), 2, False, None),
+            "leaves out stages of whole images: set its dropout=0",
+        ),
         (lambda: Residual(4, ema(), 2, False, [0, 16], 0.0), "sizes must have every value at least 1"),
         (lambda: Residual(4, ema(), 0, False, None, 0.0), "depth must be at least 1, got 0"),
     ],

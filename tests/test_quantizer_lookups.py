@@ -6,12 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from plain_parts import vector_quantizer
+from torch import nn
 
+from vqvae.metrics.codebook import count_codes
+from vqvae.model import VQVAE
 from vqvae.quantizers.codebook import (
     EMACodebook,
     FrozenCodebook,
     GradientCodebook,
 )
+from vqvae.quantizers.compose import Product
 from vqvae.quantizers.lookup import L1, BatchPCA, CodebookPCA, Cosine, CosineVote, Euclidean, LInf, Lookup, Stochastic
 from vqvae.quantizers.nearest import nearest_code
 from vqvae.quantizers.regularizers import CodebookLoss
@@ -71,11 +75,22 @@ def test_a_vote_below_its_share_passes_the_vector_on_and_is_counted_in_vectors()
     quantizer.codebook.start(VOTE_CODES)
     z = torch.tensor([[1.0, 0.3], [1.0, 0.05]])  # neighbours 1, 2 of one label; 0, 1 of two
     out = quantizer(z[:, :, None])
-    assert out.passed is not None
-    assert out.passed[:, 0].tolist() == [False, True]
+    (passed,) = out.passed
+    assert passed[:, 0].tolist() == [False, True]
     assert out.stats["identity_mapped"] == 0.5
     assert torch.equal(out.z_q[1, :, 0], z[1])
     assert torch.equal(out.z_q[0, :, 0], VOTE_CODES[1])
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_vectors_that_are_passed_on_are_no_uses_of_a_code(parts: int) -> None:
+    inner = vector_quantizer(FrozenCodebook(6, 2), lookup=vote(min_share=0.9, neighbours=2))
+    inner.codebook.start(VOTE_CODES)
+    quantizer = (inner if parts == 1 else Product(4, inner, parts, True, None)).eval()
+    z = torch.tensor([[1.0, 0.3], [1.0, 0.05]]).repeat(1, parts)
+    out = VQVAE([nn.Identity()], [quantizer], [nn.Identity()])(z[:, :, None])
+    for codes, passed in zip(out.codes, out.passed, strict=True):
+        assert count_codes(codes, 6, passed).tolist() == [0, 1, 0, 0, 0, 0]
 
 
 def test_a_vote_refuses_what_does_not_fit_the_codes() -> None:

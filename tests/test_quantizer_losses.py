@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae.quantizers import chunked
-from vqvae.quantizers.chunked import squared_distances
+from vqvae.quantizers.chunked import centered_distances
 from vqvae.quantizers.estimator import NSVQ, DiVeQ, Estimator, Reflection, Rotation, Synchronised
 from vqvae.quantizers.regularizers import (
     AllCodes,
@@ -181,4 +181,4 @@ def test_losses_over_all_pairs_do_not_depend_on_the_chunks(loss: Regularizer, mo
 def test_squared_distances_are_exact_far_from_the_origin() -> None:
     z, codes = torch.randn(20, 4) + 1000, torch.randn(5, 4) + 1000
     exact = torch.cdist(z.double(), codes.double()).square()
-    torch.testing.assert_close(squared_distances(z, codes).double(), exact, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(centered_distances(z, codes).double(), exact, rtol=1e-4, atol=1e-3)

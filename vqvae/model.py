@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +19,17 @@ from vqvae.ranges import checked
 
 @dataclass
 class Output:
-    """decoded (B, decoder channels, *S), codes coarse to fine; losses, stats and histograms named `level<l>/<name>`."""
+    """decoded (B, decoder channels, *S), codes coarse to fine; losses, stats and histograms named `level<l>/<name>`.
+
+    passed: for each code map a mask of the vectors that were passed on unquantized, or None where its lookup does not do so.
+    """
 
     decoded: Tensor
     codes: list[Tensor]
     losses: dict[str, Loss]
     stats: dict[str, Tensor]
     histograms: dict[str, Tensor]
+    passed: list[Tensor | None]
 
 
 @checked
@@ -80,7 +84,7 @@ class VQVAE(nn.Module):
 
     @property
     def has_unused_parameters(self) -> bool:
-        """Whether parameters get no gradient: the encoder's, where a quantizer passes none on. Asked by distributed.wrap."""
+        """True if some parameters get no gradient, because a quantizer passes none to its encoder. Read by distributed.wrap."""
         return not all(q.trains_encoder for q in self.quantizers)
 
     def codebooks(self) -> list[Tensor | None]:
@@ -104,10 +108,10 @@ class VQVAE(nn.Module):
 
     @torch.no_grad()
     def code_vectors(self, size: tuple[int, ...], positions: int = 2**16) -> list[Tensor]:
-        """What each code stands for, M x (K_m, D), coarse to fine: the latents that a grid full of it decodes to, averaged.
+        """The latent that each code stands for, M x (K_m, D), coarse to fine: the mean over a grid filled with that code.
 
-        size: data dims *S. Where a quantizer has several maps, the codes of the others are 0. So many positions are decoded
-        at a time; where all maps have the dims of the latents, one is as good as a grid.
+        size: data dims *S. If a quantizer has several maps, the codes of the others are 0. positions: decoded at a time. If all
+        maps have the dims of the latents, one cell is enough.
         """
         levels: list[list[Tensor]] = []
         for encoder, quantizer in zip(self.encoders, self.quantizers):
@@ -118,20 +122,20 @@ class VQVAE(nn.Module):
             chunk = max(1, positions // max(map(math.prod, shapes)))
             levels.append([])
             for m, codebook_size in enumerate(quantizer.codebook_sizes):
-                found = []
+                vectors = []
                 for codes in torch.arange(codebook_size, device=device).split(chunk):
                     maps = [codes.new_zeros(len(codes), *shape) for shape in shapes]
                     maps[m] += codes.view(-1, *[1] * len(shapes[m]))
-                    found.append(quantizer.decode(maps).flatten(2).mean(2))  # (chunk, D)
-                levels[-1].append(torch.cat(found))
+                    vectors.append(quantizer.decode(maps).flatten(2).mean(2))  # (chunk, D)
+                levels[-1].append(torch.cat(vectors))
         return [vectors for level in reversed(levels) for vectors in level]
 
     def forward(self, x: Tensor) -> Output:
         """x (B, C, *S) -> Output."""
-        return self.from_features(self.features(x))
+        return self._decoded(*self.quantize(self.features(x)))
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """x (B, C, *S) -> what each level's encoder makes of it, L x (B, D, *s_l), finest first: not quantized yet."""
+        """x (B, C, *S) -> each level's encoder output, L x (B, D, *s_l), finest first: not quantized yet."""
         features: list[Tensor] = []
         for encoder in self.encoders:
             features.append(encoder(features[-1] if features else x))  # (B, D, *s_l)
@@ -139,12 +143,21 @@ class VQVAE(nn.Module):
 
     def from_features(self, features: list[Tensor]) -> Output:
         """The rest of `forward`: L features, or what lies between those of two x -> Output."""
-        inner = self._bottleneck(features)
-        return Output(self.decoders[0](inner.z_q), inner.codes, inner.losses, inner.stats, inner.histograms)
+        return self._decoded(*self.quantize(features))
+
+    def quantize(self, features: list[Tensor]) -> tuple[Tensor, list[Quantized]]:
+        """L features, finest first -> input of the finest decoder, and the results of all quantizers, coarsest first."""
+        levels = [self.quantizers[-1](features[-1])]
+        z_q = levels[0].z_q
+        for level in reversed(range(len(self.quantizers) - 1)):
+            context = self.decoders[level + 1](z_q)
+            levels.append(self.quantizers[level](self._merge(level, features[level], context)))
+            z_q = torch.cat([levels[-1].z_q, context], dim=1)  # (B, D + context channels, *s)
+        return z_q, levels
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """x (B, C, *S) -> codes, coarse to fine; the finest decoder is not run."""
-        return self._bottleneck(self.features(x)).codes
+        return [codes for quantized in self.quantize(self.features(x))[1] for codes in quantized.codes]
 
     def decode(self, codes: list[Tensor]) -> Tensor:
         """Codes, coarse to fine -> decoder output (B, decoder channels, *S)."""
@@ -156,9 +169,11 @@ class VQVAE(nn.Module):
         return [q.decode([next(maps) for _ in q.codebook_sizes]) for q in reversed(self.quantizers)]
 
     def decode_latents(self, latents: list[Tensor]) -> Tensor:
-        """What `latents` gives -> decoder output (B, decoder channels, *S)."""
-        levels = iter(latents)
-        return self.decoders[0](self._down(lambda level, context: next(levels)))
+        """Latents of all levels, coarse to fine -> decoder output (B, decoder channels, *S)."""
+        output = self.decoders[-1](latents[0])
+        for z_q, level in zip(latents[1:], reversed(range(len(self.decoders) - 1))):
+            output = self.decoders[level](torch.cat([z_q, output], dim=1))
+        return output
 
     @torch.no_grad()
     def begin_run(self, batches: Iterable[Tensor]) -> None:
@@ -185,32 +200,22 @@ class VQVAE(nn.Module):
             replaced.update(quantizer.after_step(applied))
         return replaced
 
-    def _bottleneck(self, features: list[Tensor]) -> Quantized:
-        """Features -> what all levels' quantizers return, by level; its z_q is the input of the finest decoder."""
-        levels: list[tuple[str, Quantized]] = []
-
-        def quantize(level: int, context: Tensor | None) -> Tensor:
-            quantized = self.quantizers[level](self._merge(level, features[level], context))
-            levels.append((f"level{level}", quantized))
-            return quantized.z_q
+    def _decoded(self, z_q: Tensor, levels: list[Quantized]) -> Output:
+        """Input of the finest decoder, and the results of all quantizers, coarsest first -> Output."""
 
         def named(field: str) -> dict[str, Any]:
-            return {f"{level}/{name}": value for level, q in levels for name, value in getattr(q, field).items()}
+            return {
+                f"level{level}/{name}": value
+                for level, quantized in zip(reversed(range(len(levels))), levels)
+                for name, value in getattr(quantized, field).items()
+            }
 
-        z_q = self._down(quantize)
-        codes = [one for _, q in levels for one in q.codes]
-        return Quantized(z_q, codes, named("losses"), named("stats"), named("histograms"))
+        codes = [m for quantized in levels for m in quantized.codes]
+        passed: list[Tensor | None] = []
+        for quantized in levels:
+            passed += quantized.passed or [None] * len(quantized.codes)
+        return Output(self.decoders[0](z_q), codes, named("losses"), named("stats"), named("histograms"), passed)
 
-    def _down(self, z_q_of: Callable[[int, Tensor | None], Tensor]) -> Tensor:
-        """Goes through the levels, coarsest first, with what `z_q_of(level, context)` gives -> the finest decoder's input."""
-        z_q = z_q_of(len(self.decoders) - 1, None)  # (B, D, *s)
-        for level in reversed(range(len(self.decoders) - 1)):
-            context = self.decoders[level + 1](z_q)
-            z_q = torch.cat([z_q_of(level, context), context], dim=1)  # (B, D + context channels, *s)
-        return z_q
-
-    def _merge(self, level: int, h: Tensor, context: Tensor | None) -> Tensor:
-        if context is None:
-            return h
+    def _merge(self, level: int, h: Tensor, context: Tensor) -> Tensor:
         both = torch.cat([h, context], dim=1).movedim(1, -1)  # (B, *s, D + context channels)
         return self.merges[level](both).movedim(-1, 1)  # (B, D, *s)

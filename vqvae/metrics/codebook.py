@@ -8,12 +8,14 @@ from torch import Tensor, nn
 from vqvae import distributed
 
 
-def count_codes(codes: Tensor, codebook_size: int) -> Tensor:
-    """Codes of any shape -> how often each occurs (K,) int64; no host synchronisation."""
+def count_codes(codes: Tensor, codebook_size: int, passed: Tensor | None = None) -> Tensor:
+    """Codes of any shape -> the number of uses of each (K,) int64; no host synchronisation.
+
+    passed: a mask of the same shape. Vectors that were passed on unquantized have a code, but do not use it.
+    """
     flat = codes.reshape(-1)
-    return torch.zeros(codebook_size, dtype=torch.int64, device=flat.device).scatter_add_(
-        0, flat, torch.ones_like(flat)
-    )
+    uses = torch.ones_like(flat) if passed is None else passed.reshape(-1).logical_not().long()
+    return torch.zeros(codebook_size, dtype=torch.int64, device=flat.device).scatter_add_(0, flat, uses)
 
 
 def perplexity(counts: Tensor) -> Tensor:

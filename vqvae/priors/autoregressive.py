@@ -29,11 +29,8 @@ class MapNetwork(nn.Module):
         """codes (B, *s), condition (B, width, *s) -> logits (B, K, *s), each of the codes before it."""
 
     @abstractmethod
-    def begin(self, vector: Tensor, field: Tensor) -> Any:
-        """-> the cache for a batch of samples, before their first code.
-
-        vector (B, width, 1, ..., 1) and field (1 or B, width, *s): the two parts that the condition is the sum of.
-        """
+    def begin(self, condition: Tensor) -> Any:
+        """condition (B, width, *s) -> the cache for a batch of samples, before their first code."""
 
     @abstractmethod
     def next_logits(self, cache: Any, codes: Tensor, position: int) -> Tensor:
@@ -67,7 +64,7 @@ class AutoregressivePrior(Prior):
             log_p = logits.float().log_softmax(1)  # (B, K, *s)
             nats.append(F.nll_loss(log_p, target, reduction="none"))  # (B, *s)
             losses.append(nats[-1] if not label_smoothing else torch.lerp(nats[-1], -log_p.mean(1), label_smoothing))
-        return Scored(sum(one.sum() for one in losses) / sum(one.numel() for one in losses), nats)  # type: ignore[arg-type]
+        return Scored(sum(m.sum() for m in losses) / sum(m.numel() for m in losses), nats)  # type: ignore[arg-type]
 
     def sample_chunk(
         self, seeds: list[int], labels: Tensor, sampling: Sampling, known: Known | None, on_progress: OnProgress | None
@@ -80,7 +77,7 @@ class AutoregressivePrior(Prior):
         for m, network in enumerate(self.networks):
             flat, known_here = codes[m].flatten(1), done[m].flatten(1)  # (B, N), views
             span = slice(start, start + flat.shape[1])
-            draw = Draw(sampling, noise[:, span], progress[span], flat.clone(), known_here.clone())
+            draw = CodeSampler(sampling, noise[:, span], progress[span], flat.clone(), known_here.clone())
             way = draw_map[sampling.method or self.methods[0]]
             for count in way(network, self.sampling_condition(m, codes, labels, sampling), flat, draw):
                 if on_progress is not None:
@@ -90,7 +87,7 @@ class AutoregressivePrior(Prior):
         return codes
 
 
-class Draw:
+class CodeSampler:
     """Codes of one map from their logits, by guidance, the sampling's settings, and the noise; known codes stay.
 
     noise (B, N), progress (N,), codes (B, N) of which those are kept where `kept` (B, N).
@@ -110,31 +107,29 @@ class Draw:
         return torch.where(self.kept[:, span], self.codes[:, span], drawn) if self.keeps else drawn
 
 
-# Each writes the codes of one map into flat (B, N), and yields how many are final. Parts: of the condition.
-Parts = tuple[Tensor, Tensor]
+# Each writes the codes of one map into flat (B, N), and yields how many are final. condition (copies B, width, *s).
 
 
-def draw_cached(network: MapNetwork, parts: Parts, flat: Tensor, draw: Draw) -> Iterator[int]:
+def draw_cached(network: MapNetwork, condition: Tensor, flat: Tensor, draw: CodeSampler) -> Iterator[int]:
     """One position's work for every code."""
-    cache = network.begin(*parts)
+    cache = network.begin(condition)
     for position in range(flat.shape[1]):
         logits = network.next_logits(cache, flat.repeat(draw.copies, 1) if draw.copies > 1 else flat, position)
         flat[:, position : position + 1] = draw(logits[:, :, None], slice(position, position + 1))
         yield position + 1
 
 
-def draw_uncached(network: MapNetwork, parts: Parts, flat: Tensor, draw: Draw) -> Iterator[int]:
+def draw_uncached(network: MapNetwork, condition: Tensor, flat: Tensor, draw: CodeSampler) -> Iterator[int]:
     """The whole network for every code: slow, and needs no cache to be right."""
-    condition = torch.add(*parts)  # (B, width, *s)
     for position in range(flat.shape[1]):
         logits = all_logits(network, condition, flat, draw.copies)
         flat[:, position : position + 1] = draw(logits[:, :, position : position + 1], slice(position, position + 1))
         yield position + 1
 
 
-def draw_by_guesses(network: MapNetwork, parts: Parts, flat: Tensor, draw: Draw) -> Iterator[int]:
+def draw_by_guesses(network: MapNetwork, condition: Tensor, flat: Tensor, draw: CodeSampler) -> Iterator[int]:
     """All codes again and again, each from the guesses of those before it; those up to the first change are final."""
-    condition, final, count = torch.add(*parts), 0, flat.shape[1]
+    final, count = 0, flat.shape[1]
     while final < count:
         guesses = draw(all_logits(network, condition, flat, draw.copies), slice(None))  # (B, N)
         changed = (guesses != flat).any(0)  # (N,)

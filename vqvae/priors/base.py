@@ -1,4 +1,4 @@
-"""What every prior offers: likelihood and sampling of code maps, given a class and coarser maps."""
+"""The contract of every prior: likelihood and sampling of code maps, given a class and coarser maps."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Scored:
 
 
 class ContextNetwork(nn.Module):
-    """What a map knows of the coarser ones: their embeddings, brought to its grid by nearest neighbour, mixed by 3x3.
+    """The condition of a map by the coarser ones: their embeddings, brought to its grid by nearest neighbour, mixed by 3x3.
 
-    coarser maps (B, *s_i) -> (B, width, *s). Not causal: those maps are complete when this one begins.
+    coarser maps (B, *s_i) -> (B, width, *s). Not causal, because those maps are complete when this one begins.
     """
 
     def __init__(self, ndim: int, codebook_sizes: list[int], width: int) -> None:
@@ -146,18 +146,11 @@ class Prior(nn.Module):
 
     def condition(self, m: int, coarser: list[Tensor], labels: Tensor) -> Tensor:
         """Maps before m, labels (B,), -1 for no class -> (B, width, *s_m)."""
-        return torch.add(*self.condition_parts(m, coarser, labels))
-
-    def condition_parts(self, m: int, coarser: list[Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
-        """What `condition` is the sum of: (B, width, 1, ..., 1) of the class, and (1 or B, width, *s_m) of all else.
-
-        The second is one for all samples in the first map. What is linear in them is cheaper done by parts.
-        """
         vector = self.classes(labels.masked_fill(labels < 0, self.num_classes))  # (B, width)
         field = self.positions[m]()[None]  # (1, width, *s_m)
         if m:
             field = field + self.contexts[m - 1](coarser[:m], self.code_shapes[m])  # (B, width, *s_m)
-        return vector.view(*vector.shape, *[1] * len(self.code_shapes[m])), field
+        return vector.view(*vector.shape, *[1] * len(self.code_shapes[m])) + field
 
     @torch.no_grad()
     def start_embeddings(self, code_vectors: list[Tensor]) -> None:
@@ -175,14 +168,12 @@ class Prior(nn.Module):
                     projection = torch.randn(centred.shape[1], embedding.embedding_dim) / centred.shape[1] ** 0.5
                     embedding.weight[: len(centred)] = centred / spread @ projection  # (K, width)
 
-    def sampling_condition(
-        self, m: int, codes: list[Tensor], labels: Tensor, sampling: Sampling
-    ) -> tuple[Tensor, Tensor]:
-        """`condition_parts` of a chunk that is drawn; where it is guided 2 B, with the class and then without."""
+    def sampling_condition(self, m: int, codes: list[Tensor], labels: Tensor, sampling: Sampling) -> Tensor:
+        """`condition` of a chunk that is drawn; where it is guided 2 B, with the class and then without."""
         if not sampling.guided:
-            return self.condition_parts(m, codes[:m], labels)
+            return self.condition(m, codes[:m], labels)
         asked = torch.cat([labels, torch.full_like(labels, -1)])
-        return self.condition_parts(m, [torch.cat([one, one]) for one in codes[:m]], asked)
+        return self.condition(m, [torch.cat([maps, maps]) for maps in codes[:m]], asked)
 
     @abstractmethod
     def forward(self, codes: list[Tensor], labels: Tensor, label_smoothing: float = 0.0) -> Scored:

@@ -139,7 +139,7 @@ class MaskGIT(Prior):
         columns = [2 * r * count for r, count in zip(rounds, counts)]
         noises = uniform_noise(seeds, sum(columns)).to(labels.device).split(columns, dim=1)
         for m, network in enumerate(self.networks):
-            condition = torch.add(*self.sampling_condition(m, codes, labels, sampling))
+            condition = self.sampling_condition(m, codes, labels, sampling)
             flat, here = codes[m].view(len(labels), -1), done[m].view(len(labels), -1)  # (B, N)
             noise = noises[m].unflatten(1, (rounds[m], 2, -1))  # (B, rounds, 2, N)
             for step, remaining in enumerate(plan(here.logical_not().sum(1), steps)):

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqvae.networks.blocks import Dropout, ShiftedConv2d, linear, shift
+from vqvae.networks.blocks import Dropout, ShiftedConv2d, shift
+from vqvae.networks.linear import linear
 from vqvae.priors.autoregressive import AutoregressivePrior, MapNetwork
 from vqvae.priors.base import check_planes, plane_of
 from vqvae.ranges import Bound, Count, Ge, Le, LessThanOne, PositiveInt, checked
@@ -49,96 +50,63 @@ class GatedLayer(nn.Module):
         return (v_out, h_out) if self.first else (v + v_out, h + h_out)
 
 
-def gate(x: Tensor) -> Tensor:
-    """(B, 2 width, H, W) -> tanh of one half times sigmoid of the other, (B, width, H, W)."""
-    a, b = x.chunk(2, dim=1)
+def gate(x: Tensor, dim: int = 1) -> Tensor:
+    """2 width channels along `dim` -> tanh of one half times sigmoid of the other, width channels."""
+    a, b = x.chunk(2, dim)
     return torch.tanh(a) * torch.sigmoid(b)
 
 
-def minus_gate(x: Tensor, out: Tensor | None = None) -> Tensor:
-    """(..., 2 width), changed in place -> minus `gate` of it, (..., width), if its first half comes doubled."""
-    a, b = x.sigmoid_().chunk(2, dim=-1)
-    return torch.addcmul(b, a, b, value=-2, out=out)
-
-
 class LayerCache:
-    """What one layer knows of the past while codes are drawn. All tensors have their channels last.
+    """The past of one layer while codes are drawn. All tensors have their channels last.
 
-    The vertical stack is done a row at a time, as soon as the row is complete; `ahead`, (B, 2 width) a column, is then all that
-    the next row's horizontal stack needs of it: rows above, condition and biases. The horizontal stack is done a code at a
-    time: its input of the present row lies position after position, zeros at the left, so that its convolution is one matrix
-    product of a contiguous window. The two parts of the condition, vector (B, width) and field (H, 1 or B, W, width), are
-    projected apart.
-
-    tanh(a) = 2 sigmoid(2 a) - 1, and on CPUs a sigmoid takes a fifth of a tanh's time: so whatever is added up before a gate
-    has its first half doubled, and the weights after it have their sign changed (`minus_gate`).
+    The vertical stack is done a row at a time, as soon as the row is complete; `ahead` (B, W, 2 width) is then all that the
+    next row's horizontal stack needs of it: rows above, condition and biases. The horizontal stack is done a code at a time:
+    its input of the present row lies position after position, zeros at the left, so that its convolution is one matrix
+    product of a contiguous window. condition (B, H, W, width).
     """
 
-    def __init__(self, layer: GatedLayer, grid: tuple[int, int], vector: Tensor, field: Tensor) -> None:
-        batch, width = vector.shape
-        self.layer, self.field = layer, field
-        self.left, self.right, above, _ = layer.vertical.pad
-        columns = self.left + grid[1] + self.right
-        self.rows = vector.new_zeros(batch, above + 1, columns, width)  # of v, the newest last
-        assert layer.vertical.conv.bias is not None
-        assert layer.link.bias is not None
-        assert layer.horizontal.conv.bias is not None
-        assert layer.project.bias is not None
-        doubled = torch.ones_like(layer.link.bias)  # (2 width)
-        doubled[:width] = 2
-        weight = layer.vertical.conv.weight * doubled.view(-1, 1, 1, 1)
-        self.weight_vertical = weight.contiguous(memory_format=torch.channels_last)
-        self.bias_vertical = layer.vertical.conv.bias * doubled
-        self.weight_link = layer.link.weight.flatten(1) * doubled[:, None] / doubled  # (2 width, 2 width)
-        self.bias_linked = (layer.link.bias + layer.horizontal.conv.bias) * doubled
-        self.weight_project = layer.project.weight.flatten(1) * doubled[:, None]
-        projected = linear(vector, self.weight_project, layer.project.bias * doubled)
-        self.vector = projected[:, None, None]  # (B, 1, 1, 2 width)
+    def __init__(self, layer: GatedLayer, condition: Tensor) -> None:
+        batch, _, columns, width = condition.shape
+        self.layer, self.condition = layer, condition
+        left, right, above, _ = layer.vertical.pad
+        self.pad = (0, 0, left, right)
+        self.rows = condition.new_zeros(batch, above + 1, left + columns + right, width)  # of v, the newest last
+        self.weight_vertical = layer.vertical.conv.weight.contiguous(memory_format=torch.channels_last)
         taps = layer.horizontal.conv.kernel_size[1]
-        weight = layer.horizontal.conv.weight[:, :, 0] * doubled.view(-1, 1, 1)
-        self.weight = weight.permute(2, 1, 0).flatten(0, 1).contiguous()  # (k w, 2 w)
-        self.weight_out = -layer.horizontal_out.weight.flatten(1).t().contiguous()  # (width, width)
-        if layer.vertical_out is not None:
-            self.weight_vertical_out = -layer.vertical_out.weight.flatten(1).t()
-        pad = taps if layer.first else taps - 1  # the first layer's window ends before the present column
-        row = vector.new_zeros(batch, (pad + grid[1]) * width)
-        self.windows = [row[:, c * width : (c + taps) * width] for c in range(grid[1])]
-        self.places = [row[:, (pad + c) * width : (pad + c + 1) * width] for c in range(grid[1])]
-        self.gated = vector.new_empty(batch, width)
-        self.begin_row(0, self.bias_linked.repeat(batch, 1, grid[1], 1))
+        self.weight = layer.horizontal.conv.weight[:, :, 0].permute(2, 1, 0).flatten(0, 1).contiguous()  # (k w, 2 w)
+        self.weight_out = layer.horizontal_out.weight.flatten(1).t().contiguous()  # (width, width)
+        zeros = taps if layer.first else taps - 1  # the first layer's window ends before the present column
+        row = condition.new_zeros(batch, (zeros + columns) * width)
+        self.windows = [row[:, c * width : (c + taps) * width] for c in range(columns)]
+        self.places = [row[:, (zeros + c) * width : (zeros + c + 1) * width] for c in range(columns)]
+        assert layer.link.bias is not None
+        self.begin_row(0, layer.link.bias)
 
     def begin_row(self, r: int, linked: Tensor) -> None:
-        """linked (B, 1, W, 2 width), changed in place: what the vertical stack's row above tells row r (biases for r = 0)."""
-        self.here = linear(self.field[r], self.weight_project, None)[:, None]  # (1 or B, 1, W, 2 width)
-        self.ahead = self.add_condition_(linked)[:, 0].unbind(1)  # W x (B, 2 width)
-
-    def add_condition_(self, x: Tensor) -> Tensor:
-        """x (B, 1, W, 2 width), of the present row, changed in place."""
-        return x.add_(self.vector).add_(self.here)
+        """linked (B, W, 2 width), or (2 width) for r = 0: the vertical stack's row above, seen through the link."""
+        layer = self.layer
+        self.projected = linear(self.condition[:, r], layer.project.weight.flatten(1), layer.project.bias)
+        assert layer.horizontal.conv.bias is not None
+        self.ahead = self.projected + (linked + layer.horizontal.conv.bias)  # (B, W, 2 width)
 
     def end_row(self, r: int, v: Tensor) -> Tensor:
-        """v (B, 1, W, width), row r of the vertical stack -> the same row of its output; begins the next row."""
-        for above in range(self.rows.shape[1] - 1):
-            self.rows[:, above] = self.rows[:, above + 1]
-        self.rows[:, -1, self.left : self.left + v.shape[2]] = v[:, 0]
-        v_in = F.conv2d(self.rows.permute(0, 3, 1, 2), self.weight_vertical, self.bias_vertical)
-        v_in = v_in.permute(0, 2, 3, 1)  # (B, 1, W, 2 width)
-        linked = linear(v_in, self.weight_link, self.bias_linked)
-        if self.layer.vertical_out is not None:
-            gated, weight = minus_gate(self.add_condition_(v_in)).flatten(0, 2), self.weight_vertical_out
-            out = gated @ weight if self.layer.first else torch.addmm(v.flatten(0, 2), gated, weight)  # (B W, width)
-            v = out.view(v.shape)
-        self.begin_row(r + 1, linked)
+        """v (B, W, width), row r of the vertical stack -> the same row of its output; begins the next row."""
+        layer = self.layer
+        self.rows = torch.cat([self.rows[:, 1:], F.pad(v, self.pad)[:, None]], dim=1)
+        v_in = F.conv2d(
+            self.rows.permute(0, 3, 1, 2), self.weight_vertical, layer.vertical.conv.bias
+        )  # (B, 2 width, 1, W)
+        v_in = v_in[:, :, 0].transpose(1, 2)  # (B, W, 2 width)
+        if layer.vertical_out is not None:
+            out = linear(gate(v_in + self.projected, dim=2), layer.vertical_out.weight.flatten(1), None)
+            v = out if layer.first else v + out
+        self.begin_row(r + 1, linear(v_in, layer.link.weight.flatten(1), layer.link.bias))
         return v
 
-    def code(self, c: int, out: Tensor) -> None:
-        """The horizontal stack at column c, into `out` (B, width); its own input lies in `places[c]` by then."""
-        total = self.ahead[c].addmm_(self.windows[c], self.weight)  # (B, 2 width)
-        minus_gate(total, out=self.gated)
-        if self.layer.first:
-            torch.mm(self.gated, self.weight_out, out=out)
-        else:
-            torch.addmm(self.places[c], self.gated, self.weight_out, out=out)
+    def code(self, c: int) -> Tensor:
+        """The horizontal stack at column c, whose input lies in `places[c]` by now -> (B, width)."""
+        gated = gate(torch.addmm(self.ahead[:, c], self.windows[c], self.weight))  # (B, width)
+        return gated @ self.weight_out if self.layer.first else torch.addmm(self.places[c], gated, self.weight_out)
 
 
 class PixelCNNMap(MapNetwork):
@@ -166,25 +134,26 @@ class PixelCNNMap(MapNetwork):
         logits = self.out(F.relu(self.hidden(F.relu(h))))  # (B, K, H, W)
         return logits.view(*logits.shape[:2], *self.grid)  # (B, K, *s)
 
-    def begin(self, vector: Tensor, field: Tensor) -> list[LayerCache]:
-        field = field.view(*field.shape[:2], *self.plane)  # (1 or B, width, H, W)
-        field = field.permute(2, 0, 3, 1).contiguous()  # (H, 1 or B, W, width): a row of it is read at a time
-        return [LayerCache(layer, self.plane, vector.flatten(1), field) for layer in self.layers]
+    def begin(self, condition: Tensor) -> list[LayerCache]:
+        condition = (
+            condition.view(*condition.shape[:2], *self.plane).permute(0, 2, 3, 1).contiguous()
+        )  # (B, H, W, width)
+        return [LayerCache(layer, condition) for layer in self.layers]
 
     def next_logits(self, cache: list[LayerCache], codes: Tensor, position: int) -> Tensor:
         r, c = divmod(position, self.plane[1])
         if c == 0 and r > 0:
-            v = self.embedding(codes[:, position - self.plane[1] : position])[:, None]  # (B, 1, W, width)
+            v = self.embedding(codes[:, position - self.plane[1] : position])  # (B, W, width)
             for layer in cache:
                 v = layer.end_row(r - 1, v)
         elif c > 0:
             cache[0].places[c - 1].copy_(self.embedding(codes[:, position - 1]))
-        for index, layer in enumerate(cache[:-1]):
-            layer.code(c, out=cache[index + 1].places[c])
-        h = torch.empty_like(cache[-1].gated)
-        cache[-1].code(c, out=h)
-        hidden = linear(h.relu_(), self.hidden.weight.flatten(1), self.hidden.bias)  # (B, 8 width)
-        return linear(hidden.relu_(), self.out.weight.flatten(1), self.out.bias)  # (B, K)
+        h = cache[0].code(c)  # (B, width)
+        for layer in cache[1:]:
+            layer.places[c].copy_(h)
+            h = layer.code(c)
+        hidden = linear(F.relu(h), self.hidden.weight.flatten(1), self.hidden.bias)  # (B, 8 width)
+        return linear(F.relu(hidden), self.out.weight.flatten(1), self.out.bias)  # (B, K)
 
 
 @checked

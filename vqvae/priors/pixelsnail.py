@@ -82,7 +82,7 @@ class CausalAttention(nn.Module):
     def read(self, query: Tensor, past: Tensor, causal: bool) -> Tensor:
         """query (B, n, width), past (B, N, 2 width): keys and values -> (B, n, width)."""
         query, key, value = (
-            one.unflatten(2, (self.heads, -1)).transpose(1, 2) for one in (query, *past.chunk(2, dim=2))
+            x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in (query, *past.chunk(2, dim=2))
         )  # (B, heads, n, width / heads)
         return attend(query, key, value, causal).transpose(1, 2).flatten(2)
 
@@ -104,7 +104,7 @@ class Block(nn.Module):
 
 
 class ConvCache:
-    """What a causal convolution needs of the past. All tensors have their channels last.
+    """The past that a causal convolution needs. All tensors have their channels last.
 
     The rows above are convolved a row at a time, as soon as the last of them is complete, into `ahead` (B, W, width_out). The
     input of the present row lies position after position, zeros at the left, so that the window of a place is contiguous, and
@@ -221,8 +221,8 @@ class PixelSNAILMap(MapNetwork):
             h = block(h, x, condition)
         return self.head(F.elu(h)).view(len(h), -1, *self.grid)  # (B, K, *s)
 
-    def begin(self, vector: Tensor, field: Tensor) -> tuple[ConvCache, list[BlockCache]]:
-        condition, columns = (vector + field).view(*vector.shape[:2], *self.plane), self.plane[1]  # (B, width, H, W)
+    def begin(self, condition: Tensor) -> tuple[ConvCache, list[BlockCache]]:
+        condition, columns = condition.view(*condition.shape[:2], *self.plane), self.plane[1]  # (B, width, H, W)
         blocks = [BlockCache(block, columns, condition) for block in self.blocks]
         return ConvCache(self.start, columns, len(condition)), blocks
 

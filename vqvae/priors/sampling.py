@@ -1,4 +1,4 @@
-"""How codes are drawn: the settings of sampling, the draw itself, and its noise."""
+"""The settings of sampling, the draw of a code, and its noise."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OnProgress = Callable[[list[Tensor], list[Tensor]], None]
 @checked
 @dataclass
 class Sampling:
-    """How codes are drawn from their distribution.
+    """The way in which codes are drawn from their distribution.
 
     temperature: logits are divided by it (0 draws the most likely code). top_k: only the k most likely codes (0: all).
     top_p: only the most likely codes whose probabilities sum to p. guidance: weight w of the class in
@@ -45,11 +45,11 @@ class Sampling:
 
     @property
     def guided(self) -> bool:
-        """Whether the network is also asked without a class."""
+        """True if the network is also asked without a class."""
         return self.guidance != 1
 
     def guide(self, logits: Tensor, progress: Tensor) -> Tensor:
-        """Where `guided`: logits (2 B, K, n), with the class and then without -> (B, K, n).
+        """If `guided`: logits (2 B, K, n), with the class and then without -> (B, K, n).
 
         progress (n,), or what broadcasts to logits: the share of a sample's codes that come before each.
         """

@@ -63,7 +63,7 @@ class Block(nn.Module):
             2, (3 * self.heads, -1)
         )  # (B, N, 3 heads, head_dim)
         q, k, v = qkv.transpose(1, 2).chunk(3, dim=1)  # 3 x (B, heads, N, head_dim)
-        q, k = (F.rms_norm(one, one.shape[-1:]) for one in (q, k))
+        q, k = (F.rms_norm(x, x.shape[-1:]) for x in (q, k))
         return rotate(q * self.sharpness.type_as(q), angles), rotate(k, angles), v
 
     def add(self, x: Tensor, mixed: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
@@ -215,8 +215,7 @@ class TransformerMap(MapNetwork):
             near = (near * known[..., None]).take_along_dim(order[:, :, None, None], dim=1)
         return self.mix_near(near.flatten(2))  # (B, N, width)
 
-    def begin(self, vector: Tensor, field: Tensor) -> Cache:
-        condition = vector + field  # (B, width, *s)
+    def begin(self, condition: Tensor) -> Cache:
         heads = self.blocks[0].heads
         shape = (len(condition), heads, self.codes_per_map, condition.shape[1] // heads)
         keys, values = ([condition.new_empty(shape) for _ in self.blocks] for _ in range(2))

@@ -73,7 +73,7 @@ class LayerCache:
 
 
 class MapCache:
-    """What a WaveNetMap knows of the past: a LayerCache a layer, and the gated outputs of all layers at one position.
+    """The past of a WaveNetMap: a LayerCache a layer, and the gated outputs of all layers at one position.
 
     condition (B, N, width).
     """
@@ -116,7 +116,7 @@ class WaveNetMap(MapNetwork):
 
     @property
     def receptive_field(self) -> int:
-        """How many codes before a position its logits can see."""
+        """The number of codes before a position that its logits can see."""
         return 1 + sum(layer.dilation for layer in self.layers)  # the input is one code behind already
 
     def forward(self, codes: Tensor, condition: Tensor) -> Tensor:
@@ -124,15 +124,15 @@ class WaveNetMap(MapNetwork):
         x = F.pad(sequence, (0, 0, 1, 0))[:, :-1]  # a code never sees itself
         conditions = self.project(self._as_sequence(condition)).chunk(len(self.layers), dim=-1)
         outputs = []
-        for layer, one in zip(self.layers, conditions):
-            x, gated = layer(x, one)
+        for layer, part in zip(self.layers, conditions):
+            x, gated = layer(x, part)
             outputs.append(gated)
         summed = self.skip(torch.cat(outputs, dim=-1))  # (B, N, SKIP width)
         logits = self.out(F.relu(self.hidden(F.relu(summed))))  # (B, N, K)
         return logits.transpose(1, 2).unflatten(2, self.grid)  # (B, K, *s)
 
-    def begin(self, vector: Tensor, field: Tensor) -> MapCache:
-        return MapCache(self, self._as_sequence(vector + field))
+    def begin(self, condition: Tensor) -> MapCache:
+        return MapCache(self, self._as_sequence(condition))
 
     def next_logits(self, cache: MapCache, codes: Tensor, position: int) -> Tensor:
         if position > 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +26,11 @@ class Loss(NamedTuple):
 
 @dataclass
 class Quantized:
-    """What a quantizer returns. z_q (B, D, *s) float32; codes: M maps (B, *s_m) int64; losses and stats by name.
+    """The result of a quantizer's `forward`.
 
-    stats are means over vectors, 0-d. histograms are counts of vectors (bins,) int64, filled in eval only. passed (B, *s)
-    bool marks vectors that were handed on unquantized, where the lookup may do so: there z_q is z_e, not what codes decode to.
+    z_q (B, D, *s) float32; codes: M maps (B, *s_m) int64; losses and stats by name. stats are means over vectors, 0-d.
+    histograms are counts of vectors (bins,) int64, filled in eval only. passed: M masks (B, *s_m) of the vectors that the
+    lookup passed on unquantized (there z_q is z_e, and no code was used), or nothing where no lookup does so.
     """
 
     z_q: Tensor
@@ -37,12 +38,12 @@ class Quantized:
     losses: dict[str, Loss] = field(default_factory=dict)
     stats: dict[str, Tensor] = field(default_factory=dict)
     histograms: dict[str, Tensor] = field(default_factory=dict)
-    passed: Tensor | None = None
+    passed: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
 class FlatQuantized:
-    """The same on flat vectors: q (N, d), codes (N, M), passed (N,)."""
+    """The same on flat vectors: q (N, d), codes and passed (N, M); a composition adds its parts' results, and its `inside`."""
 
     q: Tensor
     codes: Tensor
@@ -50,14 +51,17 @@ class FlatQuantized:
     stats: dict[str, Tensor] = field(default_factory=dict)
     histograms: dict[str, Tensor] = field(default_factory=dict)
     passed: Tensor | None = None
+    parts: list[FlatQuantized] = field(default_factory=list)
+    inside: Any = None
 
 
 @checked
 class Quantizer(nn.Module):
     """Maps latents (B, D, *s) to codes and back.
 
-    A variant writes `quantize` and `lookup` on flat vectors of width d, and `estimate` where its gradient is not straight
-    through. A composition of quantizers writes `quantize_flat` and `decode_flat` on vectors of width D instead.
+    Flat vectors pass three steps: `project` to the width d inside, `quantize`, and `output` back to the width D. A variant
+    writes `quantize` and `lookup`, and `estimate` where its gradient is not straight through. A composition writes the three
+    steps and `decode_flat`, all in terms of its parts'.
 
     Args:
         dim: latent width D at the interface.
@@ -70,7 +74,7 @@ class Quantizer(nn.Module):
     """
 
     init_vectors: int = 0
-    needs_grid: bool = False  # whether it looks at positions together, and so works on nothing but whole grids
+    outermost_because: str | None = None  # why it cannot be part of another quantizer
     trains_encoder: bool = True  # whether the output passes a gradient on; random projection does not
 
     def __init__(self, dim: PositiveInt, code_dim: PositiveInt, codebook_sizes: list[int]) -> None:
@@ -85,30 +89,32 @@ class Quantizer(nn.Module):
         self.project_in: nn.Module = nn.Identity() if same else nn.Linear(dim, code_dim)
         self.project_out: nn.Module = nn.Identity() if same else nn.Linear(code_dim, dim)
 
-    def quantize(self, z: Tensor) -> FlatQuantized:
-        """z (N, d) float32 -> codes (N, M), losses, stats, and q (N, d): the codes' vectors, attached to what trains them."""
+    def project(self, z: Tensor) -> Any:
+        """z (N, D) -> what `quantize` works on: (N, d), or a composition's parts' own."""
+        return self.project_in(z)
+
+    def quantize(self, inside: Any) -> FlatQuantized:
+        """inside (N, d) float32 -> codes (N, M), losses, stats, and the codes' vectors q (N, d), with their gradients."""
         raise NotImplementedError
+
+    def estimate(self, inside: Tensor, q: Tensor) -> Tensor:
+        """inside (N, d), q (N, d) of `quantize` -> the output in training (N, d); here straight-through."""
+        return with_value(q, inside)
+
+    def output(self, inside: Any, flat: FlatQuantized) -> Tensor:
+        """The output (N, D) for the result of `quantize`; its gradient goes to `inside`."""
+        return self.project_out(self.estimate(inside, flat.q) if self.training else flat.q)
+
+    def encode_flat(self, z: Tensor) -> FlatQuantized:
+        """z (N, D) float32 -> as `quantize`, but q (N, D) is the output."""
+        inside = self.project(z)
+        flat = self.quantize(inside)
+        flat.q = self.output(inside, flat)
+        return flat
 
     def lookup(self, codes: Tensor) -> Tensor:
         """codes (N, M) -> q (N, d), the same values as `quantize` gives in eval."""
         raise NotImplementedError
-
-    def estimate(self, z: Tensor, q: Tensor) -> Tensor:
-        """The output in training: z (N, d), q (N, d) of `quantize` -> (N, d); here straight through, q with z's gradient."""
-        return with_value(q, z)
-
-    def quantize_flat(self, z: Tensor, path: Tensor, samples: int) -> FlatQuantized:
-        """z (N, D), of `samples` pictures -> the same as `quantize`, but q (N, D) is the output.
-
-        `path` has the values of z; losses send their gradient through z, and the output through path. They differ only
-        within a residual quantizer.
-        """
-        inside = self.project_in(z)
-        flat = self.quantize(inside)
-        if self.training:
-            flat.q = self.estimate(inside if path is z else self.project_in(path), flat.q)
-        flat.q = self.project_out(flat.q)
-        return flat
 
     def decode_flat(self, codes: Tensor) -> Tensor:
         """codes (N, M) -> (N, D)."""
@@ -118,11 +124,10 @@ class Quantizer(nn.Module):
         """z_e (B, D, *s), any float dtype -> Quantized, computed in float32 whatever the autocast."""
         batch, grid = z_e.shape[0], z_e.shape[2:]
         with torch.autocast(z_e.device.type, enabled=False):
-            z = self.flatten(z_e)
-            flat = self.quantize_flat(z, z, batch)
+            flat = self.encode_flat(self.flatten(z_e))
             z_q = self.unflatten(flat.q, batch, grid)
         maps = [m.view(batch, *grid) for m in flat.codes.unbind(1)]  # M x (B, *s)
-        passed = None if flat.passed is None else flat.passed.view(batch, *grid)
+        passed = [] if flat.passed is None else [m.view(batch, *grid) for m in flat.passed.unbind(1)]  # M x (B, *s)
         return Quantized(z_q, maps, flat.losses, flat.stats, flat.histograms, passed)
 
     def decode(self, codes: list[Tensor]) -> Tensor:
@@ -164,7 +169,7 @@ class Quantizer(nn.Module):
 
     @property
     def is_straight_through(self) -> bool:
-        """Whether the output's gradient is simply copied to z, so that a composition may do so in this one's place."""
+        """True if the output's gradient is simply copied to z, so that a composition may do that itself."""
         return False
 
     def begin_run(self, z_e: Tensor) -> None:

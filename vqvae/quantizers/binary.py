@@ -103,9 +103,8 @@ class LFQ(Quantizer):
 
         total = sum_rows(probability, z, width=corners.shape[0] * (self.bits // self.bits_per_map))
         own = total / max(len(z), 1)
-        mean = (
-            distributed.mean_over_ranks(own) if self.training else own
-        )  # ranks may evaluate different numbers of batches
+        # in evaluation, ranks may have different numbers of batches
+        mean = distributed.mean_over_ranks(own) if self.training else own
         return torch.special.entr(mean.clamp_min(1e-20)).sum()  # clamp: entr has an infinite slope at 0
 
 

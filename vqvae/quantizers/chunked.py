@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from vqvae.networks.linear import squared_distances
+
 CPU_CHUNK_ELEMENTS = 2**21  # N x K elements of one chunk: 8 MB
 GPU_CHUNK_ELEMENTS = 2**26
 
@@ -29,9 +31,7 @@ def sum_rows(function: Callable[..., Tensor], rows: Tensor, *others: Tensor, wid
     return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
 
-def squared_distances(z: Tensor, codes: Tensor) -> Tensor:
-    """z (n, d), codes (K, d) -> |z - e|^2 (n, K), by one GEMM, centred on the codes' mean so that little cancels."""
+def centered_distances(z: Tensor, codes: Tensor) -> Tensor:
+    """z (n, d), codes (K, d) -> |z - e|^2 (n, K), centered on the codes' mean so that little cancels."""
     centre = codes.detach().mean(0)
-    z, codes = z - centre, codes - centre
-    products = z @ codes.t()  # (n, K)
-    return z.square().sum(1, keepdim=True) + codes.square().sum(1) - 2 * products
+    return squared_distances(z - centre, codes - centre)

@@ -1,4 +1,4 @@
-"""What holds the codes, and how they move."""
+"""Codebooks: they hold the codes, and move them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Codebook(nn.Module):
         """A new codebook like this one, of another size."""
 
     def replace(self, rows: Tensor, vectors: Tensor) -> dict[nn.Parameter, Tensor]:
-        """Where rows (K,) is True, code k becomes vectors[k] (K, d) and forgets its past. Returns {parameter: rows}."""
+        """Code k becomes vectors[k] (K, d) and forgets its past if rows[k] (K,) is True. Returns {parameter: rows}."""
         raise AssertionError("only called where can_be_revived")
 
     def start(self, vectors: Tensor) -> None:
@@ -289,10 +289,8 @@ class AffineCodebook(GradientCodebook):
         offset, square = sums / counts.sum().clamp_min(1)  # clamp: a step without vectors
         applied = applied & (counts.sum() > 1)
         std = (square - offset.square()).clamp_min(self.smallest_std**2).sqrt()
-        z_mean, z_std = (
-            torch.lerp(self.z_mean + offset, self.z_mean, self.decay),
-            torch.lerp(std, self.z_std, self.decay),
-        )
+        z_mean = torch.lerp(self.z_mean + offset, self.z_mean, self.decay)
+        z_std = torch.lerp(std, self.z_std, self.decay)
         c = super().codes()
         c_mean, c_std = c.mean(0), c.std(0).clamp_min(self.smallest_std)
         for name, new in {"z_mean": z_mean, "z_std": z_std, "c_mean": c_mean, "c_std": c_std}.items():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from vqvae import distributed
 from vqvae.errors import UserError
-from vqvae.quantizers.base import FlatQuantized, Loss, NumCodes, Quantizer, with_value
+from vqvae.quantizers.base import FlatQuantized, Loss, NumCodes, Quantized, Quantizer, with_value
 from vqvae.ranges import Count, PositiveInt, Share, checked
 
 
@@ -26,10 +29,9 @@ class Composition(Quantizer):
         self.trains_encoder = all(part.trains_encoder for part in self.parts)
         if not self.codebook_sizes:
             raise UserError("quantizer=identity has no codes, so nothing can be composed of it")
-        if any(part.needs_grid for part in self.parts):
-            raise UserError(
-                "quantizer=multiscale works on whole grids: it can only be outermost, around other quantizers"
-            )
+        for part in self.parts:
+            if part.outermost_because:
+                raise UserError(f"{type(part).__name__} can only be outermost, because {part.outermost_because}")
 
     def codebooks(self) -> list[Tensor | None]:
         return [codes for part in self.uses for codes in part.codebooks()]
@@ -74,9 +76,11 @@ class Residual(Composition):
     (arXiv 2203.01941), and reaches the encoder from every stage; losses of one name are averaged over stages.
     The output's gradient passes the stages one after another, which for straight-through is one copy in all.
 
-    `dropout`: share of the pictures of a training batch of which only the first n stages reach the decoder, n uniform in
+    `dropout`: share of the images of a training batch of which only the first n stages reach the decoder, n uniform in
     1 .. depth (per sample, as in DAC, arXiv 2306.06546). All stages still see all vectors.
     """
+
+    rows_per_image = 1  # vectors one after another that dropout treats alike
 
     def __init__(
         self,
@@ -90,29 +94,57 @@ class Residual(Composition):
         refuse_other_width(inner, dim)
         super().__init__(dim, copies(inner, depth, shared, sizes))
         self.dropout = dropout
+        if dropout > 0:
+            self.outermost_because = "its dropout leaves out stages of whole images: set its dropout=0"
         self.init_vectors = max(part.init_vectors for part in self.parts)
 
-    def quantize_flat(self, z: Tensor, path: Tensor, samples: int) -> FlatQuantized:
-        kept = self.draw_kept(z, samples) if self.training and self.dropout > 0 else None  # (N, 1) or None
-        total, sum_q = torch.zeros_like(z), torch.zeros_like(z)
+    def forward(self, z_e: Tensor) -> Quantized:
+        self.rows_per_image = math.prod(z_e.shape[2:])
+        return super().forward(z_e)
+
+    def project(self, z: Tensor) -> Tensor:
+        return z
+
+    def quantize(self, z: Tensor) -> FlatQuantized:
+        """Quantizes stage by stage; q is the output already, as each stage's output decides on the path of the next gradient.
+
+        A stage's losses send their gradient to z through `rest`, and its output along `path`: z less the outputs so far, which
+        keep their gradients.
+        """
+        kept = self.draw_kept(z) if self.training and self.dropout > 0 else None  # (N, 1) or None
+        path, total, sum_q = z, torch.zeros_like(z), torch.zeros_like(z)
         flats = []
         for index, stage in enumerate(self.uses):
-            rest = z - sum_q if index else z  # (N, D), attached to z with slope 1
-            flat = stage.quantize_flat(rest, with_value(rest, path) if index else path, samples)
-            path = path - flat.q
+            rest = z - sum_q if index else z  # (N, D)
+            inside = stage.project(rest)
+            flat = stage.quantize(inside)
+            along_path = stage.project(with_value(rest, path)) if index and self.training else inside
+            q = stage.output(along_path, flat)  # (N, D)
+            path = path - q
             # In training the output may lie beside the codes' vectors (DiVeQ); what is left over is that of the codes.
-            sum_q = sum_q + (stage.decode_flat(flat.codes).detach() if self.training else flat.q)
-            total = total + (flat.q if kept is None else flat.q * (kept > index))
+            sum_q = sum_q + (stage.decode_flat(flat.codes).detach() if self.training else q)
+            total = total + (q if kept is None else q * (kept > index))
             flats.append(flat)
-        codes = torch.cat([flat.codes for flat in flats], dim=1)  # (N, M)
-        return merge(total, codes, flats)
+        return merge(total, flats, z)
 
-    def draw_kept(self, z: Tensor, samples: int) -> Tensor:
-        """How many stages each vector keeps, the same for all of a picture -> (N, 1)."""
-        uniform = distributed.draw_of_rank(lambda rows: torch.rand(rows, 2, device=z.device), samples)  # (B, 2)
+    def output(self, z: Tensor, flat: FlatQuantized) -> Tensor:
+        """The q of `quantize`; made anew with the gradient of z where another residual quantizer has brought its own path."""
+        if z is flat.inside or not self.training:
+            return flat.q
+        path, total, sum_q = z, torch.zeros_like(z), torch.zeros_like(z)
+        for stage, part in zip(self.uses, flat.parts):
+            q = stage.output(stage.project(with_value(z - sum_q, path)), part)
+            sum_q = sum_q + stage.decode_flat(part.codes).detach()
+            path, total = path - q, total + q
+        return total
+
+    def draw_kept(self, z: Tensor) -> Tensor:
+        """The number of stages that each vector keeps, the same for all of an image -> (N, 1)."""
+        images = len(z) // self.rows_per_image
+        uniform = distributed.draw_of_rank(lambda rows: torch.rand(rows, 2, device=z.device), images)  # (B, 2)
         stages = (uniform[:, 1] * len(self.uses)).long() + 1  # (B,)
         kept = torch.where(uniform[:, 0] < self.dropout, stages, len(self.uses))
-        return kept.repeat_interleave(len(z) // max(samples, 1))[:, None]
+        return kept.repeat_interleave(self.rows_per_image)[:, None]
 
     def decode_flat(self, codes: Tensor) -> Tensor:
         total = torch.zeros(len(codes), self.dim, device=codes.device)
@@ -126,7 +158,7 @@ class Residual(Composition):
         for index, stage in enumerate(self.uses):
             if stage not in self.uses[:index]:
                 stage.begin_run(rest)
-            rest = rest - stage.quantize_flat(rest, rest, 1).q
+            rest = rest - stage.encode_flat(rest).q
 
 
 @checked
@@ -147,34 +179,42 @@ class Product(Composition):
         self.shared, self.splits = shared, splits
         self.init_vectors = max(part.init_vectors for part in self.parts)
 
-    def quantize_flat(self, z: Tensor, path: Tensor, samples: int) -> FlatQuantized:
-        if self.shared:
-            pieces = z.reshape(-1, self.dim // self.splits)  # (N splits, D / splits)
-            paths = pieces if path is z else path.reshape(pieces.shape)
-            flat = self.parts[0].quantize_flat(pieces, paths, samples)
-            flat.q, flat.codes = flat.q.view(len(z), self.dim), flat.codes.reshape(len(z), len(self.codebook_sizes))
-            return flat
-        flats = [
-            part.quantize_flat(piece, piece if path is z else way, samples)
-            for part, piece, way in zip(self.uses, self.pieces(z), self.pieces(path))
-        ]
-        q, codes = (torch.cat(values, dim=1) for values in zip(*((flat.q, flat.codes) for flat in flats)))
-        return merge(q, codes, flats)
-
     def pieces(self, z: Tensor) -> tuple[Tensor, ...]:
-        return z.split(self.dim // self.splits, dim=1)
+        """z (N, D) -> what each part works on: (N, D / splits) each, or (N splits, D / splits) for a shared one."""
+        width = self.dim // self.splits
+        return (z.reshape(-1, width),) if self.shared else z.split(width, dim=1)
+
+    def project(self, z: Tensor) -> list[Any]:
+        return [part.project(piece) for part, piece in zip(self.parts, self.pieces(z))]
+
+    def quantize(self, insides: list[Any]) -> FlatQuantized:
+        return self.join([part.quantize(inside) for part, inside in zip(self.parts, insides)])
+
+    def output(self, insides: list[Any], flat: FlatQuantized) -> Tensor:
+        outputs = [part.output(inside, own) for part, inside, own in zip(self.parts, insides, flat.parts)]
+        return outputs[0].view(-1, self.dim) if self.shared else torch.cat(outputs, dim=1)  # (N, D)
+
+    def encode_flat(self, z: Tensor) -> FlatQuantized:
+        """Part by part, so that each makes all its random draws before the next."""
+        return self.join([part.encode_flat(piece) for part, piece in zip(self.parts, self.pieces(z))])
+
+    def join(self, flats: list[FlatQuantized]) -> FlatQuantized:
+        """One result of those of the parts."""
+        if not self.shared:
+            return merge(torch.cat([flat.q for flat in flats], dim=1), flats)
+        (flat,) = flats
+        codes = flat.codes.reshape(-1, len(self.codebook_sizes))  # (N, M)
+        passed = None if flat.passed is None else flat.passed.reshape(codes.shape)
+        q = flat.q.reshape(len(codes), -1)  # (N, D)
+        return FlatQuantized(q, codes, flat.losses, flat.stats, flat.histograms, passed, flats)
 
     def decode_flat(self, codes: Tensor) -> Tensor:
         decoded = [part.decode_flat(maps) for part, maps in zip(self.uses, self.split_codes(codes))]
         return torch.cat(decoded, dim=1)  # (N, D)
 
     def begin_run(self, z_e: Tensor) -> None:
-        z = self.flatten(z_e)  # (n, D)
-        if self.shared:
-            self.parts[0].begin_run(z.reshape(-1, self.dim // self.splits))
-        else:
-            for part, piece in zip(self.uses, self.pieces(z)):
-                part.begin_run(piece)
+        for part, piece in zip(self.parts, self.pieces(self.flatten(z_e))):
+            part.begin_run(piece)
 
 
 @checked
@@ -195,13 +235,17 @@ class Rotated(Composition):
         self.init_vectors = inner.init_vectors
 
     def turn(self, z: Tensor) -> Tensor:
+        """z (N, D) -> (N, D of inner)."""
         return self.project_in(z) @ self.rotation
 
-    def quantize_flat(self, z: Tensor, path: Tensor, samples: int) -> FlatQuantized:
-        turned = self.turn(z)
-        flat = self.parts[0].quantize_flat(turned, turned if path is z else self.turn(path), samples)
-        flat.q = self.project_out(flat.q @ self.rotation.t())
-        return flat
+    def project(self, z: Tensor) -> Any:
+        return self.parts[0].project(self.turn(z))
+
+    def quantize(self, inside: Any) -> FlatQuantized:
+        return self.parts[0].quantize(inside)
+
+    def output(self, inside: Any, flat: FlatQuantized) -> Tensor:
+        return self.project_out(self.parts[0].output(inside, flat) @ self.rotation.t())
 
     def decode_flat(self, codes: Tensor) -> Tensor:
         return self.project_out(self.parts[0].decode_flat(codes) @ self.rotation.t())
@@ -217,7 +261,17 @@ def refuse_other_width(inner: Quantizer, dim: int) -> None:
         )
 
 
-def merge(q: Tensor, codes: Tensor, flats: list[FlatQuantized]) -> FlatQuantized:
+def merge(q: Tensor, flats: list[FlatQuantized], inside: Any = None) -> FlatQuantized:
+    """One result of those of the parts, their code maps side by side."""
+    codes = torch.cat([flat.codes for flat in flats], dim=1)  # (N, M)
+    masks = [flat.passed for flat in flats if flat.passed is not None]  # of parts of one kind: of all or of none
+    passed = torch.cat(masks, dim=1) if masks else None  # (N, M)
+    return FlatQuantized(q, codes, *averages(flats), passed, flats, inside)
+
+
+def averages(
+    flats: list[FlatQuantized],
+) -> tuple[dict[str, Loss], dict[str, Tensor], dict[str, Tensor]]:
     """Losses and stats of one name averaged over parts, histograms summed."""
     losses = {
         name: Loss(torch.stack([flat.losses[name].value for flat in flats]).mean(), loss.weight)
@@ -225,4 +279,4 @@ def merge(q: Tensor, codes: Tensor, flats: list[FlatQuantized]) -> FlatQuantized
     }
     stats = {name: torch.stack([flat.stats[name] for flat in flats]).mean() for name in flats[0].stats}
     histograms = {name: torch.stack([flat.histograms[name] for flat in flats]).sum(0) for name in flats[0].histograms}
-    return FlatQuantized(q, codes, losses, stats, histograms)
+    return losses, stats, histograms

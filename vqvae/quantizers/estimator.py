@@ -1,4 +1,4 @@
-"""How the gradient passes the lookup."""
+"""Gradient estimators: they pass the gradient by the lookup."""
 
 from __future__ import annotations
 

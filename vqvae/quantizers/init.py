@@ -1,4 +1,4 @@
-"""How the codes start."""
+"""Initial codes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Init:
     """Codes before training: `draw` from nothing, or `choose` from data, where `vectors_wanted` is above 0."""
 
     def vectors_wanted(self, size: int) -> int:
-        """How many latent vectors `choose` wants for K = size codes; whole batches are gathered until there are as many."""
+        """The number of latent vectors that `choose` wants for K = size codes; gathered in whole batches."""
         return 0
 
     def draw(self, size: int, dim: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which code is the nearest, and under which metric."""
+"""Lookups: they choose the code of a vector, each by its metric."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vqvae.quantizers.nearest import nearest_code, nearest_code_sampled, nearest
 from vqvae.ranges import Count, NonNegativeInt, NotEmpty, PositiveFloat, PositiveInt, Share, checked
 
 
-class Found(NamedTuple):
+class LookupResult(NamedTuple):
     """indices (N,) int64; passed (N,) bool: vectors to hand on unquantized, or None for none ever."""
 
     indices: Tensor
@@ -24,7 +24,7 @@ class Found(NamedTuple):
 
 
 class Lookup(nn.Module):
-    """forward: z (N, d), codes (K, d) -> Found; called without gradient, in training and eval."""
+    """forward: z (N, d), codes (K, d) -> LookupResult; called without gradient, in training and eval."""
 
     picks_nearest: bool = True  # whether the chosen code is the nearest one
 
@@ -51,15 +51,15 @@ class Lookup(nn.Module):
 class Euclidean(Lookup):
     """The code at the smallest euclidean distance; ties go to the lowest index."""
 
-    def forward(self, z: Tensor, codes: Tensor) -> Found:
-        return Found(nearest_code(z, codes))
+    def forward(self, z: Tensor, codes: Tensor) -> LookupResult:
+        return LookupResult(nearest_code(z, codes))
 
 
 class L1(Lookup):
     """The code at the smallest sum of absolute differences; ties go to the lowest index."""
 
-    def forward(self, z: Tensor, codes: Tensor) -> Found:
-        return Found(nearest_code(z, codes, "l1"))
+    def forward(self, z: Tensor, codes: Tensor) -> LookupResult:
+        return LookupResult(nearest_code(z, codes, "l1"))
 
     def distance(self, z: Tensor, q: Tensor) -> Tensor:
         return (z - q).abs().sum(1)
@@ -68,8 +68,8 @@ class L1(Lookup):
 class LInf(Lookup):
     """The code at the smallest largest absolute difference; ties go to the lowest index."""
 
-    def forward(self, z: Tensor, codes: Tensor) -> Found:
-        return Found(nearest_code(z, codes, "linf"))
+    def forward(self, z: Tensor, codes: Tensor) -> LookupResult:
+        return LookupResult(nearest_code(z, codes, "linf"))
 
     def distance(self, z: Tensor, q: Tensor) -> Tensor:
         return (z - q).abs().amax(1)
@@ -78,8 +78,8 @@ class LInf(Lookup):
 class Cosine(Lookup):
     """The code at the smallest angle. In space=raw, output and losses stay unscaled, as in DAC (arXiv 2306.06546)."""
 
-    def forward(self, z: Tensor, codes: Tensor) -> Found:
-        return Found(nearest_code(unit(z), unit(codes)))
+    def forward(self, z: Tensor, codes: Tensor) -> LookupResult:
+        return LookupResult(nearest_code(unit(z), unit(codes)))
 
     def distance(self, z: Tensor, q: Tensor) -> Tensor:
         """1 - cos(z, q)."""
@@ -118,7 +118,7 @@ class CosineVote(Cosine):
             raise UserError(f"{len(labels)} labels for {size} codes; give one label a code, or null")
         self.register_buffer("labels", torch.tensor(labels), persistent=False)
 
-    def forward(self, z: Tensor, codes: Tensor) -> Found:
+    def forward(self, z: Tensor, codes: Tensor) -> LookupResult:
         neighbours = nearest_codes(unit(z), unit(codes), self.neighbours)[0]  # (N, k)
         labels = self.labels[neighbours]  # (N, k)
         votes = (labels[:, :, None] == labels[:, None, :]).sum(2)  # (N, k): votes for each neighbour's label
@@ -132,8 +132,8 @@ class CosineVote(Cosine):
             sorted_labels, order = self.labels.sort(stable=True)
             indices = order[torch.searchsorted(sorted_labels, winner)]  # (N,)
         if self.min_share == 0:
-            return Found(indices)
-        return Found(indices, most[:, 0] < self.min_share * self.neighbours)
+            return LookupResult(indices)
+        return LookupResult(indices, most[:, 0] < self.min_share * self.neighbours)
 
 
 @checked
@@ -146,10 +146,10 @@ class Stochastic(Lookup):
         super().__init__()
         self.temperature = temperature
 
-    def forward(self, z: Tensor, codes: Tensor) -> Found:
+    def forward(self, z: Tensor, codes: Tensor) -> LookupResult:
         if self.training:
-            return Found(nearest_code_sampled(z, codes, self.temperature))
-        return Found(nearest_code(z, codes))
+            return LookupResult(nearest_code_sampled(z, codes, self.temperature))
+        return LookupResult(nearest_code(z, codes))
 
 
 @checked
@@ -177,7 +177,7 @@ class PCA(Lookup):
         self.register_buffer("centre", torch.zeros(dim))
         self.register_buffer("axes", torch.eye(dim)[:, : self.components].contiguous())
 
-    def forward(self, z: Tensor, codes: Tensor) -> Found:
+    def forward(self, z: Tensor, codes: Tensor) -> LookupResult:
         return self.inner((z - self.centre) @ self.axes, (codes - self.centre) @ self.axes)
 
     def distance(self, z: Tensor, q: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vqvae.errors import UserError
 from vqvae.quantizers.base import FlatQuantized, Quantized, Quantizer
-from vqvae.quantizers.compose import Composition, merge, refuse_other_width
+from vqvae.quantizers.compose import Composition, averages, refuse_other_width
 from vqvae.ranges import Count, Gt, Le, NotEmpty, PositiveInt, Share, checked
 
 
@@ -30,7 +30,7 @@ class MultiScale(Composition):
     Raises ValueError unless shares rise to 1, and for an inner quantizer that is not straight-through.
     """
 
-    needs_grid = True
+    outermost_because = "it works on whole grids"
 
     def __init__(
         self,
@@ -62,23 +62,24 @@ class MultiScale(Composition):
         z = z_e.float()
         flats: list[FlatQuantized] = []
         maps: list[Tensor] = []
+        passed: list[Tensor] = []
 
         def quantize(index: int, shape: tuple[int, ...], total: Tensor) -> Tensor:
             rows = self.flatten(shrink(z - total.detach(), shape))
-            flat = self.parts[0].quantize_flat(rows, rows, batch)
-            exact = (
-                self.parts[0].decode_flat(flat.codes) if self.training else flat.q
-            )  # in training attached to the codes
+            flat = self.parts[0].encode_flat(rows)
+            # in training attached to the codes
+            exact = self.parts[0].decode_flat(flat.codes) if self.training else flat.q
             flats.append(flat)
             maps.extend(m.view(batch, *shape) for m in flat.codes.unbind(1))
+            if flat.passed is not None:
+                passed.extend(m.view(batch, *shape) for m in flat.passed.unbind(1))
             return self.unflatten(exact, batch, torch.Size(shape))
 
         with torch.autocast(z_e.device.type, enabled=False):
             z_q = self.build_up(batch, grid, z, quantize)
             if self.training:
                 z_q = z_q + (z - z.detach())  # straight through, once; phi and the codes keep their own gradient
-        merged = merge(z_q, torch.empty(0), flats)
-        return Quantized(z_q, maps, merged.losses, merged.stats, merged.histograms)
+        return Quantized(z_q, maps, *averages(flats), passed)
 
     def decode(self, codes: list[Tensor]) -> Tensor:
         batch, grid = codes[-1].shape[0], codes[-1].shape[1:]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vqvae import distributed
 from vqvae.errors import UserError
+from vqvae.networks.linear import linear
 
 # Scores of one chunk: small enough for a CPU's cache, large enough to fill a GPU; MIN_ROWS keeps a GEMM a GEMM.
 CPU_CHUNK_ELEMENTS = 2**20
@@ -154,13 +155,6 @@ def euclidean_scores(codes: Tensor) -> Scores:
     return lambda z: linear(z - centre, weights, bias).unflatten(1, (-1, group))  # (n, groups, size)
 
 
-def linear(z: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
-    """z (n, d), weights (K, d), bias (K,) -> z weights^T + bias (n, K), on CPUs by oneDNN, which `torch.mm` does not use."""
-    if z.device.type == "cpu" and z.dtype == torch.float32 and has_onednn() and len(z):
-        return torch.ops.mkldnn._linear_pointwise(z, weights, bias, "none", [], "")
-    return torch.addmm(bias, z, weights.t())
-
-
 def absolute_scores(codes: Tensor, metric: str, compile: bool) -> Scores:
     """-|z - e| in the 1-norm or the maximum norm: a compiled kernel over blocks of codes in registers, or `torch.cdist`."""
     group = group_size(len(codes))
@@ -229,20 +223,14 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-@functools.cache
-def has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
 def attempt(name: str, function: Callable[..., Tensor], *arguments: Tensor) -> Tensor | None:
     """function(*arguments), or None from its first failure on: a missing compiler must not stop a run."""
     if name in broken:
         return None
     try:
         return function(*arguments)
-    except (
-        Exception
-    ) as error:  # compilers fail in many ways: dynamo's, inductor's, Triton's and the system's own errors
+    # compilers fail in many ways: dynamo's, inductor's, Triton's and the system's own errors
+    except Exception as error:
         broken.add(name)
         reason = (str(error).strip().splitlines() or [""])[0]
         warnings.warn(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae import distributed
-from vqvae.quantizers.chunked import squared_distances, sum_rows
+from vqvae.quantizers.chunked import centered_distances, sum_rows
 from vqvae.ranges import Ge, In, NonNegativeFloat, PositiveFloat, checked
 
 ROOT_EPSILON = 1e-12  # under square roots, whose slope at 0 is infinite
@@ -163,7 +163,7 @@ class Soft(Regularizer):
 
     def log_p(self, z: Tensor, codes: Tensor) -> Tensor:
         """-> (n, K)."""
-        return (-squared_distances(z, codes) / self.temperature).log_softmax(1)
+        return (-centered_distances(z, codes) / self.temperature).log_softmax(1)
 
 
 class SampleEntropy(Soft):
@@ -219,7 +219,7 @@ class Contrastive(Regularizer):
 
 def sum_of_distances(z: Tensor, codes: Tensor) -> Tensor:
     """Sum over pairs of |z - e|; z (n, d), codes (K, d) -> 0-d."""
-    return (squared_distances(z, codes).clamp_min(0) + ROOT_EPSILON).sqrt().sum()
+    return (centered_distances(z, codes).clamp_min(0) + ROOT_EPSILON).sqrt().sum()
 
 
 def mean_square_error(a: Tensor, b: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What happens to codes that nothing chooses any more."""
+"""Replacement of codes that are no longer used."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ class BatchRevival(Revival):
         size = len(self.priority)
         gathered = distributed.gather_rows(self.candidates), distributed.gather_rows(self.priority)
         vectors, priority = top(*gathered, size)
-        found = (priority >= 0).sum()
-        return vectors[torch.arange(size, device=vectors.device) % found.clamp_min(1)], found > 0
+        available = (priority >= 0).sum()
+        return vectors[torch.arange(size, device=vectors.device) % available.clamp_min(1)], available > 0
 
 
 @checked
@@ -117,8 +117,8 @@ class RandomRevival(BatchRevival):
         self.usage.copy_(torch.where(applied, usage, self.usage))
         if not self.due:
             return {}
-        vectors, found = self.random_vectors()
-        dead = applied & found & (self.usage * codebook.size < self.threshold)
+        vectors, available = self.random_vectors()
+        dead = applied & available & (self.usage * codebook.size < self.threshold)
         self.usage.copy_(torch.where(dead, 1 / codebook.size, self.usage))
         return codebook.replace(dead, vectors)
 
@@ -147,8 +147,8 @@ class LeastRecentlyUsed(BatchRevival):
         self.waited.copy_(torch.where(applied, waited, self.waited))
         if not self.due:
             return {}
-        vectors, found = self.random_vectors()
-        dead = applied & found & (self.waited > self.patience)
+        vectors, available = self.random_vectors()
+        dead = applied & available & (self.waited > self.patience)
         self.waited.copy_(torch.where(dead, 0.0, self.waited))
         return codebook.replace(dead, vectors)
 

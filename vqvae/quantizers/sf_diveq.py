@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae.errors import UserError
@@ -19,8 +18,8 @@ class SFDiVeQ(VectorQuantizer):
     Deviation: the paper starts codes from averaged latents after 1,000 unquantized steps; here `init` does, before the first.
     """
 
-    def refuse_what_cannot_go_together(self) -> None:
-        super().refuse_what_cannot_go_together()
+    def check_compatible(self) -> None:
+        super().check_compatible()
         if not self.estimator.trains_codes:
             raise UserError(
                 f"points between codes are trained through the output, which {type(self.estimator).__name__} does not do: "
@@ -29,12 +28,10 @@ class SFDiVeQ(VectorQuantizer):
         if not self.nearest.picks_nearest:
             raise UserError("points between codes are looked up by distance: choose quantizer/lookup=euclidean")
 
-    def choose(self, z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def points(self, codes: Tensor) -> tuple[Tensor, Tensor | None]:
         if not self.training:
-            return super().choose(z, codes)
-        place = torch.rand(self.codebook.size - 1, 1, device=z.device)  # (K - 1, 1), the same on every rank
-        points = torch.lerp(codes[:-1], codes[1:], place)  # (K - 1, d)
-        with torch.no_grad():
-            segment, passed = self.nearest(z, points)  # (N,)
-            indices = segment + (place[:, 0] > 0.5)[segment]
-        return indices, F.embedding(segment, points), passed
+            return super().points(codes)
+        size = self.codebook.size
+        place = torch.rand(size - 1, 1, device=codes.device)  # (K - 1, 1), the same on every rank
+        nearer_end = torch.arange(size - 1, device=codes.device) + (place[:, 0] > 0.5)  # (K - 1,)
+        return torch.lerp(codes[:-1], codes[1:], place), nearer_end

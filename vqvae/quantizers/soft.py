@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vqvae import distributed
 from vqvae.quantizers.base import FlatQuantized, Loss, NumCodes, Quantizer
-from vqvae.quantizers.chunked import map_rows, squared_distances, sum_rows
+from vqvae.quantizers.chunked import centered_distances, map_rows, sum_rows
 from vqvae.quantizers.init import Init
 from vqvae.quantizers.nearest import nearest_code
 from vqvae.quantizers.regularizers import mean_square_error
@@ -146,7 +146,7 @@ class SQVAE(SoftQuantizer):
 
     def quantize(self, z: Tensor) -> FlatQuantized:
         variance = self.log_variance.exp()
-        squared = squared_distances(z, self.codebook)  # (N, K)
+        squared = centered_distances(z, self.codebook)  # (N, K)
         logits = -squared / (2 * variance)  # (N, K)
         indices = logits.argmax(1, keepdim=True)  # (N, 1)
         log_p = logits.log_softmax(1)

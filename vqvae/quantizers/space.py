@@ -1,4 +1,4 @@
-"""Where vectors and codes live: applied to both before lookup, losses and output."""
+"""The space of vectors and codes: applied to both before lookup, losses and output."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class VectorQuantizer(Quantizer):
         self.space, self.codebook, self.nearest = space, codebook, lookup
         self.estimator, self.init, self.revival = estimator, init, revival
         self.regularizers = nn.ModuleDict(regularizers)  # type: ignore[assignment]
-        self.refuse_what_cannot_go_together()
+        self.check_compatible()
         revival.attach(codebook)
         self.init_vectors = init.vectors_wanted(codebook.size)
         self.register_buffer("counts", torch.zeros(codebook.size), persistent=False)  # of this step
@@ -58,7 +58,8 @@ class VectorQuantizer(Quantizer):
     def is_straight_through(self) -> bool:
         return isinstance(self.estimator, StraightThrough)
 
-    def refuse_what_cannot_go_together(self) -> None:
+    def check_compatible(self) -> None:
+        """Raises ValueError for parts that cannot go together, with what to choose instead."""
         book = type(self.codebook).__name__
         learns, estimator = self.codebook.learns_by_gradient, type(self.estimator).__name__
         trainers = {name: r for name, r in self.regularizers.items() if r.trains_codes}
@@ -94,7 +95,11 @@ class VectorQuantizer(Quantizer):
 
     def quantize(self, z: Tensor) -> FlatQuantized:
         codes, z = self.spaced_codes(), self.space(z)
-        indices, q, passed = self.choose(z, codes)
+        points, code_of = self.points(codes)
+        with torch.no_grad():
+            chosen, passed = self.nearest(z, points)  # (N,)
+        q = F.embedding(chosen, points)  # (N, d)
+        indices = chosen if code_of is None else code_of[chosen]
         losses = {name: Loss(r(z, q, codes), r.weight) for name, r in self.regularizers.items()}
         with torch.no_grad():
             distance = self.nearest.distance(z, q)  # (N,)
@@ -108,13 +113,12 @@ class VectorQuantizer(Quantizer):
             stats["identity_mapped"] = mean(passed)
             q = torch.where(passed[:, None], z, q)
         histograms = {} if self.training else self.histograms(z, q)
+        passed = None if passed is None else passed[:, None]
         return FlatQuantized(q, indices[:, None], losses, stats, histograms, passed)
 
-    def choose(self, z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """z (N, d), codes (K, d) -> indices (N,), their vectors (N, d) attached to codes, mask (N,) of what passes or None."""
-        with torch.no_grad():
-            indices, passed = self.nearest(z, codes)
-        return indices, F.embedding(indices, codes), passed
+    def points(self, codes: Tensor) -> tuple[Tensor, Tensor | None]:
+        """codes (K, d) -> the points (P, d) that vectors go to, and the code of each (P,), or None where they are the codes."""
+        return codes, None
 
     def estimate(self, z: Tensor, q: Tensor) -> Tensor:
         return self.estimator(self.space(z), q)

@@ -63,7 +63,7 @@ class AutoencoderStage(Stage):
     def training_losses(self, batch: ItemBatch) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         output: Output = self.forwards["model"](batch.x)
         terms = self._weigh(self.reconstruction(output.decoded, batch.x), output)
-        self.counted.append(self._count(output.codes))
+        self.counted.append(self._count(output))
         yield "model", terms["loss"], terms
 
     def after_step(self, applied: Tensor) -> dict[nn.Parameter, Tensor]:
@@ -86,7 +86,7 @@ class AutoencoderStage(Stage):
         terms = self._weigh(self.reconstruction(output.decoded, x), output)
         sums |= {f"term/{name}": value.double() * len(x) for name, value in terms.items()}
         sums |= {f"histogram/{name}": counts for name, counts in output.histograms.items()}
-        return sums | {f"counts{m}": counts for m, counts in enumerate(self._count(output.codes))}
+        return sums | {f"counts{m}": counts for m, counts in enumerate(self._count(output))}
 
     def evaluation_metrics(self, sums: dict[str, Tensor]) -> dict[str, Any]:
         metrics: dict[str, Any] = reconstruction_metrics(sums, self.variance)
@@ -128,8 +128,9 @@ class AutoencoderStage(Stage):
         weighted = {f"{name}_weighted": value * weight for name, (value, weight) in plain.items()}
         return {"loss": torch.stack(list(weighted.values())).sum(), **terms, **weighted, **output.stats}
 
-    def _count(self, codes: list[Tensor]) -> list[Tensor]:
-        return [count_codes(one, size) for one, size in zip(codes, self.model.codebook_sizes)]
+    def _count(self, output: Output) -> list[Tensor]:
+        maps = zip(output.codes, self.model.codebook_sizes, output.passed)
+        return [count_codes(codes, size, passed) for codes, size, passed in maps]
 
     @torch.no_grad()
     def _of_codebooks(self, figures: Callable[[Tensor], dict[str, Any]]) -> dict[str, Any]:
