@@ -68,9 +68,8 @@ class LayerCache:
     def __init__(self, layer: GatedLayer, condition: Tensor) -> None:
         batch, _, columns, width = condition.shape
         self.layer, self.condition = layer, condition
-        left, right, above, _ = layer.vertical.pad
-        self.pad = (0, 0, left, right)
-        self.rows = condition.new_zeros(batch, above + 1, left + columns + right, width)  # of v, the newest last
+        self.left, right, above, _ = layer.vertical.pad
+        self.rows = condition.new_zeros(batch, above + 1, self.left + columns + right, width)  # of v, the newest last
         self.weight_vertical = layer.vertical.conv.weight.contiguous(memory_format=torch.channels_last)
         taps = layer.horizontal.conv.kernel_size[1]
         self.weight = layer.horizontal.conv.weight[:, :, 0].permute(2, 1, 0).flatten(0, 1).contiguous()  # (k w, 2 w)
@@ -92,7 +91,9 @@ class LayerCache:
     def end_row(self, r: int, v: Tensor) -> Tensor:
         """v (B, W, width), row r of the vertical stack -> the same row of its output; begins the next row."""
         layer = self.layer
-        self.rows = torch.cat([self.rows[:, 1:], F.pad(v, self.pad)[:, None]], dim=1)
+        for above in range(self.rows.shape[1] - 1):
+            self.rows[:, above] = self.rows[:, above + 1]
+        self.rows[:, -1, self.left : self.left + v.shape[1]] = v
         v_in = F.conv2d(
             self.rows.permute(0, 3, 1, 2), self.weight_vertical, layer.vertical.conv.bias
         )  # (B, 2 width, 1, W)
