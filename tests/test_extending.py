@@ -146,8 +146,8 @@ EXTENSIONS = {
         class Huber(Distance):
             name = "huber"
 
-            def distance(self, output, x):
-                return F.huber_loss(output, x)
+            def value(self, output, x):
+                return F.huber_loss(output, x) / self.divisor
         """,
         """
         _target_: mine.loss.Huber
@@ -160,11 +160,11 @@ EXTENSIONS = {
         from dataclasses import dataclass
         import torch
         from vqvae.data.base import TensorSplit, fingerprint, no_labels
-        from vqvae.data.pictures import Pictures
+        from vqvae.data.images import Images
 
 
         @dataclass(kw_only=True)
-        class Ramps(Pictures):
+        class Ramps(Images):
             train_count: int
             val_count: int
 

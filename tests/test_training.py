@@ -6,11 +6,15 @@ import random
 import signal
 import subprocess
 import time
+import traceback
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import (
+    ROOT,
     SMALL_CODEBOOK,
     TINY,
     assert_same_result,
@@ -324,3 +328,26 @@ def test_codes_start_from_data_with_and_without_a_weight_average(
         train_inside(*overrides, "stages=[autoencoder]", f"run_dir={tmp_path / 'run'}")
     for codes in seen:
         torch.testing.assert_close(codes, chosen[0])
+
+
+def test_from_main_to_the_loss_are_at_most_seven_functions_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader who follows the code from train.py's main reaches the line that computes the loss in seven functions."""
+    original, depths = F.mse_loss, []
+
+    def spy(*args: Any, **kwargs: Any) -> torch.Tensor:
+        names = [
+            frame.name
+            for frame in traceback.extract_stack()
+            if Path(frame.filename) == ROOT / "train.py" or (ROOT / "vqvae") in Path(frame.filename).parents
+        ]
+        if "train_step" in names:
+            depths.append(names[names.index("main") :])
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(F, "mse_loss", spy)
+    train_inside(*TINY, *SMALL_CODEBOOK, "stages=[autoencoder]", "trainer.steps=1", f"run_dir={tmp_path / 'run'}")
+    to_the_loss = [names for names in depths if names[-1] == "value"]
+    assert to_the_loss
+    assert all(len(names) <= 7 for names in to_the_loss), to_the_loss[0]
