@@ -1,0 +1,43 @@
+"""The README's Python runs as printed, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_python_in_the_readme_runs(finished_run: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 2
+    names = {
+        "x": torch.rand(2, 3, 32, 32) * 2 - 1,
+        "z_e": torch.randn(2, 64, 4, 4, requires_grad=True),
+        "decoder": lambda z_q: F.interpolate(z_q[:, :3], size=(32, 32)),
+        "reconstruction_loss": F.mse_loss,
+    }
+    for block in blocks:
+        exec(block.replace("runs/mine", str(finished_run)), names)
+    assert names["images"].shape == (16, 3, 32, 32)  # type: ignore[attr-defined]
+    names["loss"].backward()  # type: ignore[attr-defined]
+    assert names["z_e"].grad is not None  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere_and_pages_say_whom_they_serve(page: Path) -> None:
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert target.startswith("http") or (page.parent / target).exists(), target
+    if page.parent.name == "docs":
+        assert text.startswith("For "), page
+
+
+def test_the_readme_is_a_front_door() -> None:
+    assert README.count("\n") <= 200
