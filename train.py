@@ -57,7 +57,7 @@ def main(cfg: Any) -> float | None:
 
 
 def adopt_config(cfg: Any, overrides: list[str]) -> Any:
-    """With `tokenizer=<run_dir>`, take over that run's data, model, quantizer and loss. Returns its folder, or None."""
+    """Take over data, model, quantizer and loss of the run that `tokenizer` names. Returns its folder, or None."""
     if cfg.tokenizer is None:
         return None
 

@@ -48,7 +48,7 @@ def train(name: str, folder: Path, overrides: list[str]) -> None:
 
 
 def steps_in(minutes: float, name: str, base: Path, probe: int, overrides: list[str]) -> int:
-    """How many steps fit `minutes`, from the median speed of a short run."""
+    """Number of steps that fit `minutes`, from the median speed of a short run."""
     file = base / f"{name}.speed.json"
     if not file.is_file():
         short = [f"prior.trainer.steps={probe}", f"prior.trainer.log_every_steps={max(1, probe // 10)}", "logger=off"]

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """What a user got wrong, in one sentence that names the key, the value and what to do."""
+    """Mistake of a user, in one sentence that names the key, the value and what to do."""
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:
-    """-> 'did you mean ...', or the list of what is valid where nothing is near."""
+    """Suggestion 'did you mean ...', or the list of valid names if none is near."""
     valid = list(dict.fromkeys(valid))
     near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else f"valid are: {', '.join(valid[:25])}"

@@ -194,7 +194,7 @@ class VQVAE(nn.Module):
             quantizer.begin_step(step, steps)
 
     def after_step(self, applied: Tensor) -> dict[nn.Parameter, Tensor]:
-        """-> {parameter: (K,) bool mask of replaced rows}."""
+        """Let quantizers update their codebooks. Returns {parameter: (K,) bool mask of replaced rows}."""
         replaced: dict[nn.Parameter, Tensor] = {}
         for quantizer in self.quantizers:
             replaced.update(quantizer.after_step(applied))

@@ -81,7 +81,7 @@ def argument_types(cls: type) -> dict[str, Any]:
 
 
 def out_of_range(value: Any, annotation: Any) -> str | None:
-    """-> 'must be at least 1', if a value of the right type is out of its declared range, else None."""
+    """Message 'must be at least 1' if a value of the right type is out of its declared range, else None."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         bounds = [bound for bound in arguments[1:] if isinstance(bound, Bound)]
@@ -100,7 +100,7 @@ def out_of_range(value: Any, annotation: Any) -> str | None:
 
 
 def broken(value: Any, bounds: list[Bound]) -> str | None:
-    """-> 'must' and the words of the bounds that the value breaks, or None."""
+    """Message 'must' with the words of the bounds that the value breaks, or None."""
     try:
         words = [bound.words for bound in bounds if not bound.holds(value)]
     except TypeError:  # a text where a number belongs

@@ -1,4 +1,4 @@
-"""What processes tell each other in a training step, for every quantizer, and how long steps of one and two take."""
+"""Traffic between processes in a training step, for every quantizer, and the time of a step on one and two."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def processes(overrides: list[str], folder: str) -> None:
 
 
 def in_processes(count: int, work: Callable[[list[str], str], Any], overrides: list[str]) -> list[Any]:
-    """What `work` returns in each of `count` processes of one gloo group; the cores are dealt to them."""
+    """Results of `work` in each of `count` processes of one gloo group, which share the cores."""
     with tempfile.TemporaryDirectory() as folder:
         threads = max(1, torch.get_num_threads() // count)
         mp.start_processes(member, (count, threads, folder, work, overrides), nprocs=count, start_method="spawn")
@@ -140,7 +140,7 @@ def count_bytes(overrides: list[str], folder: str) -> list[list[Any]]:
 
 
 def count_steps(run: Run, traffic: Traffic) -> list[Any]:
-    """-> codes, KiB of gradients, KiB and collectives of state, KiB of state with a revival, KiB to start."""
+    """Table row: codes, KiB of gradients, KiB and collectives of state, KiB of state with a revival, KiB to start."""
     torch.manual_seed(0)
     stage = run.autoencoder_stage(0.25)
     model = stage.model.train()

@@ -52,7 +52,7 @@ def quantizers(overrides: list[str], folder: str) -> None:
 
 
 def measure(threads: int, overrides: list[str]) -> tuple[Rows, Rows]:
-    """-> rows of the two tables. Steps with glibc returning freed memory, as in any process, and keeping it."""
+    """Rows of the two tables. Steps with glibc returning freed memory, as in any process, and keeping it."""
     torch.set_num_threads(threads)
     steps, parts = [], []
     for kept in (False, True):
@@ -69,7 +69,7 @@ def measure(threads: int, overrides: list[str]) -> tuple[Rows, Rows]:
 
 
 def step_row(latents: Tensor, codes: Tensor, overrides: list[str]) -> list[Any]:
-    """-> ms of our training step, ms of the peer's, the ratio; both see their latents in the layout that they need."""
+    """Table row: ms of our training step, ms of the peer's, the ratio; both see their latents in the layout that they need."""
     ours, upstream = our_quantizer(codes, overrides), torch.randn_like(latents)
     grid = latents[None].movedim(-1, 1).detach().requires_grad_()  # (1, d, N), channels last in memory
     grid_upstream, applied = upstream[None].movedim(-1, 1), torch.tensor(True)
@@ -104,7 +104,7 @@ def step_row(latents: Tensor, codes: Tensor, overrides: list[str]) -> list[Any]:
 
 
 def nearest_row(latents: Tensor, codes: Tensor) -> list[Any]:
-    """-> ms of the euclidean lookup, its speed as a multiple of the bare GEMM's, time of the other metrics over it."""
+    """Table row: ms of the euclidean lookup, its speed as a multiple of the bare GEMM's, time of the other metrics over it."""
     scores = torch.empty(len(latents), len(codes))
     times = in_turns(
         {

@@ -29,7 +29,7 @@ def prior_of(name: str, grid: tuple[int, ...], overrides: list[str]) -> Prior:
 
 
 def seconds_of(prior: Prior, count: int, method: str | None = None) -> float:
-    """Of one whole call of `sample`."""
+    """Seconds of one call of `sample`."""
     labels = torch.arange(count) % CLASSES
     start = time.perf_counter()
     prior.sample(list(range(count)), labels, Sampling(method=method))

@@ -20,7 +20,7 @@ OTHER_RANK = re.compile(r"Connection (closed|reset) by peer|Broken pipe")  # as 
 
 
 def user_message(error: BaseException, config_name: str = "train") -> str | None:
-    """What to tell the user about an error: his mistake, or a limit of his machine. None for a bug of the program."""
+    """Message for the user about an error: his mistake, or a limit of his machine. None for a bug of the program."""
     text = str(error)
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return user_message(error.__cause__, config_name)
@@ -67,7 +67,7 @@ def explain(error: Exception, config_name: str) -> str:
 
 
 def unknown_key(key: str, config_name: str) -> str:
-    """-> '<key> is not a config key; did you mean ...'."""
+    """Message '<key> is not a config key; did you mean ...'."""
     with_groups = [] if "." in key else [group for group in groups() if group not in TOP_LEVEL]
     chosen = [a.split(",")[0] for a in sys.argv[1:] if a.split("=")[0] in groups()]  # of a sweep, the first choice
     keys = list(flatten(OmegaConf.to_container(compose(config_name, chosen), resolve=False)))

@@ -20,7 +20,7 @@ def mistake_in(key: str, value: Any, annotation: Any) -> str | None:
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Whether a config value is of the annotated type. A class of objects is fitted by a node with a `_target_`."""
+    """True if a config value is of the annotated type. A node with a `_target_` fits any class."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         return fits(value, arguments[0])
@@ -71,7 +71,7 @@ def fixed_length(annotation: Any) -> int | None:
 
 
 def inner(annotation: Any) -> Any:
-    """What the items of a list or the values of a dict are annotated with."""
+    """Annotation of the items of a list, or of the values of a dict."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         return inner(arguments[0])

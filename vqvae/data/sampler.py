@@ -1,4 +1,4 @@
-"""Which pictures a step sees: a pure function of (seed, pictures seen), so that there is no loader state to save."""
+"""Items of each step: a pure function of (seed, items seen), so that there is no loader state to save."""
 
 from __future__ import annotations
 

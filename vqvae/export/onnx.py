@@ -20,7 +20,7 @@ ONE_FILE_BYTES = 1_500_000_000  # a protobuf ends at 2 GB; larger weights go to 
 
 
 class CannotExport(Exception):
-    """What keeps a decoder from becoming ONNX, in one sentence."""
+    """Reason why a decoder cannot be exported to ONNX, in one sentence."""
 
 
 class CodesToData(nn.Module):

@@ -1,1 +1,1 @@
-"""What a trained model is used for: encode, decode, search for better codes."""
+"""Use of a trained model: encode, decode, reconstruct, sample, search for better codes."""

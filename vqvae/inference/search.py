@@ -92,7 +92,7 @@ def check_places(model: VQVAE, size: tuple[int, ...]) -> None:
 
 
 def moves(model: VQVAE, codes: list[Tensor], sweeps: int) -> Iterator[tuple[int, int, tuple[slice, ...]]]:
-    """-> (map, its level counted from the coarsest, the places (B, *s) that are tried at once), one after another."""
+    """Yield (map, its level counted from the coarsest, the places (B, *s) that are tried at once)."""
     levels = [level for level, q in enumerate(reversed(model.quantizers)) for _ in q.codebook_sizes]
     for _ in range(sweeps):
         for m, level in enumerate(levels):

@@ -129,7 +129,7 @@ class Logistic(Likelihood):
         return mean.clamp(-1, 1)  # the weights sum to 1 up to rounding
 
     def split(self, output: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """-> log weights (B, k, *S), means and log scales (B, k, C, *S), coefficients (B, k, C (C - 1) / 2, *S)."""
+        """Log weights (B, k, *S), means and log scales (B, k, C, *S), coefficients (B, k, C (C - 1) / 2, *S)."""
         fields = output.unflatten(1, (self.mixtures, -1))  # (B, k, (C + 1)(C + 2) / 2, *S)
         c = (math.isqrt(8 * fields.shape[2] + 1) - 3) // 2
         logits, means, log_scales, coefficients = fields.split([1, c, c, c * (c - 1) // 2], 2)

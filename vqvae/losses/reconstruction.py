@@ -1,4 +1,4 @@
-"""How far the reconstruction is from the data."""
+"""Reconstruction losses: distances between reconstruction and data."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ReconstructionLoss(nn.Module):
             return self.value(output.float(), x)
 
     def decoder_channels(self, channels: int) -> int:
-        """How many channels the decoder must put out for data of C channels."""
+        """Number of decoder channels for data of C channels."""
         return channels
 
     def to_image(self, output: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class ReconstructionLoss(nn.Module):
         return output.float().clamp(-1, 1)
 
     def figures(self, mean: float) -> dict[str, float]:
-        """What the mean of this loss over a set says beside itself, by name; nothing unless a loss knows better."""
+        """Figures that follow from the mean of this loss over a set, by name; none by default."""
         return {}
 
 

@@ -1,4 +1,4 @@
-"""How many codes are used, and how evenly."""
+"""Use of codes: how many, and how evenly."""
 
 from __future__ import annotations
 

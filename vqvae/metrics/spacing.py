@@ -1,4 +1,4 @@
-"""How far the codes of a codebook lie from each other."""
+"""Distances between the codes of a codebook."""
 
 from __future__ import annotations
 

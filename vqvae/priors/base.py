@@ -214,7 +214,7 @@ class Prior(nn.Module):
         """`sample` for one chunk."""
 
     def start_codes(self, labels: Tensor, known: Known | None) -> tuple[list[Tensor], list[Tensor]]:
-        """-> M maps (B, *s_m) of codes to be filled in, the known ones in their places, and masks of those."""
+        """Start of sampling: M maps (B, *s_m) of codes to be filled in, the known ones in their places, and masks of those."""
         if known is not None:
             return [m.clone() for m in known.codes], [m.clone() for m in known.kept]
         codes = [labels.new_zeros(len(labels), *shape) for shape in self.code_shapes]

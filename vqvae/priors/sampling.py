@@ -49,7 +49,7 @@ class Sampling:
         return self.guidance != 1
 
     def guide(self, logits: Tensor, progress: Tensor) -> Tensor:
-        """If `guided`: logits (2 B, K, n), with the class and then without -> (B, K, n).
+        """Apply guidance: logits (2 B, K, n), with the class and then without -> (B, K, n); unguided logits stay.
 
         progress (n,), or what broadcasts to logits: the share of a sample's codes that come before each.
         """

@@ -57,7 +57,7 @@ class Block(nn.Module):
         return self.add(x, attend(q, keys[:, :, past], values[:, :, past], causal=False), modulation)
 
     def attended(self, x: Tensor, modulation: tuple[Tensor, ...], angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """-> queries, keys and values, each (B, heads, N, head_dim)."""
+        """Queries, keys and values, each (B, heads, N, head_dim)."""
         scale, shift = modulation[:2]
         qkv = self.qkv(self.norm(x) * (1 + scale) + shift).unflatten(
             2, (3 * self.heads, -1)
@@ -178,7 +178,7 @@ class TransformerMap(MapNetwork):
         return logits.transpose(1, 2).unflatten(2, self.grid)  # (B, K, *s)
 
     def draw_order(self, batch: int) -> Tensor:
-        """-> (batch, N), rows of positions: a random permutation with probability `random_share`, else raster order."""
+        """Orders (batch, N), rows of positions: a random permutation with probability `random_share`, else raster order."""
         device, count = self.random_share.device, self.codes_per_map
         permuted = distributed.draw_of_rank(lambda rows: torch.rand(rows, count, device=device), batch).argsort(1)
         chosen = distributed.draw_of_rank(lambda rows: torch.rand(rows, 1, device=device), batch) < self.random_share

@@ -59,7 +59,7 @@ class LayerCache:
         self.half = self.sum[:width]
 
     def place(self, position: int) -> Tensor:
-        """-> (width, B), where the layer's input at `position` belongs."""
+        """Place (width, B) of the layer's input at `position`."""
         return self.places[position % len(self.places)]
 
     def code(self, position: int, condition: Tensor, out: Tensor | None) -> None:

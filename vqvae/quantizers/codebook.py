@@ -34,7 +34,7 @@ class Codebook(nn.Module):
 
     @abstractmethod
     def codes(self) -> Tensor:
-        """-> (K, d) float32, attached to whatever trains them."""
+        """Codes (K, d) float32, attached to whatever trains them."""
 
     @abstractmethod
     def with_size(self, size: int) -> Codebook:

@@ -20,7 +20,7 @@ class Init:
         return 0
 
     def draw(self, size: int, dim: int) -> Tensor:
-        """-> codes (K, d)."""
+        """Draw codes (K, d)."""
         return torch.randn(size, dim) / math.sqrt(dim)
 
     def choose(self, vectors: Tensor, size: int) -> Tensor:

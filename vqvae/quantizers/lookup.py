@@ -138,7 +138,7 @@ class CosineVote(Cosine):
 
 @checked
 class Stochastic(Lookup):
-    """In training a code drawn from softmax(-|z - e|^2 / temperature) (RQ-VAE, arXiv 2203.01941); in eval the nearest."""
+    """Draws a code from softmax(-|z - e|^2 / temperature) in training (RQ-VAE, arXiv 2203.01941); the nearest in eval."""
 
     picks_nearest = False
 

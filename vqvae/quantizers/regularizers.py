@@ -162,7 +162,7 @@ class Soft(Regularizer):
         self.temperature = temperature
 
     def log_p(self, z: Tensor, codes: Tensor) -> Tensor:
-        """-> (n, K)."""
+        """Logits (n, K)."""
         return (-centered_distances(z, codes) / self.temperature).log_softmax(1)
 
 

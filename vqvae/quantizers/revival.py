@@ -79,7 +79,7 @@ class BatchRevival(Revival):
             self.priority.copy_(priority)
 
     def random_vectors(self) -> tuple[Tensor, Tensor]:
-        """-> (K, d) drawn from the step's vectors over all ranks, and whether there were any (0-d bool); same on every rank.
+        """Draw (K, d) from the step's vectors over all ranks, and whether there were any (0-d bool); same on every rank.
 
         They are different ones as far as there are.
         """

@@ -124,7 +124,7 @@ class VectorQuantizer(Quantizer):
         return self.estimator(self.space(z), q)
 
     def spaced_codes(self) -> Tensor:
-        """-> (K, d), in this quantizer's space."""
+        """Codes (K, d) in this quantizer's space."""
         return self.space(self.codebook.codes())
 
     def lookup(self, codes: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pictures of a run for people who would rather look than read."""
+"""Plots of a run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PANELS_A_ROW = 4
 
 
 def plot_curves(lines: list[dict[str, Any]], path: Path) -> None:
-    """The metrics of one stage over its steps, one panel a subject -> PNG."""
+    """Plot the metrics of one stage over its steps, one panel per subject -> PNG."""
     plt = pyplot()
     names = {name for line in lines for name in line}
     panels = {}
@@ -51,7 +51,7 @@ def plot_curves(lines: list[dict[str, Any]], path: Path) -> None:
 
 
 def plot_codes(counts: list[Tensor], histograms: dict[str, dict[str, list[float]]], path: Path) -> None:
-    """How often each code of each map is used, most used first, beside uniform use; then histograms by name -> PNG.
+    """Plot the use of each code of each map, most used first, and histograms by name -> PNG.
 
     counts: M x (K_m,). histograms: as made in metrics.codebook.
     """
@@ -85,7 +85,7 @@ def plot_codes(counts: list[Tensor], histograms: dict[str, dict[str, list[float]
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether a metric's name fits a pattern, in which {m}, {name} and {bound} stand for one path element's rest."""
+    """True if a metric's name fits a pattern, in which {m}, {name} and {bound} stand for text without a slash."""
     if "{" not in pattern:
         return name == pattern
     start, end = pattern.split("{")[0], pattern.split("}")[1]

@@ -118,7 +118,7 @@ def stage_figures(run: Run, stage: str) -> dict[str, Any]:
 
 
 def store_counts(store: CodeStore) -> list[Tensor]:
-    """How often each code occurs in a store: M x (K_m,)."""
+    """Count the codes of a store: M x (K_m,)."""
     counts = [torch.zeros(size, dtype=torch.int64) for size in store.codebook_sizes]
     for indices in torch.arange(len(store)).split(1000):
         for total, codes in zip(counts, store.codes(indices)):

@@ -1,4 +1,4 @@
-"""Checks of a run folder that may be a stranger's: what lies in it is its own, and weights are weights."""
+"""Validation of untrusted run folders: no links out of them, tensors only."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ def load_weights(file: Path, network: str, device: torch.device) -> dict[str, An
         if not isinstance(parameters, dict):
             raise UserError(f"{file}: {name} is not a set of weights")
         for key, value in parameters.items():
-            if not isinstance(key, str) or not isinstance(value, Tensor) or not is_whole(value):
+            if not isinstance(key, str) or not isinstance(value, Tensor) or not is_dense(value):
                 raise UserError(f"{file}: {name}/{key} is not a tensor")
             if value.is_floating_point() and bool(value.isnan().any()):
                 raise UserError(f"{file}: {name}/{key} has values that are not numbers")
     return state
 
 
-def is_whole(value: Tensor) -> bool:
-    """Whether all values of a tensor lie in its storage: not sparse, and not one value repeated a million times a million."""
+def is_dense(value: Tensor) -> bool:
+    """True if every value of a tensor is stored: not sparse, and not one value expanded to a huge shape."""
     return (
         value.layout == torch.strided
         and not value.is_quantized

@@ -1,1 +1,1 @@
-"""What sample.py does with a finished run: a module a mode, and `modes`, which checks the command before torch is imported."""
+"""Modes of sample.py, one module each; `modes` checks the command before torch is imported."""

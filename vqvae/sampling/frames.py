@@ -1,4 +1,4 @@
-"""How pictures come about, as an animated GIF: the codes while they are drawn."""
+"""Animated GIF of the codes while they are drawn."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Frames:
 
 
 def render(frames: Frames, job: Job, columns: int) -> list[Tensor]:
-    """-> pictures uint8 (1 or 3, H, W), one a frame: what the codes decode to, grey where the coarsest map is not drawn yet."""
+    """Images uint8 (1 or 3, H, W), one per frame: decoded codes, gray where the coarsest map is not drawn yet."""
     pictures = []
     for codes, drawn in frames.frames:
         shown = [m.masked_fill(~known, 0) for m, known in zip(codes, drawn)]  # what is not drawn may be no code at all

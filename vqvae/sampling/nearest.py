@@ -24,7 +24,7 @@ ELEMENTS = 2**24  # compared at a time: 16 MB of codes, 128 MB of pixels
 
 @dataclass
 class Queries:
-    """What neighbours are sought for: n items uint8 (n, C, *S), and their M code maps (n, *s_m)."""
+    """Items uint8 (n, C, *S) whose neighbors are searched, and their M code maps (n, *s_m)."""
 
     items: Tensor
     codes: list[Tensor]

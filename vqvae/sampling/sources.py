@@ -19,7 +19,7 @@ from vqvae.run.run import Run
 
 
 def names_in(image: Any) -> list[str]:
-    """What a user calls `image` -> names: one, a list, or several with commas between them (unless that is a file)."""
+    """Names in the setting `image`: one, a list, or several separated by commas (unless that is a file)."""
     if isinstance(image, list):
         return [str(one) for one in image]
     return [str(image)] if isfile(str(image)) else str(image).split(",")

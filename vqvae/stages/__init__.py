@@ -1,1 +1,1 @@
-"""What one training step computes, for each of the two stages."""
+"""Stages of training: the losses of a step, and evaluation, of the autoencoder and of the prior."""

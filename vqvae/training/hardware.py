@@ -1,4 +1,4 @@
-"""What depends on the machine: number formats, memory layout, clocks."""
+"""Number formats, memory layout and clocks, which depend on the machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def choose_precision(precision: str, device: torch.device) -> str:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX)."""
+    """True if this CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX)."""
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

@@ -1,4 +1,4 @@
-"""Where a stage's numbers and pictures go: files always, wandb where it is on."""
+"""Log of a stage: files always, wandb if it is on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ARTIFACTS: dict[str, Any] = {}  # by name, of the stages that this process has l
 @checked
 @dataclass(kw_only=True)
 class Wandb:
-    """How wandb is used. mode auto: online where this machine is logged in, else offline; never a prompt."""
+    """Use of wandb. mode auto: online if this machine is logged in, else offline; never a prompt."""
 
     mode: Literal["auto", "online", "offline", "off"]
     project: str
@@ -120,7 +120,7 @@ class Logger:
             ran.finish()
 
     def _mirror(self, send: Callable[[Any], Any]) -> None:
-        """Does something with the wandb run, if there is one; trouble with it ends the mirroring, not the training."""
+        """Send something to the wandb run, if there is one; trouble with it ends the mirroring, not the training."""
         if self._run is None:
             return
         import wandb
@@ -175,7 +175,7 @@ def run_name(config: dict[str, Any]) -> str:
 
 
 def start_wandb(folder: Path, stage: str, settings: Wandb, config: dict[str, Any]) -> Any:
-    """-> a wandb run, or None where wandb cannot start; trouble with it never stops training."""
+    """Start a wandb run; None if it cannot start, because trouble with wandb never stops training."""
     try:
         import wandb
     except ImportError:
@@ -215,7 +215,7 @@ def start_wandb(folder: Path, stage: str, settings: Wandb, config: dict[str, Any
 
 
 def logged_in() -> bool:
-    """Whether wandb has a key for this machine: WANDB_API_KEY, or an entry in netrc. Asks nobody."""
+    """True if wandb has a key for this machine: WANDB_API_KEY, or an entry in netrc. Never prompts."""
     import requests.utils
 
     url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")

@@ -1,4 +1,4 @@
-"""What optimizers are told about weights, when they step, what they must forget; and one for matrices."""
+"""Parameter groups, guarded steps, moment resets, and Muon."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient was not finite: counted on the device, and written down so that they can be repeated."""
+"""Steps whose loss or gradient was not finite: counted on the device and logged, so that they can be repeated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ REMEMBERED = 1024  # of the last steps: which of them were skipped
 
 
 class SkippedSteps:
-    """How many steps were skipped, and which, without making the host wait for the device."""
+    """Number and list of skipped steps, kept on the device so that the host never waits."""
 
     def __init__(self, device: torch.device) -> None:
         self.count = torch.zeros((), dtype=torch.int64, device=device)
@@ -25,7 +25,7 @@ class SkippedSteps:
         self.count += ~applied
 
     def take(self) -> tuple[int, list[int]]:
-        """-> how many so far, and which since the last call, ascending. The host waits for the device."""
+        """Return the number so far, and the steps since the last call, ascending. The host waits for the device."""
         count, *steps = torch.cat([self.count[None], self.steps]).tolist()
         self.steps.fill_(-1)
         return count, sorted(step for step in steps if step >= 0)

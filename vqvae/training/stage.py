@@ -113,14 +113,14 @@ class EvaluationSet(Protocol):
 
 
 class Examples(NamedTuple):
-    """What a stage is trained on, and what it is evaluated on."""
+    """Training set and evaluation set of a stage."""
 
     train: TrainingSet
     val: EvaluationSet
 
 
 class Measured(Protocol):
-    """What `evaluate` needs of a stage."""
+    """Part of a stage that `evaluate` needs."""
 
     def evaluate(self, batch: Any) -> dict[str, Tensor]: ...
     def evaluation_metrics(self, sums: dict[str, Tensor]) -> dict[str, Any]: ...

@@ -17,10 +17,10 @@ class Stopped(BaseException):
 
 
 class StopRequest:
-    """SIGTERM or Ctrl-C ends the program with Stopped, at once, wherever it is: files appear only when they are whole.
+    """Ends the program with Stopped on SIGTERM or Ctrl-C, at once, because files appear only when they are complete.
 
-    So does a signal by which a launcher, such as submitit, preempts a job: its own handler, there before, has the last word.
-    Where a `with deferred()` says so, a signal is noted only, and who said so asks `agreed`; a second Ctrl-C ends it at once.
+    So do signals by which a launcher, such as submitit, preempts a job; the launcher's own handler is called last.
+    Inside `deferred()` signals are recorded, and the caller polls `agreed()`; a second Ctrl-C ends the program at once.
     """
 
     number: int | None = None
@@ -62,7 +62,7 @@ class StopRequest:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Around work that must not be left half done, or that is done by all ranks together."""
+        """Context for work that must not be left half done, or that all ranks do together: signals are only recorded."""
         self.waits = True
         try:
             yield
@@ -83,7 +83,7 @@ class StopRequest:
             self.waits = True
 
     def agreed(self, may_talk: bool) -> bool:
-        """Whether to stop now. Several ranks agree only where `may_talk`; a single one always may."""
+        """True if it is time to stop. Several ranks agree only where `may_talk`; a single one always may."""
         if distributed.world_size() == 1:
             return self.number is not None
         stopping = may_talk and distributed.any_rank(self.number is not None)
@@ -93,7 +93,7 @@ class StopRequest:
 
 
 def importing(frame: FrameType | None) -> bool:
-    """Whether a module is being imported in a frame, or in what called it."""
+    """True if a module is being imported in a frame or its callers."""
     while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
         frame = frame.f_back
     return frame is not None
