@@ -33,7 +33,7 @@ TIMED_STEPS, ROUNDS = 100, 3
 
 
 def processes(overrides: list[str], folder: str) -> None:
-    """Bytes first, for they are the same on every machine."""
+    """Print bytes first, because they are the same on every machine."""
     (rows, _) = in_processes(2, count_bytes, overrides)
     head = [
         "quantizer",

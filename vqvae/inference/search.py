@@ -20,14 +20,14 @@ DISTANCES_AT_A_TIME = 2**24
 def search(
     model: VQVAE, to_image: Callable[[Tensor], Tensor], x: Tensor, codes: list[Tensor], sweeps: int
 ) -> list[Tensor]:
-    """x (B, C, *S) in [-1, 1] and its codes, M maps (B, *s_m) -> maps of no larger squared error, picture by picture.
+    """x (B, C, *S) in [-1, 1] and its codes, M maps (B, *s_m) -> maps of no larger squared error, image by image.
 
-    An encoder chooses each code for itself, as the nearest to its output; the decoder makes a picture of all of them. A sweep
+    An encoder chooses each code for itself, as the nearest to its output; the decoder makes an image of all of them. A sweep
     comes once to every code. Its proposal is the other code nearest to where a step down the gradient of the squared error
-    leads, the step as long as the way to the next code (root mean squares over a picture). Every third place along each dim is
-    tried at once, and a proposal kept where it lowers the error of its own cell and those beside it. That is the picture's
+    leads, the step as long as the way to the next code (root mean squares over an image). Every third place along each dim is
+    tried at once, and a proposal kept where it lowers the error of its own cell and those beside it. That is the image's
     error where a code reaches no further; where it does, as with attention, a move may raise it: so the best codes that a
-    picture has had are returned. (Latents improved by the decoder's gradient: Yang et al. 2020, arXiv 2006.04240.)
+    image has had are returned. (Latents improved by the decoder's gradient: Yang et al. 2020, arXiv 2006.04240.)
     `to_image`: decoder output -> (B, C, *S).
 
     Costs 4 x 3^dims x M decodings a sweep. Raises ValueError for maps that do not have the dims of the latents.
@@ -50,7 +50,7 @@ def improve(
     vectors: list[Tensor],
     sweeps: int,
 ) -> list[Tensor]:
-    """`search` of a few pictures; vectors M x (K_m, D): what the codes stand for."""
+    """`search` of a few images; vectors M x (K_m, D): what the codes stand for."""
 
     def errors(latents: list[Tensor]) -> Tensor:
         return (to_image(model.decode_latents(latents)) - x).square().sum(1)  # (B, *S)

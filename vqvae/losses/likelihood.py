@@ -33,7 +33,7 @@ class Likelihood(ReconstructionLoss):
 
     @abstractmethod
     def nats(self, output: Tensor, x: Tensor) -> Tensor:
-        """Decoder output in float32, x (B, C, *S) -> -log p(x | codes) of each picture, (B,)."""
+        """Decoder output in float32, x (B, C, *S) -> -log p(x | codes) of each image, (B,)."""
 
     def value(self, output: Tensor, x: Tensor) -> Tensor:
         return self.nats(output, x).sum() / x.numel()
@@ -47,7 +47,7 @@ class Categorical(Likelihood):
 
     The likelihood of PixelRNN (arXiv 1601.06759, section 3.4), there autoregressive; an author of the VQ-VAE paper names it
     as that paper's (github.com/google-deepmind/sonnet, issue 131). Output (B, C 256, *S): logits, level by level of each
-    channel. Nothing tells the loss that neighbouring levels are alike, and the last layer is wide.
+    channel. Nothing tells the loss that neighboring levels are alike, and the last layer is wide.
     """
 
     name = "categorical"
@@ -89,7 +89,7 @@ class Logistic(Likelihood):
     coefficients.
 
     Three deviations. The means after the first are relative to it: gradients of independent ones cancel in a new decoder,
-    which then learns the colours' dependence long before it looks at the codes (after 100 steps of a small autoencoder on
+    which then learns the colors' dependence long before it looks at the codes (after 100 steps of a small autoencoder on
     CIFAR-10, 10 components: error of `to_image` 0.23 instead of 0.83 of the variance, 6.39 instead of 6.63 bits per dim). An
     output of 0 is as wide as the data, where the means have a gradient. The mass is formed as a product, not as a difference
     (see `log_mass`), so it needs no special case where it is small.

@@ -18,7 +18,7 @@ class ReconstructionLoss(nn.Module):
 
     Args:
         weight: factor in the total loss.
-        variance: that of the training data in [-1, 1], over all pictures, channels and positions; every loss is told it.
+        variance: that of the training data in [-1, 1], over all images, channels and positions; every loss is told it.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Distance(ReconstructionLoss):
     """Base of losses in the units of x, whose decoder puts out x_hat itself.
 
     Args:
-        over_variance: divide by the variance, so that 1 is what the mean picture scores. (The variance of data in [0, 1]
+        over_variance: divide by the variance, so that 1 is what the mean image scores. (The variance of data in [0, 1]
             is 4 times smaller: mixing the two has been printed by several projects.)
     """
 

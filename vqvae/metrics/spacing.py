@@ -21,7 +21,7 @@ def distance_rows(codes: Tensor, order: float) -> Iterator[tuple[Tensor, Tensor]
     """Distances |e_i - e_j| from codes i to all codes j, in chunks -> (rows i (r,), distances (r, K) float64).
 
     codes (K, d); order 1, 2 or infinity of the norm. Rows are all codes up to K = 16,384, beyond that evenly spaced ones.
-    In float64, for the euclidean distance is |a|^2 - 2 <a, b> + |b|^2, and of near codes little would be left in float32.
+    In float64, because |a|^2 - 2 <a, b> + |b|^2 of near codes loses its digits in float32.
     Raises ValueError for other orders.
     """
     if order not in (1, 2, math.inf):
@@ -41,7 +41,7 @@ def distance_rows(codes: Tensor, order: float) -> Iterator[tuple[Tensor, Tensor]
 def spacing(codes: Tensor, order: float = 2) -> dict[str, float]:
     """Over pairs of codes (K, d), K at least 2: the smallest and mean distance; over codes: the distance to the closest other.
 
-    `spacing_min` and `closest_min` are one number, for the closest pair of all is somebody's closest.
+    `spacing_min` and `closest_min` are the same number.
     """
     total, closest = codes.new_zeros((), dtype=torch.float64), []
     for rows, distances in distance_rows(codes, order):

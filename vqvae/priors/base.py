@@ -31,7 +31,7 @@ class Scored:
 
 
 class ContextNetwork(nn.Module):
-    """The condition of a map by the coarser ones: their embeddings, brought to its grid by nearest neighbour, mixed by 3x3.
+    """The condition of a map by the coarser ones: their embeddings, brought to its grid by nearest neighbor, mixed by 3x3.
 
     coarser maps (B, *s_i) -> (B, width, *s). Not causal, because those maps are complete when this one begins.
     """

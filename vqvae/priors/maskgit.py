@@ -108,7 +108,7 @@ class MaskGIT(Prior):
         Its expectation over the draws is the mean over all orders of the nats of the codes drawn one by one, which is no
         less than those of the orders' mixture (Jensen). In training draws come from torch's global generator, for the
         batch of all ranks, as dropout does. In evaluation they come from a fixed one, so that the bound depends on the batch
-        alone, on whatever rank: on 2,000 pictures of 8x8 codes in batches of 250, other seeds moved 7.72 bits by 0.017 (one
+        alone, on whatever rank: on 2,000 images of 8x8 codes in batches of 250, other seeds moved 7.72 bits by 0.017 (one
         standard deviation).
         """
         generator = None if self.training else torch.Generator().manual_seed(EVALUATION_SEED)

@@ -208,10 +208,10 @@ class TransformerMap(MapNetwork):
         """codes (B, N) -> what lies next to each position in `order`, of codes before it (B, N, width)."""
         count = self.codes_per_map
         vectors = F.pad(self.embedding(codes), (0, 0, 0, 1))  # (B, N + 1, width), zeros for what is outside
-        near = vectors[:, self.near]  # (B, N, neighbours, width)
+        near = vectors[:, self.near]  # (B, N, neighbors, width)
         if order is not None:
             rank = F.pad(order.argsort(1), (0, 1), value=count)  # (B, N + 1)
-            known = rank[:, self.near] < rank[:, :count, None]  # (B, N, neighbours)
+            known = rank[:, self.near] < rank[:, :count, None]  # (B, N, neighbors)
             near = (near * known[..., None]).take_along_dim(order[:, :, None, None], dim=1)
         return self.mix_near(near.flatten(2))  # (B, N, width)
 
@@ -226,7 +226,7 @@ class TransformerMap(MapNetwork):
     def next_logits(self, cache: Cache, codes: Tensor, position: int) -> Tensor:
         i = position
         seen = self.embedding(codes[:, i - 1]) + cache.place[i - 1] if i else self.start  # (B, width) or (width,)
-        near = self.near[i]  # (neighbours,)
+        near = self.near[i]  # (neighbors,)
         beside = self.embedding(codes[:, near % self.codes_per_map]) * (near < self.codes_per_map)[:, None]
         x = (seen + self.mix_near(beside.flatten(1)) + cache.condition[:, i])[:, None]  # (B, 1, width)
         for block, modulation, keys, values in zip(self.blocks, cache.modulations, cache.keys, cache.values):
@@ -235,13 +235,13 @@ class TransformerMap(MapNetwork):
 
 
 def places_near(grid: tuple[int, ...]) -> Tensor:
-    """Dims *s -> (N, neighbours): flat positions next to each one, corners too, that come before it in raster order.
+    """Dims *s -> (N, neighbors): flat positions next to each one, corners too, that come before it in raster order.
 
     N stands for those outside of the grid.
     """
     place = torch.stack(torch.meshgrid(*map(torch.arange, grid), indexing="ij"), dim=-1).flatten(0, -2)  # (N, dims)
     before = [step for step in itertools.product((-1, 0, 1), repeat=len(grid)) if step < (0,) * len(grid)]
-    near = place[:, None] + torch.tensor(before)  # (N, neighbours, dims)
+    near = place[:, None] + torch.tensor(before)  # (N, neighbors, dims)
     inside = ((near >= 0) & (near < torch.tensor(grid))).all(2)
     strides = torch.tensor([math.prod(grid[axis + 1 :]) for axis in range(len(grid))])
     return torch.where(inside, (near * strides).sum(2), math.prod(grid))

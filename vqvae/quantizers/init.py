@@ -93,7 +93,7 @@ class DataSample(Init):
 class KMeans(DataSample):
     """K-means of the same sample: k-means++ (Arthur & Vassilvitskii 2007), then `iterations` of Lloyd's algorithm.
 
-    A cluster that loses its last vector keeps its centre. SoundStream (arXiv 2107.03312) starts so, from one batch.
+    A cluster that loses its last vector keeps its center. SoundStream (arXiv 2107.03312) starts so, from one batch.
     """
 
     def __init__(self, vectors_per_code: Count, iterations: CountOrZero) -> None:
@@ -112,7 +112,7 @@ class KMeans(DataSample):
 
 
 def spread(vectors: Tensor, size: int) -> Tensor:
-    """k-means++: each next centre is a vector drawn by its squared distance to the nearest centre so far -> (K, d)."""
+    """k-means++: each next center is a vector drawn by its squared distance to the nearest center so far -> (K, d)."""
     chosen = torch.randint(len(vectors), ()).to(vectors.device)
     squared = torch.full((len(vectors),), math.inf, device=vectors.device)
     draws = torch.rand(size)  # on the CPU: the same for every device

@@ -92,7 +92,7 @@ class CosineVote(Cosine):
 
     The label with most votes wins, the smallest one of a tie. Where its share of the votes is below `min_share`, the vector
     is passed on unquantized, and counted in the stat `identity_mapped`. `labels`: one a code, or null for a label of its
-    own for each code. `nearest_winner`: whether the output is the nearest of the neighbours with the winning label, or the
+    own for each code. `nearest_winner`: whether the output is the nearest of the neighbors with the winning label, or the
     first code in index order that carries it. Not from a paper: it makes a trained codebook a classifier.
     """
 
@@ -121,12 +121,12 @@ class CosineVote(Cosine):
     def forward(self, z: Tensor, codes: Tensor) -> LookupResult:
         neighbours = nearest_codes(unit(z), unit(codes), self.neighbours)[0]  # (N, k)
         labels = self.labels[neighbours]  # (N, k)
-        votes = (labels[:, :, None] == labels[:, None, :]).sum(2)  # (N, k): votes for each neighbour's label
+        votes = (labels[:, :, None] == labels[:, None, :]).sum(2)  # (N, k): votes for each neighbor's label
         most = votes.amax(1, keepdim=True)  # (N, 1)
         never = torch.iinfo(labels.dtype).max
         winner = torch.where(votes == most, labels, never).amin(1)  # (N,): the smallest label of a tie
         if self.nearest_winner:
-            place = (labels == winner[:, None]).int().argmax(1, keepdim=True)  # (N, 1): neighbours come nearest first
+            place = (labels == winner[:, None]).int().argmax(1, keepdim=True)  # (N, 1): neighbors come nearest first
             indices = neighbours.gather(1, place)[:, 0]
         else:
             sorted_labels, order = self.labels.sort(stable=True)
@@ -156,7 +156,7 @@ class Stochastic(Lookup):
 class PCA(Lookup):
     """Looks up with `inner` in the span of the first `components` principal axes; output and losses stay in full space.
 
-    Vectors and codes are centred with the same mean. This base holds the moments that axes come from; a variant says of what.
+    Vectors and codes are centered with the same mean. This base holds the moments that axes come from; a variant says of what.
     """
 
     centre: Tensor
@@ -184,7 +184,7 @@ class PCA(Lookup):
         return self.inner.distance((z - self.centre) @ self.axes, (q - self.centre) @ self.axes)
 
     def set_axes(self, moments: Tensor, applied: Tensor) -> None:
-        """moments (d + 1, d + 1): what `moments_of` gives, about the present centre."""
+        """moments (d + 1, d + 1): what `moments_of` gives, about the present center."""
         count = moments[0, 0]
         offset = moments[0, 1:] / count  # (d,)
         covariance = moments[1:, 1:] / count - offset[:, None] * offset  # (d, d)
@@ -195,7 +195,7 @@ class PCA(Lookup):
         self.axes.copy_(torch.where(sound, axes, self.axes))
 
     def moments_of(self, x: Tensor) -> Tensor:
-        """(N, d) -> sum over rows of [1, x - centre]^T [1, x - centre], (d + 1, d + 1): about the centre, little cancels."""
+        """(N, d) -> sum over rows of [1, x - center]^T [1, x - center], (d + 1, d + 1): about the center, little cancels."""
         x = x.detach()
         extended = torch.cat([x.new_ones(len(x), 1), x - self.centre], dim=1)  # (N, d + 1)
         return extended.t() @ extended

@@ -278,7 +278,7 @@ def top(vectors: Tensor, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def shuffled(numbers: Tensor) -> Tensor:
-    """(n,) int64 -> random-looking numbers from 0 to 2^32 - 1: neighbours share nothing, and different ones stay different.
+    """(n,) int64 -> random-looking numbers from 0 to 2^32 - 1: neighbors share nothing, and different ones stay different.
 
     A function of the row, where a draw would depend on how the batch is dealt to forwards (T. Mueller's integer hash).
     """

@@ -88,7 +88,7 @@ class VectorQuantizer(Quantizer):
             )
         if not self.codebook.takes_vectors and self.init.vectors_wanted(2) > 0:
             raise UserError(
-                f"{book} cannot take codes from data, for its vectors pass a learned map: choose quantizer/init=normal"
+                f"{book} cannot take codes from data, because its vectors pass a learned map: choose quantizer/init=normal"
             )
         if not self.codebook.can_be_revived and not isinstance(self.revival, NoRevival):
             raise UserError(f"the codes of {book} cannot be replaced one by one: choose quantizer/revival=none")

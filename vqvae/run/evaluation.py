@@ -20,7 +20,7 @@ from vqvae.run.run import Run
 from vqvae.stages.autoencoder import AutoencoderStage
 from vqvae.training.stage import evaluate
 
-SEARCHED_AT_A_TIME = 128  # pictures
+SEARCHED_AT_A_TIME = 128  # images
 
 
 @torch.no_grad()
@@ -79,7 +79,7 @@ def searched_figures(run: Run, trained: TrainedModel, split: str, search: int) -
 
 
 def bits_per_dim(metrics: dict[str, Any], data: Data) -> dict[str, float]:
-    """Metrics of both stages -> what the codes cost and what the whole picture costs, in bits per dim.
+    """Metrics of both stages -> what the codes cost and what the whole image costs, in bits per dim.
 
     -log p(x) <= -log p(x | codes(x)) - log p(codes(x)), where the prior may give a bound itself (`_bound` in its names).
     Nothing where the reconstruction loss is no likelihood, or there is no prior.

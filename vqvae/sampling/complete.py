@@ -1,4 +1,4 @@
-"""mode=complete: a picture of which a region is drawn anew, from what is left of its codes."""
+"""mode=complete: an image of which a region is drawn anew, from what is left of its codes."""
 
 from __future__ import annotations
 

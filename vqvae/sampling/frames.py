@@ -51,7 +51,7 @@ def render(frames: Frames, job: Job, columns: int) -> list[Tensor]:
 
 
 def write_gif(path: Path, pictures: list[Tensor]) -> None:
-    """Pictures uint8 (1 or 3, H, W) -> a GIF that appears under its name when it is whole; the last is shown longer."""
+    """Images uint8 (1 or 3, H, W) -> a GIF that appears under its name when it is whole; the last is shown longer."""
     images = [Image.fromarray(torch.movedim(one, 0, -1).squeeze(-1).numpy()) for one in pictures]
     palettes = [one.quantize(256, dither=Image.Dither.NONE) for one in images]
     times = [FRAME_MS] * (len(palettes) - 1) + [LAST_MS]

@@ -1,4 +1,4 @@
-"""mode=interpolate: from one picture to another through the space of what the encoders make of them."""
+"""mode=interpolate: from one image to another through the space of what the encoders make of them."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def check_mode(cfg: dict[str, Any], typed: Iterable[str]) -> None:
 
 
 def folder_name(cfg: dict[str, Any], typed: Iterable[str]) -> str:
-    """A name that tells how pictures were made, from a checked config and the keys that were typed."""
+    """A name that tells how images were made, from a checked config and the keys that were typed."""
     mode = cfg["mode"]
     parts = [] if mode == "generate" else [mode]
     parts += [f"seed{cfg['seed']}"] if "seed" in KEYS[mode] else []

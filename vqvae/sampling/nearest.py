@@ -1,4 +1,4 @@
-"""mode=nearest: what of the training set each sample is closest to, and whether samples are closer than new pictures are."""
+"""mode=nearest: what of the training set each sample is closest to, and whether samples are closer than new images are."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vqvae.sampling.classes import choose_labels
 from vqvae.sampling.job import Job
 
 NEIGHBOURS = 3  # shown of each sample, by either distance
-HELD_OUT = 256  # validation pictures that samples are compared with, spread over the split
+HELD_OUT = 256  # validation images that samples are compared with, spread over the split
 ELEMENTS = 2**24  # compared at a time: 16 MB of codes, 128 MB of pixels
 
 
@@ -34,7 +34,7 @@ class Queries:
 class Neighbours:
     """The k nearest of n queries, nearest first: distances (n, k), and their numbers in the training set (n, k).
 
-    Mirror images of training pictures have the numbers from the training set's size on.
+    Mirror images of training images have the numbers from the training set's size on.
     """
 
     distances: Tensor
@@ -42,7 +42,7 @@ class Neighbours:
 
 
 def nearest(job: Job) -> None:
-    """Writes nearest.png and nearest.npz, and prints how samples and held-out pictures lie to the training pictures."""
+    """Writes nearest.png and nearest.npz, and prints how samples and held-out images lie to the training images."""
     settings, run, trained = job.settings, job.run, job.trained
     labels = choose_labels(settings["class"], run.data.class_names, job.seeds)
     samples = Queries(*job.draw(labels))
@@ -69,7 +69,7 @@ def nearest(job: Job) -> None:
 
 
 def verdict(unit: str, distances: Tensor, samples: int) -> str:
-    """Distances (samples + held out,) to the nearest training picture -> a sentence of what they show, and no more."""
+    """Distances (samples + held out,) to the nearest training image -> a sentence of what they show, and no more."""
     own, new = distances[:samples].double(), distances[samples:].double()
     median, median_new = statistics.median(own.tolist()), statistics.median(new.tolist())
     lower = (own[:, None] < new).double().mean() + (own[:, None] == new).double().mean() / 2  # ties count half
@@ -83,7 +83,7 @@ def verdict(unit: str, distances: Tensor, samples: int) -> str:
 
 
 def by_codes(run: Run, trained: TrainedModel, queries: list[Tensor], flips: list[bool]) -> Neighbours:
-    """M code maps (n, *s_m) -> the training pictures, or their mirror images, of which the fewest codes differ."""
+    """M code maps (n, *s_m) -> the training images, or their mirror images, of which the fewest codes differ."""
     wanted = torch.cat([m.flatten(1) for m in queries], dim=1).to(run.device)  # (n, all codes)
 
     def distances() -> Iterator[Tensor]:
@@ -97,7 +97,7 @@ def by_codes(run: Run, trained: TrainedModel, queries: list[Tensor], flips: list
 
 
 def by_pixels(run: Run, queries: Tensor, flips: list[bool]) -> Neighbours:
-    """Items uint8 (n, C, *S) -> the training pictures, or their mirror images, of the least root mean squared error."""
+    """Items uint8 (n, C, *S) -> the training images, or their mirror images, of the least root mean squared error."""
     wanted = queries.to(run.device).flatten(1).double()  # (n, dims): sums of squares of integers are exact in float64
     lengths = wanted.square().sum(1)[:, None]
     loader = run.loader("train")
@@ -131,7 +131,7 @@ def smallest(chunks: Iterable[Tensor]) -> Neighbours:
 
 
 def training_items(run: Run, numbers: Tensor) -> Tensor:
-    """Numbers (n, k) -> those training pictures, or their mirror images, uint8 (n, k, C, *S)."""
+    """Numbers (n, k) -> those training images, or their mirror images, uint8 (n, k, C, *S)."""
     loader = run.loader("train")
     count = len(loader)
     images, _ = next(iter(loader.batches([numbers.flatten() % count])))

@@ -1,4 +1,4 @@
-"""mode=reconstruct: anyone's pictures through the tokenizer and back."""
+"""mode=reconstruct: anyone's images through the tokenizer and back."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from vqvae.sampling.job import Job
 from vqvae.sampling.sources import read_many
 from vqvae.storage.files import write_bytes
 
-MOST_SHOWN = 64  # pictures in the PNG, and lines of the table
+MOST_SHOWN = 64  # images in the PNG, and lines of the table
 
 
 def reconstruct(job: Job) -> None:
-    """Writes reconstructions.png, each picture beside its reconstruction, and psnr.csv, and prints a table."""
+    """Writes reconstructions.png, each image beside its reconstruction, and psnr.csv, and prints a table."""
     search = job.run.cfg.search_sweeps if job.settings["search"] is None else job.settings["search"]
     skipped: list[str] = []
     shown, rows = [], []

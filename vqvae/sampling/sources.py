@@ -1,4 +1,4 @@
-"""Pictures that a user names: files, or numbers of validation pictures."""
+"""Images that a user names: files, or numbers of validation images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def names_in(image: Any) -> list[str]:
 
 
 def read_named(run: Run, name: str) -> tuple[Tensor, int]:
-    """A file, or the number of a validation picture -> item uint8 (C, *S), and its label (-1: unknown).
+    """A file, or the number of a validation image -> item uint8 (C, *S), and its label (-1: unknown).
 
     Raises UserError for what is neither, OSError for a file that cannot be decoded.
     """
@@ -45,7 +45,7 @@ def read_named(run: Run, name: str) -> tuple[Tensor, int]:
 
 
 def read_many(run: Run, folder: str | None, count: int | None) -> Iterator[tuple[str, Tensor | OSError]]:
-    """The first `count` files below a folder (None: all), or validation pictures -> names, and items or why not.
+    """The first `count` files below a folder (None: all), or validation images -> names, and items or why not.
 
     Raises UserError where there is no such folder, or nothing in it.
     """

@@ -26,7 +26,7 @@ class PriorStage(Stage):
     """Batches are (M code maps..., labels), in evaluation followed by the set (B,) of each example: 0 validation, 1 training.
 
     The loss is the prior's own; metrics are in bits of all codes, under the name that the prior gives them (`bits_name`).
-    `draw` turns codes into pictures uint8 (B, 1 or 3, H, W), for previews, `sampling` how they are drawn.
+    `draw` turns codes into images uint8 (B, 1 or 3, H, W), for previews, `sampling` how they are drawn.
     class_dropout: share of examples whose class is hidden (label -1), so that the prior learns p(codes) beside
     p(codes | class). label_smoothing: share of the loss that all codes have in equal parts. Raises ValueError for values
     out of range.

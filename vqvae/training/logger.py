@@ -71,12 +71,11 @@ class Logger:
         self._log("timing.jsonl", step, values)
 
     def log_skipped(self, step: int, skipped: int, indices: list[int]) -> None:
-        """Writes one line, at `step`, for a step that was skipped before: the batch that came after so many steps, as places
-        in the training set."""
+        """Write a line for a skipped step: the number of steps before it, and its batch as indices of the training set."""
         self._write("skipped_steps.jsonl", step, {"after_steps": skipped, "indices": indices})
 
     def log_picture(self, step: int, name: str, picture: Tensor) -> Path:
-        """picture uint8 (C, H, W) -> pictures/<name>_<step>.png."""
+        """image uint8 (C, H, W) -> pictures/<name>_<step>.png."""
         path = self.pictures / f"{name}_{step:09d}.png"
         if distributed.is_main():
             write_png(path, picture)
@@ -95,7 +94,7 @@ class Logger:
     def artifact(self, name: str, kind: str, path: Path | None, metadata: dict[str, Any], made_from: list[str]) -> None:
         """Logs a file or folder as a wandb artifact. `made_from` names the artifacts of this run folder it came from.
 
-        The lineage is also in the metadata, for wandb cannot record it offline.
+        The lineage is also in the metadata, because wandb cannot record it offline.
         """
         if self._run is None or path is None:
             return

@@ -23,7 +23,7 @@ def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
 
 
 def reset_rows(optimizers: Iterable[torch.optim.Optimizer], replaced: dict[nn.Parameter, Tensor]) -> None:
-    """Zeroes the moments of rows that were replaced, for they belong to the past. replaced: {parameter: (rows,) bool}."""
+    """Zero the moments of replaced rows, because they belong to the old rows. replaced: {parameter: (rows,) bool}."""
     for parameter, rows in replaced.items():
         for optimizer in optimizers:
             for value in optimizer.state.get(parameter, {}).values():

@@ -28,7 +28,7 @@ class StopRequest:
     launcher: dict[int, Any] = {}  # noqa: RUF012  # handlers that were there before
 
     def __enter__(self) -> StopRequest:
-        """From here on signals are received; afterwards as before, for the next job of a sweep may run in this process."""
+        """Receive signals until the context ends; the next job of a sweep may run in this process."""
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
         self.before = {number: signal.getsignal(number) for number in numbers}
         self.launcher = {n: handler for n, handler in self.before.items() if callable(handler) and n != signal.SIGINT}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 class WeightAverage:
     """average <- decay_t average + (1 - decay_t) weights, decay_t = min(decay, (1 + step) / (10 + step)).
 
-    The short memory at the start keeps the random first weights out. Buffers are not averaged: the networks' own count.
+    The short memory at the start forgets the random initial weights. Buffers are not averaged.
     """
 
     def __init__(self, networks: dict[str, nn.Module], decay: float) -> None:
@@ -21,9 +21,9 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int, applied: Tensor, replaced: dict[nn.Parameter, Tensor]) -> None:
-        """After step `step`, a no-op on the device unless `applied` (0-d bool).
+        """Update after step `step`; a no-op on the device unless `applied` (0-d bool).
 
-        Rows that were replaced are copied, for their past is another code's.
+        Replaced rows are copied, not averaged.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
         moves = torch._foreach_sub(self.live, self.weights)
