@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from vqvae import distributed
+from vqvae import __version__, distributed
 from vqvae.training.hardware import keep_freed_memory
 
 
@@ -27,3 +27,4 @@ def set_up_logging(folder: Path) -> None:
     logging.basicConfig(
         level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers, force=True
     )
+    logging.getLogger(__name__).info("run folder: %s (vqvae %s)", folder, __version__)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqvae import distributed
+from vqvae import __version__, distributed
 from vqvae.data.code_store import CodeStore
 from vqvae.data.codes import bits_of_uniform
 from vqvae.images import grid, rows_of, to_uint8, write_png
@@ -94,7 +94,7 @@ def summarise(run: Run, trained: TrainedModel) -> float | None:
         looks += draw_samples(run, trained)
     metrics |= searched | bits_per_dim(metrics, run.data)
     found = figures(metrics)
-    write_json(folder.path / "summary.json", {"figures": found})
+    write_json(folder.path / "summary.json", {"version": __version__, "figures": found})
     print_figures(f"{folder.path}, on its validation pictures", found)
     print("\nlook at:\n" + "\n".join(f"  {path}" for path in looks))
     monitors = ("bits_per_code", "bits_per_code_bound", "mse")
