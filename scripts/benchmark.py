@@ -1,4 +1,4 @@
-"""Every speed figure of the README: ratios measured in turns, on embedded pictures or on noise.
+"""Speed figures of docs/results.md: ratios measured in turns, on built-in images or on noise.
 
     python scripts/benchmark.py                          all of it, about 20 minutes on 2 cores
     python scripts/benchmark.py training                 the trainer against the bare step and a straightforward loop
