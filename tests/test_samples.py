@@ -64,7 +64,7 @@ def share_recognised(model: nn.Module, folder: Path) -> tuple[float, float]:
 
 def seconds_of_prior(folder: Path) -> float:
     """Wall clock of stage 2's training steps."""
-    return json.loads((folder / "summary.json").read_text())["figures"]["prior_seconds"]["value"]
+    return json.loads((folder / "summary.json").read_text())["figures"]["prior/seconds"]["value"]
 
 
 @pytest.mark.alone
