@@ -64,11 +64,11 @@ def figure(
 
 
 def find(name: str) -> Figure | None:
-    """The entry of a figure by its whole name; of several families that match, the one with fewest placeholders."""
+    """The entry of a figure by its whole name; of several families, that with the most text of its own."""
     if name in FIGURES:
         return FIGURES[name]
     matching = [entry for entry in FIGURES.values() if entry.matches(name)]
-    return min(matching, key=lambda entry: entry.name.count("{"), default=None)
+    return max(matching, key=lambda entry: len(re.sub(r"\{\w+\}", "", entry.name)), default=None)
 
 
 def in_split(name: str, split: str) -> str:
@@ -82,5 +82,5 @@ def without_split(name: str) -> tuple[str, str]:
 
     The split of names that have none, such as timing/seconds, is "".
     """
-    section, *split, rest = name.split("/", 2)
-    return (f"{section}/{rest}", split[0]) if split else (name, "")
+    parts = name.split("/", 2)
+    return (f"{parts[0]}/{parts[2]}", parts[1]) if len(parts) == 3 else (name, "")
