@@ -11,6 +11,7 @@ import torch
 from conftest import SMALL_CODEBOOK, TINY, train_inside
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vqvae.data.items import ItemBatch
 from vqvae.losses.reconstruction import MSE
 from vqvae.model import VQVAE
 from vqvae.networks import conv
@@ -33,7 +34,7 @@ def test_each_span_counts_the_codes_of_its_own_steps() -> None:
     for step in range(8):
         stage.begin_step(step, 8)
         for _ in range(2):  # micro-batches, of 3 pictures with 2 x 2 codes
-            list(stage.training_losses((torch.randn(3, 1, 8, 8), torch.zeros(3))))
+            list(stage.training_losses(ItemBatch(torch.randn(3, 1, 8, 8), torch.zeros(3))))
         stage.after_step(torch.tensor(True))
         for span, (counts,) in stage.meters.total().items():
             found[span].append(int(counts.sum()) // 24)
