@@ -29,6 +29,7 @@ from vqvae.priors.sampling import Sampling
 from vqvae.run.folder import RunFolder
 from vqvae.run.process import set_up_process
 from vqvae.run.run import Run
+from vqvae.training.hardware import RATE
 from vqvae.training.logger import read_lines
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,7 +60,7 @@ def steps_in(minutes: float, name: str, base: Path, probe: int, overrides: list[
         ]
         train(name, base / "probes" / name, [*overrides, *short, *quiet])
         timing = read_lines(base / "probes" / name / "prior" / "timing.jsonl")[2:]  # the first steps warm up
-        rate = statistics.median(line["timing/pictures_per_second"] for line in timing)
+        rate = statistics.median(line[RATE] for line in timing)
         batch = RunFolder.load(base / "probes" / name, []).config.prior.trainer.batch_size
         file.write_text(json.dumps({"steps_per_second": rate / batch}))
     return max(1, round(minutes * 60 * json.loads(file.read_text())["steps_per_second"]))
@@ -104,17 +105,16 @@ def row(name: str, folder: Path, steps: int) -> list[str]:
     prior = run.prior(run.tokenizer().model)
     summary = json.loads((folder / "summary.json").read_text())["figures"]
     lines = read_lines(folder / "prior" / "metrics.jsonl")
-    best = min(
-        (line for line in lines if f"val/{prior.bits_name}" in line), key=lambda line: line[f"val/{prior.bits_name}"]
-    )
+    bits = f"prior/val/{prior.bits_name}"
+    best = min((line for line in lines if bits in line), key=lambda line: line[bits])
     bound = "at most " if prior.bits_name.endswith("bound") else ""
     parameters = sum(p.numel() for p in prior.parameters())
     return [
         f"`{name}`",
         f"{parameters:,}",
         f"{steps:,}",
-        f"{summary['prior_seconds']['value']:.0f}",
-        f"{bound}{summary[prior.bits_name]['value']:.3f}",
+        f"{summary['prior/seconds']['value']:.0f}",
+        f"{bound}{summary[f'prior/{prior.bits_name}']['value']:.3f}",
         f"{best['step']:,}",
         f"{speed(prior):,.0f}",
         calls_of_jacobi(prior),

@@ -4,8 +4,8 @@
     python scripts/compare_quantizers.py --only ema,fsq --jobs 1 trainer.steps=500           some, one after another
 
 Everything behind the options is an override of train.py. Runs lie in run_dir (default runs/compare_quantizers); called
-again, it continues what was stopped and skips what is finished. Each job has one thread on a CPU, so pictures/s are those
-of one core with its neighbour busy. Multi-map quantizers spend more bits a picture, which the table shows.
+again, it continues what was stopped and skips what is finished. Each job has one thread on a CPU, so items/s are those
+of one core with its neighbour busy. Multi-map quantizers spend more bits an item, which the table shows.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from vqvae.config.compose import choices
+from vqvae.metrics.renames import rename
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULTS = [
@@ -48,19 +49,19 @@ def train(name: str, base: Path, overrides: list[str]) -> str | None:
 def row(name: str, folder: Path) -> list[str]:
     """A finished run -> cells of the table; perplexity and usage are means over code maps (perplexity geometric)."""
     summary = json.loads((folder / "summary.json").read_text())["figures"]
-    value = {key: one["value"] for key, one in summary.items()}
-    maps = [key.removesuffix("/perplexity") for key in value if key.endswith("/perplexity")]
-    perplexity = math.exp(sum(math.log(value[f"{m}/perplexity"]) for m in maps) / max(len(maps), 1))
-    usage = sum(value[f"{m}/usage"] for m in maps) / max(len(maps), 1)
+    value = {rename(key, "autoencoder"): entry["value"] for key, entry in summary.items()}
+    maps = [key.rsplit("_", 1)[1] for key in value if key.startswith("codebook/perplexity_")]
+    perplexity = math.exp(sum(math.log(value[f"codebook/perplexity_{m}"]) for m in maps) / max(len(maps), 1))
+    usage = sum(value[f"codebook/usage_{m}"] for m in maps) / max(len(maps), 1)
     header = next(iter(folder.glob("codes/val/header.json")), None)
     bits = "" if header is None else f"{bits_of(json.loads(header.read_text())):,.0f}"
     codes = [f"{perplexity:.0f}", f"{100 * usage:.0f} %"] if maps else ["", ""]
-    speed = f"{value['autoencoder_pictures_per_second']:,.0f}"
-    return [f"`{name}`", bits, f"{value['psnr_db']:.2f}", *codes, speed]
+    speed = f"{value['autoencoder/items_per_second']:,.0f}"
+    return [f"`{name}`", bits, f"{value['autoencoder/psnr_db']:.2f}", *codes, speed]
 
 
 def bits_of(header: dict[str, list]) -> float:
-    """Bits of a picture's codes without a prior, from the code store's header."""
+    """Bits of an item's codes without a prior, from the code store's header."""
     sizes, shapes = header["codebook_sizes"], header["code_shapes"]
     return sum(math.prod(shape) * math.log2(size) for size, shape in zip(sizes, shapes))
 
@@ -84,7 +85,7 @@ def main() -> int:
         errors = dict(zip(names, pool.map(lambda name: train(name, base, overrides), names)))
     rows = [row(name, base / name) for name in names if errors[name] is None]
     rows.sort(key=lambda cells: -float(cells[2]))
-    print("| quantizer | bits a picture | PSNR dB | perplexity | usage | pictures/s |\n|---|---|---|---|---|---|")
+    print("| quantizer | bits an item | PSNR dB | perplexity | usage | items/s |\n|---|---|---|---|---|---|")
     print("\n".join(f"| {' | '.join(cells)} |" for cells in rows))
     for name, error in errors.items():
         if error is not None:

@@ -45,10 +45,10 @@ def main(cfg: Any) -> None:
         )
         if not distributed.is_main():
             return
-        found = figures(metrics)
+        reported = figures(metrics)
         file = Path(cfg.out or run.folder.path / f"evaluation_{cfg.split}.json")
-        write_json(file, {**about, "figures": found})
-        print_figures(f"{cfg.run_dir}, {about['pictures']} pictures of split '{about['split']}'", found)
+        write_json(file, {**about, "figures": reported})
+        print_figures(f"{cfg.run_dir}, {about['items']} items of split '{about['split']}'", reported)
         print(f"\nwritten to {file}")
 
 

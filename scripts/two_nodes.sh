@@ -60,5 +60,5 @@ for stage in ("autoencoder", "prior"):
     assert len(list((run / stage).glob("weights-*.pt"))) == 1, f"{stage}: no weights"
 assert not [*run.rglob("*.tmp")], "files that are not whole"
 figures = json.loads((run / "summary.json").read_text())["figures"]
-print(f"one whole run folder: {len(figures)} figures, psnr_db {figures['psnr_db']['value']:.2f}")
+print(f"one whole run folder: {len(figures)} figures, psnr_db {figures['autoencoder/psnr_db']['value']:.2f}")
 PYTHON

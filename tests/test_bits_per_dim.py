@@ -58,10 +58,10 @@ def test_bits_per_dim_of_a_model_that_is_two_tables_are_those_of_the_tables(tmp_
     bits = [-one.double().log_softmax(-1).numpy() / math.log(2) for one in (known.levels, known.codes)]
     reconstruction = np.mean([bits[0][c][images[:, c]] for c in range(3)])
     assert images.shape == (20, 3, 32, 32)
-    assert metrics["bits_per_dim_reconstruction"] == pytest.approx(reconstruction, rel=1e-5)
-    assert metrics["bits_per_dim_codes"] == pytest.approx(bits[1][codes].sum() / images.size, rel=1e-5)
-    total = metrics["bits_per_dim_reconstruction"] + metrics["bits_per_dim_codes"]
-    assert metrics["bits_per_dim"] == pytest.approx(total, rel=1e-12)
+    assert metrics["model/bits_per_dim_reconstruction"] == pytest.approx(reconstruction, rel=1e-5)
+    assert metrics["model/bits_per_dim_codes"] == pytest.approx(bits[1][codes].sum() / images.size, rel=1e-5)
+    total = metrics["model/bits_per_dim_reconstruction"] + metrics["model/bits_per_dim_codes"]
+    assert metrics["model/bits_per_dim"] == pytest.approx(total, rel=1e-12)
 
 
 def test_the_summary_and_the_evaluation_of_a_run_agree_on_its_bits(tmp_path: Path) -> None:
@@ -69,11 +69,11 @@ def test_the_summary_and_the_evaluation_of_a_run_agree_on_its_bits(tmp_path: Pat
     train_inside(*TINY, *SMALL_CODEBOOK, *averaged, "loss=logistic", f"run_dir={tmp_path / 'run'}")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())["figures"]
     measured = figures(evaluate_run(Run(RunFolder.load(tmp_path / "run", [])), "val", 20, search=0)[0])
-    for name in ("bits_per_dim_reconstruction", "bits_per_dim_codes", "bits_per_dim"):
+    for name in ("model/bits_per_dim_reconstruction", "model/bits_per_dim_codes", "model/bits_per_dim"):
         assert summary[name]["value"] == pytest.approx(measured[name]["value"], rel=1e-5)
         assert summary[name]["protocol"] == measured[name]["protocol"]
     printed = run("scripts/evaluate.py", f"run_dir={tmp_path / 'run'}").stdout
-    rows = dict(line.split()[:2] for line in printed.splitlines() if line.startswith("bits_per_dim"))
+    rows = dict(line.split()[:2] for line in printed.splitlines() if line.startswith("  bits_per_dim"))
     terms = [float(rows[f"bits_per_dim{part}"]) for part in ("_reconstruction", "_codes", "")]
     assert terms[0] + terms[1] == pytest.approx(terms[2], abs=2e-3)
 
@@ -81,13 +81,13 @@ def test_the_summary_and_the_evaluation_of_a_run_agree_on_its_bits(tmp_path: Pat
 def test_bits_per_dim_are_left_out_where_a_part_is_missing(finished_run: Path) -> None:
     run = Run(RunFolder.load(finished_run, []))
     metrics = evaluate_run(run, "val", 20, search=0)[0]
-    assert "bits_per_picture" in metrics
-    assert not any(name.startswith("bits_per_dim") for name in metrics)
-    assert bits_per_dim({"bits_per_dim_reconstruction": 4.0}, run.data) == {}
+    assert "prior/bits_per_item" in metrics
+    assert not any(name.startswith("model/bits_per_dim") for name in metrics)
+    assert bits_per_dim({"model/bits_per_dim_reconstruction": 4.0}, run.data) == {}
 
 
 def test_the_bound_of_a_masked_prior_makes_a_bound_of_its_own_name(finished_run: Path) -> None:
     data = Run(RunFolder.load(finished_run, [])).data
-    found = bits_per_dim({"bits_per_dim_reconstruction": 4.0, "bits_per_picture_bound": 3072.0}, data)
-    assert found == {"bits_per_dim_codes_bound": 1.0, "bits_per_dim_bound": 5.0}
+    found = bits_per_dim({"model/bits_per_dim_reconstruction": 4.0, "prior/bits_per_item_bound": 3072.0}, data)
+    assert found == {"model/bits_per_dim_codes_bound": 1.0, "model/bits_per_dim_bound": 5.0}
     assert set(figures(found)) == set(found)

@@ -18,31 +18,32 @@ from PIL import Image
 from vqvae.images import write_png
 from vqvae.run.folder import RunFolder
 
-FIGURES = {"psnr_db", "psnr_mean_db", "ssim", "mse", "mse_over_variance", "bits_per_code", "codebook0/perplexity"}
+RECONSTRUCTION = {f"autoencoder/{name}" for name in ("psnr_db", "psnr_mean_db", "ssim", "mse", "mse_over_variance")}
+FIGURES = RECONSTRUCTION | {"prior/bits_per_code", "codebook/perplexity_0"}
 
 
 def test_a_finished_run_holds_what_it_made(finished_run: Path) -> None:
     for name in ("config.yaml", "train.log", "summary.json", "codebook.png", "samples.png", "codes/train/header.json"):
         assert (finished_run / name).is_file(), name
     summary = json.loads((finished_run / "summary.json").read_text())["figures"]
-    assert set(summary) >= FIGURES | {"autoencoder_seconds", "prior_pictures_per_second"}
+    assert set(summary) >= FIGURES | {"autoencoder/seconds", "prior/items_per_second"}
     assert all(one["protocol"] for one in summary.values())
     assert Image.open(finished_run / "samples.png").size == (8 * 66 + 2, 10 * 66 + 2)  # ten classes, eight samples each
 
 
 def test_metrics_hold_every_term_plain_and_weighted_and_all_codebook_figures(finished_run: Path) -> None:
     train, val = lines(finished_run / "autoencoder" / "metrics.jsonl")[-2:]
-    commitment = "train/level0/commitment"
-    assert train[f"{commitment}_weighted"] == pytest.approx(0.25 * train[commitment], rel=1e-5)
-    total = train["train/reconstruction_mse_weighted"] + train[f"{commitment}_weighted"]
-    assert train["train/loss"] == pytest.approx(total, rel=1e-5)
+    commitment, weighted = (train[f"autoencoder/train/commitment{kind}_0"] for kind in ("", "_weighted"))
+    assert weighted == pytest.approx(0.25 * commitment, rel=1e-5)
+    total = train["autoencoder/train/reconstruction_mse_weighted"] + weighted
+    assert train["autoencoder/train/loss"] == pytest.approx(total, rel=1e-5)
     for name in ("batch_perplexity", "batch_usage", "window_perplexity", "window_usage", "window_dead_codes"):
-        assert f"train/codebook0/{name}" in train
-    assert train["train/model/learning_rate"] > 0
-    assert train["train/model/grad_norm"] > 0
-    assert sum(val["val/codebook0/count_histogram"]["counts"]) == 16
+        assert f"codebook/train/{name}_0" in train
+    assert train["autoencoder/train/learning_rate"] > 0
+    assert train["autoencoder/train/grad_norm"] > 0
+    assert sum(val["codebook/val/count_histogram_0"]["counts"]) == 16
     timing = lines(finished_run / "autoencoder" / "timing.jsonl")[-1]
-    assert {"timing/pictures_per_second", "timing/memory_mb", "timing/seconds"} <= set(timing)
+    assert {"timing/items_per_second", "timing/memory_mb", "timing/seconds"} <= set(timing)
 
 
 def test_sample_i_is_the_same_whatever_is_asked_for_beside_it(finished_run: Path, tmp_path: Path) -> None:
@@ -90,7 +91,7 @@ def test_evaluate_gives_the_figures_of_training_with_their_protocol(finished_run
     for name in FIGURES:
         assert report["figures"][name]["value"] == pytest.approx(summary[name]["value"], rel=1e-5)
         assert name in done.stdout
-    assert (report["split"], report["pictures"], report["precision"]) == ("val", 20, "float32")
+    assert (report["split"], report["items"], report["precision"]) == ("val", 20, "float32")
 
 
 def test_encode_writes_stores_that_decode_to_the_reconstructions(finished_run: Path) -> None:
@@ -146,7 +147,7 @@ def test_other_priors_train_on_a_finished_tokenizer(prior: str, finished_run: Pa
 def test_identity_is_a_plain_autoencoder(tmp_path: Path) -> None:
     train_inside(*TINY, "quantizer=identity", "stages=[autoencoder]", f"run_dir={tmp_path / 'run'}")
     figures = json.loads((tmp_path / "run" / "summary.json").read_text())["figures"]
-    assert "psnr_db" in figures
+    assert "autoencoder/psnr_db" in figures
     assert not any(name.startswith("codebook") for name in figures)
 
 
@@ -154,7 +155,9 @@ def test_overfit_shows_that_the_networks_can_learn(tmp_path: Path) -> None:
     own = [a for a in TINY if not a.startswith(("debug", "model", "quantizer"))]
     train_inside(*own, "debug=overfit", "stages=[autoencoder]", "model=patch", f"run_dir={tmp_path / 'run'}")
     losses = [
-        line["train/loss"] for line in lines(tmp_path / "run" / "autoencoder" / "metrics.jsonl") if "train/loss" in line
+        line["autoencoder/train/loss"]
+        for line in lines(tmp_path / "run" / "autoencoder" / "metrics.jsonl")
+        if "autoencoder/train/loss" in line
     ]
     assert losses[-1] < 0.5 * losses[0]
 
@@ -168,7 +171,7 @@ def test_a_sweep_makes_a_folder_a_job_one_table_and_skips_what_is_finished(tmp_p
         rows = list(csv.DictReader(file))
     assert len(rows) == 2
     assert {"quantizer=ema" in row["job"] for row in rows} == {True, False}
-    assert all(float(row["psnr_db"]) > 0 for row in rows)
+    assert all(float(row["autoencoder/psnr_db"]) > 0 for row in rows)
     second = run("train.py", *arguments)
     assert second.stdout.count("autoencoder: finished before") == 2
 
@@ -184,7 +187,7 @@ def test_a_failed_job_of_a_sweep_is_told_and_the_others_are_kept(tmp_path: Path)
     with (tmp_path / "sweep" / "summary.csv").open() as file:
         good, bad = csv.DictReader(file)
     assert (good["error"], bad["error"]) == ("", reason)
-    assert float(good["psnr_db"]) > 0
+    assert float(good["autoencoder/psnr_db"]) > 0
     table = first.stdout[first.stdout.index("1 finished jobs") :].splitlines()
     assert [line.split()[0] for line in table[2:4]] == ["trainer.batch_size=8", "trainer.batch_size=500"]
     second = run("train.py", *sweep, "trainer.batch_size=8")
@@ -203,8 +206,9 @@ def test_an_offline_wandb_run_is_read_back_by_leet(tmp_path: Path) -> None:
         wandb = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--summary", "--json", str(file)]
         done = subprocess.run(wandb, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
-        names |= set(re.findall(r'"((?:train|val|timing|pictures)/[^"]+)"', done.stdout))
-    assert {"train/loss", "val/psnr_db", "val/codebook0/perplexity", "val/bits_per_code", "timing/seconds"} <= names
+        names |= set(re.findall(r'"((?:autoencoder|codebook|prior|timing|images)/[^"]+)"', done.stdout))
+    assert {"autoencoder/train/loss", "prior/train/loss", "autoencoder/val/psnr_db"} <= names
+    assert {"codebook/val/perplexity_0", "prior/val/bits_per_code", "timing/seconds"} <= names
     assert RunFolder.load(tmp_path / "run", []).weights_file("prior"), (
         "wandb's links do not make it a stranger's folder"
     )

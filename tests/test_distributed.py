@@ -59,7 +59,13 @@ AUTOENCODERS = {
     ],
     "bf16": [*SMALL_CODEBOOK, "trainer.precision=bf16"],
 }
-BF16_METRICS = {"train/loss", "val/loss", "val/psnr_db", "train/codebook0/run_perplexity", "val/codebook0/perplexity"}
+BF16_METRICS = {
+    "autoencoder/train/loss",
+    "autoencoder/val/loss",
+    "autoencoder/val/psnr_db",
+    "codebook/train/run_perplexity_0",
+    "codebook/val/perplexity_0",
+}
 MUON = "maskgit, Muon"
 PRIORS = {**{name: name for name in choices("prior")}, MUON: "maskgit"}
 SIZES = {"pixelcnn": "layers=2", "pixelsnail": "blocks=1", "wavenet": "layers=2"}  # others: layers=1

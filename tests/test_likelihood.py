@@ -115,7 +115,7 @@ def test_nats_are_those_of_each_picture_and_the_loss_is_their_mean_over_dimensio
     single = torch.cat([loss.nats(output[[i]], x[[i]]) for i in range(5)])
     torch.testing.assert_close(nats, single)
     assert float(loss(output, x)) == pytest.approx(float(nats.sum()) / x.numel())
-    assert loss.figures(math.log(2)) == {"bits_per_dim_reconstruction": 1.0}
+    assert loss.figures(math.log(2)) == {"model/bits_per_dim_reconstruction": 1.0}
 
 
 @each_likelihood
@@ -176,7 +176,7 @@ def test_extreme_outputs_have_finite_losses_and_gradients_at_every_level(loss: L
 def test_uniform_logits_are_8_bits_per_dim() -> None:
     loss, x = Categorical(1.0, 1.0), pictures(2, 3, 4, 4)
     value = float(loss(torch.full((2, loss.decoder_channels(3), 4, 4), 7.0), x))
-    assert loss.figures(value)["bits_per_dim_reconstruction"] == pytest.approx(8, rel=1e-6)
+    assert loss.figures(value)["model/bits_per_dim_reconstruction"] == pytest.approx(8, rel=1e-6)
 
 
 def test_categorical_logits_lie_level_by_level_of_each_channel() -> None:

@@ -15,7 +15,7 @@ from conftest import lines
 from vqvae.metrics import codebook, spacing
 from vqvae.metrics.codebook import CodeCounts, binned, count_codes, describe, histogram, perplexity
 from vqvae.metrics.reconstruction import reconstruction_metrics, reconstruction_sums
-from vqvae.training.logger import to_wandb
+from vqvae.training.wandb_run import to_wandb
 
 
 def test_perplexity_is_one_for_one_code_and_k_for_uniform_use() -> None:
@@ -156,9 +156,9 @@ def test_every_vector_of_the_validation_set_and_every_pair_of_codes_is_in_its_hi
     (shape,) = json.loads((finished_run / "codes" / "val" / "header.json").read_text())["code_shapes"]
     val = lines(finished_run / "autoencoder" / "metrics.jsonl")[-1]
     for name in ("similarity", "relative_error"):
-        assert sum(val[f"val/level0/{name}_histogram"]["counts"]) == 20 * math.prod(shape)
-    assert sum(val["val/codebook0/spacing_histogram"]["counts"]) == 16 * 15 // 2
-    assert val["val/codebook0/spacing_min"] <= val["val/codebook0/closest_mean"] <= val["val/codebook0/spacing_mean"]
+        assert sum(val[f"autoencoder/val/{name}_histogram_0"]["counts"]) == 20 * math.prod(shape)
+    assert sum(val["codebook/val/spacing_histogram_0"]["counts"]) == 16 * 15 // 2
+    assert val["codebook/val/spacing_min_0"] <= val["codebook/val/closest_mean_0"] <= val["codebook/val/spacing_mean_0"]
 
 
 def test_reconstruction_figures_match_numpy_over_batches_of_different_size() -> None:
@@ -168,10 +168,10 @@ def test_reconstruction_figures_match_numpy_over_batches_of_different_size() -> 
     parts = [reconstruction_sums(torch.tensor(x_hat[s]), torch.tensor(x[s])) for s in (slice(0, 5), slice(5, 7))]
     metrics = reconstruction_metrics({key: parts[0][key] + parts[1][key] for key in parts[0]}, variance=0.25)
     squared = (((x - x_hat) / 2) ** 2).mean((1, 2, 3))
-    assert metrics["mse"] == pytest.approx(squared.mean(), rel=1e-5)
-    assert metrics["psnr_db"] == pytest.approx(-10 * math.log10(squared.mean()), rel=1e-5)
-    assert metrics["psnr_mean_db"] == pytest.approx((-10 * np.log10(squared)).mean(), rel=1e-5)
-    assert metrics["mse_over_variance"] == pytest.approx(((x - x_hat) ** 2).mean() / 0.25, rel=1e-5)
+    assert metrics["autoencoder/mse"] == pytest.approx(squared.mean(), rel=1e-5)
+    assert metrics["autoencoder/psnr_db"] == pytest.approx(-10 * math.log10(squared.mean()), rel=1e-5)
+    assert metrics["autoencoder/psnr_mean_db"] == pytest.approx((-10 * np.log10(squared)).mean(), rel=1e-5)
+    assert metrics["autoencoder/mse_over_variance"] == pytest.approx(((x - x_hat) ** 2).mean() / 0.25, rel=1e-5)
 
 
 def test_ssim_is_one_for_equal_pictures_and_falls_with_noise() -> None:

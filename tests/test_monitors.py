@@ -11,6 +11,7 @@ import torch
 from conftest import SMALL_CODEBOOK, TINY, train_inside
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vqvae.data.items import ItemBatch
 from vqvae.losses.reconstruction import MSE
 from vqvae.model import VQVAE
 from vqvae.networks import conv
@@ -33,12 +34,12 @@ def test_each_span_counts_the_codes_of_its_own_steps() -> None:
     for step in range(8):
         stage.begin_step(step, 8)
         for _ in range(2):  # micro-batches, of 3 pictures with 2 x 2 codes
-            list(stage.training_losses((torch.randn(3, 1, 8, 8), torch.zeros(3))))
+            list(stage.training_losses(ItemBatch(torch.randn(3, 1, 8, 8), torch.zeros(3))))
         stage.after_step(torch.tensor(True))
         for span, (counts,) in stage.meters.total().items():
             found[span].append(int(counts.sum()) // 24)
         if step % 4 == 3:
-            assert stage.window_metrics()["epoch"] == (step + 1) / 2.5
+            assert stage.window_metrics()["autoencoder/epoch"] == (step + 1) / 2.5
     assert found == {
         "batch": [1, 1, 1, 1, 1, 1, 1, 1],
         "window": [1, 2, 3, 4, 1, 2, 3, 4],
@@ -97,4 +98,4 @@ def test_a_codebook_that_maps_share_is_measured_once(monkeypatch: pytest.MonkeyP
     found = stage._of_codebooks(measure)
     assert [codes is one for codes, one in zip(measured, (shared, other))] == [True, True]
     first = float(shared[0, 0])
-    assert found == {"codebook0/first": first, "codebook2/first": float(other[0, 0]), "codebook3/first": first}
+    assert found == {"codebook/first_0": first, "codebook/first_2": float(other[0, 0]), "codebook/first_3": first}

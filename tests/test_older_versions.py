@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,9 @@ import torch
 from conftest import call_inside, lines, train_inside, weights
 
 import vqvae
+from vqvae.metrics.registry import find, without_split
+from vqvae.metrics.renames import rename, rename_checkpoint, rename_line
+from vqvae.training.logger import read_lines
 
 OLDER = Path(__file__).resolve().parent / "older_runs"
 
@@ -36,6 +40,36 @@ def test_a_stopped_run_goes_on_to_the_weights_that_the_older_version_reaches(old
     train_inside(f"run_dir={older / 'stopped'}")
     assert_close(weights(older / "stopped", "autoencoder"), weights(older / "continued", "autoencoder"))
     assert (older / "stopped" / "samples.png").is_file()
+    ours, theirs = (lines(older / name / "autoencoder" / "metrics.jsonl") for name in ("stopped", "continued"))
+    for line, expected in zip(ours, (rename_line(line, "autoencoder") for line in theirs), strict=True):
+        assert line.keys() == expected.keys()
+        assert all(name == "step" or find(without_split(name)[0]) for name in line)
+        for name, value in expected.items():
+            assert close(line[name], value), name
+
+
+def close(ours: Any, theirs: Any) -> bool:
+    """Equal within rounding: numbers, and the edges and the total of histograms, because a code near an edge may cross it."""
+    if not isinstance(theirs, dict):
+        return ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+    return ours["edges"] == pytest.approx(theirs["edges"], rel=1e-3) and sum(ours["counts"]) == sum(theirs["counts"])
+
+
+def test_every_figure_of_an_older_run_has_a_registered_name(older: Path) -> None:
+    summary = json.loads((older / "finished" / "summary.json").read_text())["figures"]
+    names = {rename(name, "autoencoder") for name in summary}
+    for stage in ("autoencoder", "prior"):
+        for file in ("metrics.jsonl", "timing.jsonl"):
+            names |= {without_split(name)[0] for line in read_lines(older / "finished" / stage / file) for name in line}
+    assert [name for name in sorted(names - {"step"}) if find(name) is None] == []
+
+
+def test_a_run_with_best_metrics_of_an_older_version_goes_on_with_those_of_today() -> None:
+    state = {"best": {"step": 4, "mse": 0.5, "codebook0/usage": 1.0}, "window": {"names": ["loss", "model/grad_norm"]}}
+    renamed = rename_checkpoint(state, "autoencoder")
+    assert renamed["best"] == {"step": 4, "autoencoder/mse": 0.5, "codebook/usage_0": 1.0}
+    assert renamed["window"]["names"] == ["autoencoder/loss", "autoencoder/grad_norm"]
+    assert rename_checkpoint(renamed, "autoencoder") == renamed
 
 
 def test_a_prior_goes_on_from_the_older_version_s_checkpoint(older: Path) -> None:
@@ -57,7 +91,7 @@ def test_a_finished_run_is_sampled_from(older: Path, mode: str) -> None:
 def test_what_was_model_search_sweeps_still_searches_in_evaluations(older: Path) -> None:
     call_inside("scripts.evaluate", f"run_dir={older / 'finished'}", f"out={older / 'figures.json'}")
     figures = json.loads((older / "figures.json").read_text())["figures"]
-    assert figures["searched_psnr_db"]["value"] > figures["psnr_db"]["value"]
+    assert figures["autoencoder/searched_psnr_db"]["value"] > figures["autoencoder/psnr_db"]["value"]
 
 
 def test_an_export_computes_what_it_did(older: Path) -> None:

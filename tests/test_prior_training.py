@@ -177,12 +177,12 @@ def test_an_evaluation_measures_all_validation_codes_and_as_many_of_training_spr
     train, val = (sum(values) / 7 / math.log(2) for values in (spread, range(200, 207)))
     assert metrics == pytest.approx(
         {
-            "bits_per_code_bound": val,
-            "bits_per_picture_bound": val * 8,
-            "map0/bits_per_code_bound": val,
-            "map1/bits_per_code_bound": val,
-            "train_bits_per_code_bound": train,
-            "overfitting_gap": val - train,
+            "prior/bits_per_code_bound": val,
+            "prior/bits_per_item_bound": val * 8,
+            "prior/bits_per_code_bound_0": val,
+            "prior/bits_per_code_bound_1": val,
+            "prior/train_bits_per_code_bound": train,
+            "prior/overfitting_gap": val - train,
         }
     )
 
@@ -203,15 +203,15 @@ def test_the_logged_gap_is_the_difference_of_two_direct_evaluations(finished_run
         with torch.no_grad():
             (nats,) = prior(store.codes(chosen), store.labels[chosen]).nats
         bits[split] = float(nats.double().mean()) / math.log(2)
-    assert logged["val/bits_per_code"] == pytest.approx(bits["val"], rel=1e-6)
-    assert logged["val/train_bits_per_code"] == pytest.approx(bits["train"], rel=1e-6)
-    assert logged["val/overfitting_gap"] == pytest.approx(bits["val"] - bits["train"], abs=1e-5)
+    assert logged["prior/val/bits_per_code"] == pytest.approx(bits["val"], rel=1e-6)
+    assert logged["prior/val/train_bits_per_code"] == pytest.approx(bits["train"], rel=1e-6)
+    assert logged["prior/val/overfitting_gap"] == pytest.approx(bits["val"] - bits["train"], abs=1e-5)
 
 
 def test_a_single_split_has_no_gap(finished_run: Path) -> None:
     metrics, _ = evaluate_run(Run(RunFolder.load(finished_run, [])), "train", 32, search=0)
-    assert "bits_per_code" in metrics
-    assert not {"overfitting_gap", "train_bits_per_code"} & set(metrics)
+    assert "prior/bits_per_code" in metrics
+    assert not {"prior/overfitting_gap", "prior/train_bits_per_code"} & set(metrics)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_a_single_split_has_no_gap(finished_run: Path) -> None:
 def test_the_warning_comes_where_validation_rises_clearly_while_training_falls(
     val: float, train: float, warned: bool
 ) -> None:
-    names = ("bits_per_code_bound", "train_bits_per_code_bound")
+    names = ("prior/bits_per_code_bound", "prior/train_bits_per_code_bound")
     stage = stage_of(Plain())
     now, best = dict(zip(names, (val, train))), {"step": 8, **dict(zip(names, (4.0, 3.5)))}
     assert bool(stage.warnings(now, best)) is warned

@@ -189,26 +189,30 @@ def test_a_runs_codes_are_searched_for_and_its_figures_say_so(tmp_path: Path) ->
     train_inside(*few, f"run_dir={plain}")
     train_inside(*few, f"run_dir={searched}", "search_sweeps=2")
     before, after = (json.loads((one / "summary.json").read_text())["figures"] for one in (plain, searched))
-    assert after["psnr_db"] == before["psnr_db"]  # the encoder's own
-    assert after["searched_psnr_db"]["value"] > after["psnr_db"]["value"] + 0.01
+    assert after["autoencoder/psnr_db"] == before["autoencoder/psnr_db"]  # the encoder's own
+    assert after["autoencoder/searched_psnr_db"]["value"] > after["autoencoder/psnr_db"]["value"] + 0.01
     assert not [name for name in before if name.startswith("searched")]
     stores = [np.load(one / "codes" / "val" / "codes_0.npy") for one in (plain, searched)]
     assert (stores[0] == stores[1]).all()  # priors learn the encoder's
 
     call_inside("scripts.evaluate", f"run_dir={searched}", f"out={tmp_path / 'figures.json'}")
     figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
-    assert figures["searched_psnr_db"]["value"] == pytest.approx(after["searched_psnr_db"]["value"], abs=1e-4)
+    assert figures["autoencoder/searched_psnr_db"]["value"] == pytest.approx(
+        after["autoencoder/searched_psnr_db"]["value"], abs=1e-4
+    )
     call_inside("sample", f"run_dir={searched}", "mode=reconstruct", "n=20", f"out={tmp_path / 'reconstructed'}")
     rows = (tmp_path / "reconstructed" / "psnr.csv").read_text().splitlines()[1:]
     mean = sum(float(row.split(",")[-1]) for row in rows) / 20
-    assert mean == pytest.approx(after["searched_psnr_mean_db"]["value"], abs=0.02)  # these are of rounded pictures
+    assert mean == pytest.approx(
+        after["autoencoder/searched_psnr_mean_db"]["value"], abs=0.02
+    )  # these are of rounded pictures
 
 
 def test_a_finished_tokenizer_can_be_searched_with(finished_run: Path, tmp_path: Path) -> None:
     path, small = tmp_path / "run", [a for a in TINY if a.startswith(("prior", "logger", "debug"))]
     train_inside(*small, f"tokenizer={finished_run}", "search_sweeps=1", f"run_dir={path}")
     figures = json.loads((path / "summary.json").read_text())["figures"]
-    assert figures["searched_psnr_db"]["value"] >= figures["psnr_db"]["value"]
+    assert figures["autoencoder/searched_psnr_db"]["value"] >= figures["autoencoder/psnr_db"]["value"]
 
     call_inside("scripts.export", f"run_dir={path}", f"out={tmp_path / 'export'}")
     exported = vqvae.load(tmp_path / "export")
@@ -227,4 +231,6 @@ def test_two_processes_search_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
     train(tmp_path / "one")
     under_torchrun(tmp_path, train, tmp_path / "two", *free_ports(1))
     one, two = (json.loads((tmp_path / name / "summary.json").read_text())["figures"] for name in ("one", "two"))
-    assert two["searched_psnr_db"]["value"] == pytest.approx(one["searched_psnr_db"]["value"], abs=0.02)
+    assert two["autoencoder/searched_psnr_db"]["value"] == pytest.approx(
+        one["autoencoder/searched_psnr_db"]["value"], abs=0.02
+    )

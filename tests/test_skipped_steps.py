@@ -121,9 +121,11 @@ def test_the_batch_of_a_skipped_step_is_written_down_and_its_metrics_do_not_coun
     found = lines(tmp_path / "run" / "autoencoder" / "skipped_steps.jsonl")
     assert [(line["step"], line["after_steps"]) for line in found] == [(3, 1), (6, 3)]
     assert found[1]["indices"] == training_indices(5, 3, 24, 96).tolist()
-    logged = [line for line in lines(tmp_path / "run" / "autoencoder" / "metrics.jsonl") if "train/loss" in line]
-    assert all(0 < line["train/loss"] < 1e3 for line in logged)
-    assert logged[-1]["train/skipped_steps"] == 2
+    logged = [
+        line for line in lines(tmp_path / "run" / "autoencoder" / "metrics.jsonl") if "autoencoder/train/loss" in line
+    ]
+    assert all(0 < line["autoencoder/train/loss"] < 1e3 for line in logged)
+    assert logged[-1]["autoencoder/train/skipped_steps"] == 2
 
 
 def test_too_many_skipped_steps_end_the_run(

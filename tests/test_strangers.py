@@ -475,7 +475,7 @@ def test_a_link_out_of_the_folder_is_refused(name: str, stranger: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    "name", ["samples", "config.yaml.tmp", "train.log", "evaluation_val.json.tmp", "autoencoder/pictures/x"]
+    "name", ["samples", "config.yaml.tmp", "train.log", "evaluation_val.json.tmp", "autoencoder/images/x"]
 )
 @pytest.mark.parametrize("program", [["sample.py", "n=1"], ["train.py"]])
 def test_nothing_is_written_through_a_link_out_of_the_folder(

@@ -143,7 +143,7 @@ def test_a_flip_mirrors_some_of_the_waves_in_time(tmp_path: Path) -> None:
 def test_waves_have_a_psnr_and_no_ssim() -> None:
     x = torch.rand(4, 1, 512) * 2 - 1
     metrics = reconstruction_metrics(reconstruction_sums((x + 0.02).clamp(-1, 1), x), variance=0.3)
-    assert metrics["psnr_db"] == pytest.approx(40, abs=0.1)  # an error of 0.01 in [0, 1]
+    assert metrics["autoencoder/psnr_db"] == pytest.approx(40, abs=0.1)  # an error of 0.01 in [0, 1]
     assert "ssim" not in metrics
 
 
@@ -165,8 +165,8 @@ def test_every_network_trains_both_stages_on_waves(model: str, tmp_path: Path) -
     data = ["data=tones", "data.length=256"]
     train_inside(*own, *SMALL_CODEBOOK, *data, f"model={model}", *SMALL.get(model, []), f"run_dir={run}")
     figures = json.loads((run / "summary.json").read_text())["figures"]
-    assert {"psnr_db", "bits_per_code"} <= set(figures)
-    assert "ssim" not in figures
+    assert {"autoencoder/psnr_db", "prior/bits_per_code"} <= set(figures)
+    assert "autoencoder/ssim" not in figures
     header = json.loads((run / "codes" / "val" / "header.json").read_text())
     assert all(len(shape) == 1 for shape in header["code_shapes"])
     assert (run / "samples.png").is_file()

@@ -173,7 +173,7 @@ def test_a_non_finite_loss_changes_nothing_and_stops_the_run(
         train_inside_quietly(*arguments, *more, f"run_dir={tmp_path / str(steps)}")
     two, four = weights(tmp_path / "2", "autoencoder"), weights(tmp_path / "4", "autoencoder")
     assert all(torch.equal(two[key], four[key]) for key in two)
-    assert lines(tmp_path / "4" / "autoencoder" / "metrics.jsonl")[-1]["train/skipped_steps"] == 4
+    assert lines(tmp_path / "4" / "autoencoder" / "metrics.jsonl")[-1]["autoencoder/train/skipped_steps"] == 4
 
 
 def train_inside_quietly(*overrides: str) -> None:

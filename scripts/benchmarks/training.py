@@ -224,7 +224,7 @@ def precision(overrides: list[str], folder: str, steps: int = 2000) -> None:
         train_autoencoder(run, StopRequest())
         last = read_lines(run.folder.stage("autoencoder") / "metrics.jsonl")[-1]
         seconds = read_lines(run.folder.stage("autoencoder") / "timing.jsonl")[-1]["timing/seconds"]
-        rows.append([kind, last["val/mse_over_variance"], last["val/codebook0/perplexity"], seconds])
+        rows.append([kind, last["autoencoder/val/mse_over_variance"], last["codebook/val/perplexity_0"], seconds])
     ratio = rows[1][1] / rows[0][1]
     print(f"\nprecision, {steps} steps, batch {run.cfg.trainer.batch_size}: bf16's error is {ratio:.4f} of float32's")
     print(table(["", "validation MSE / variance", "perplexity", "seconds of training"], rows))

@@ -1,4 +1,4 @@
-"""Names that have moved, so that run folders and exports of older versions keep working."""
+"""Names that have moved, so that run folders and exports of older versions keep working. Figures: metrics/renames.py."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from typing import Any
 
 # `_target_` of a saved config or an export: old -> new.
 TARGETS = {
-    "vqvae.logger.Wandb": "vqvae.training.logger.Wandb",
+    "vqvae.logger.Wandb": "vqvae.training.wandb_run.Wandb",
     "vqvae.optimizers.Muon": "vqvae.training.optimizers.Muon",
     "vqvae.schedules.Constant": "vqvae.training.schedules.Constant",
     "vqvae.schedules.Cosine": "vqvae.training.schedules.Cosine",
     "vqvae.trainer_config.TrainerConfig": "vqvae.training.settings.TrainerConfig",
+    "vqvae.training.logger.Wandb": "vqvae.training.wandb_run.Wandb",
 }
 
 

@@ -22,9 +22,9 @@ from vqvae.priors.base import Prior
 from vqvae.quantizers.base import Quantizer
 from vqvae.quantizers.init import Init
 from vqvae.ranges import argument_types, is_union
-from vqvae.training.logger import Wandb
 from vqvae.training.schedules import Schedule
 from vqvae.training.settings import TrainerConfig
+from vqvae.training.wandb_run import Wandb
 
 ALLOWED_PREFIXES = ("vqvae.", "torch.optim.", "torch.nn.")
 SPECIAL_KEYS = {"_target_", "_partial_"}

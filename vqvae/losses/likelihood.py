@@ -10,8 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae.losses.reconstruction import ReconstructionLoss
+from vqvae.metrics.registry import figure
 from vqvae.ranges import Count, NonNegativeFloat, checked
 
+BITS = figure(
+    "model/bits_per_dim_reconstruction",
+    "mean -log2 p(x | codes) over channels times positions, x in 0 .. 255",
+    better="lower",
+)
 LEVELS = 256
 HALF_STEP = 1 / (LEVELS - 1)  # half the distance of two levels in [-1, 1]
 CHUNK = 2**14  # softmaxes at a time where no gradient is kept: 16 MB of logits
@@ -39,7 +45,7 @@ class Likelihood(ReconstructionLoss):
         return self.nats(output, x).sum() / x.numel()
 
     def figures(self, mean: float) -> dict[str, float]:
-        return {"bits_per_dim_reconstruction": mean / math.log(2)}
+        return {BITS: mean / math.log(2)}
 
 
 class Categorical(Likelihood):

@@ -46,7 +46,7 @@ class ReconstructionLoss(nn.Module):
         return output.float().clamp(-1, 1)
 
     def figures(self, mean: float) -> dict[str, float]:
-        """Figures that follow from the mean of this loss over a set, by name; none by default."""
+        """Further figures from the mean of this loss over a set, by registered names; none by default."""
         return {}
 
 

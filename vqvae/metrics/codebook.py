@@ -6,6 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from vqvae import distributed
+from vqvae.metrics.registry import figure
+
+USE = {  # figures of one code map's counts: name -> protocol, better direction
+    "perplexity": ("exp of the entropy of the code counts summed over {}", "higher"),
+    "usage": ("share of codes that occur in {}", "higher"),
+    "used_codes": ("codes that occur in {}", "higher"),
+    "dead_codes": ("codes that do not occur in {}", "lower"),
+    "count_histogram": ("codes by their share of use times K over {}; 1 is uniform use", "none"),
+}
 
 
 def count_codes(codes: Tensor, codebook_size: int, passed: Tensor | None = None) -> Tensor:
@@ -65,6 +74,27 @@ def keep_on_main(counts: CodeCounts, *_: object) -> None:
     """All ranks have loaded the sum: all but rank 0 drop it."""
     if not distributed.is_main():
         counts.counts.zero_()
+
+
+def declare_use(span: str, where: str, main: bool) -> None:
+    """Declare the figures of `describe` and `histogram` over some items, as codebook/<span><name>_{m}.
+
+    main: False hides them from the default dashboard and the curves.
+    """
+    whole = span == ""
+    for name, (protocol, better) in USE.items():
+        figure(
+            f"codebook/{span}{name}_{{m}}",
+            protocol.format(where),
+            better,  # type: ignore[arg-type]
+            panel="perplexity" if main and name == "perplexity" else None,
+            report=whole and name != "count_histogram",
+            sweep=whole and name in ("perplexity", "usage"),
+            dashboard=main,
+        )
+
+
+declare_use("", "the whole split", main=True)
 
 
 def describe(counts: Tensor) -> dict[str, float]:

@@ -7,6 +7,30 @@ import math
 import torch
 from torch import Tensor
 
+from vqvae.metrics.registry import figure
+
+MSE = figure(
+    "autoencoder/mse",
+    "mean squared error over all items of the split, values in [0, 1] (sounds: companded), reconstructions clamped, float32",
+    better="lower",
+)
+MSE_OVER_VARIANCE = figure(
+    "autoencoder/mse_over_variance", "mse over the variance of the training items", better="lower"
+)
+PSNR = figure(
+    "autoencoder/psnr_db",
+    "PSNR of the mean squared error over the split",
+    better="higher",
+    panel="reconstruction, dB",
+    sweep=True,
+)
+PSNR_MEAN = figure("autoencoder/psnr_mean_db", "mean over items of each item's PSNR", better="higher")
+SSIM = figure(
+    "autoencoder/ssim",
+    "mean SSIM over images, gaussian window 11, sigma 1.5, data range 1, per channel",
+    better="higher",
+    sweep=True,
+)
 SSIM_WINDOW = 11  # gaussian, sigma 1.5 (Wang et al. 2004)
 
 
@@ -14,11 +38,11 @@ def reconstruction_sums(x_hat: Tensor, x: Tensor) -> dict[str, Tensor]:
     """Data (B, C, *S) in [-1, 1], x_hat clamped to it -> sums over the batch, float64.
 
     squared_error: of the per-item mean squared error in [0, 1]; psnr: of the per-item PSNR; ssim: of SSIM with a gaussian
-    window of 11 and sigma 1.5 (of two data dims, none smaller than the window; else left out); pictures: number of items.
+    window of 11 and sigma 1.5 (of two data dims, none smaller than the window; else left out); items: their number.
     """
     a, b = (x_hat.float() + 1) / 2, (x + 1) / 2
     squared, psnr = item_squared_error(a, b), item_psnr(x_hat, x)
-    sums = {"squared_error": squared.sum(), "psnr": psnr.sum(), "pictures": squared.new_tensor(float(len(squared)))}
+    sums = {"squared_error": squared.sum(), "psnr": psnr.sum(), "items": squared.new_tensor(float(len(squared)))}
     if x.ndim == 4 and min(x.shape[2:]) >= SSIM_WINDOW:
         from torchmetrics.functional.image import structural_similarity_index_measure  # takes a second to import
 
@@ -40,15 +64,15 @@ def item_psnr(x_hat: Tensor, x: Tensor) -> Tensor:
 
 
 def reconstruction_metrics(sums: dict[str, Tensor], variance: float) -> dict[str, float]:
-    """Sums over the whole set -> metrics; `variance` is the training data's in [-1, 1] (4 times that in [0, 1])."""
-    pictures = float(sums["pictures"])
-    mse = float(sums["squared_error"]) / pictures
+    """Sums over the whole set -> figures by name; `variance` is the training data's in [-1, 1] (4 times that in [0, 1])."""
+    items = float(sums["items"])
+    mse = float(sums["squared_error"]) / items
     metrics = {
-        "mse": mse,
-        "mse_over_variance": 4 * mse / variance,
-        "psnr_db": -10 * math.log10(max(mse, 1e-10)),
-        "psnr_mean_db": float(sums["psnr"]) / pictures,
+        MSE: mse,
+        MSE_OVER_VARIANCE: 4 * mse / variance,
+        PSNR: -10 * math.log10(max(mse, 1e-10)),
+        PSNR_MEAN: float(sums["psnr"]) / items,
     }
     if "ssim" in sums:
-        metrics["ssim"] = float(sums["ssim"]) / pictures
+        metrics[SSIM] = float(sums["ssim"]) / items
     return metrics

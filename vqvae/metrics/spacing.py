@@ -11,6 +11,21 @@ from torch import Tensor
 
 from vqvae.errors import UserError
 from vqvae.metrics.codebook import binned
+from vqvae.metrics.registry import figure
+
+DISTANCES = "distance between codes"  # the panel
+figure("codebook/spacing_min_{m}", "smallest euclidean distance of two codes", report=False)
+figure("codebook/spacing_mean_{m}", "mean euclidean distance over all pairs of codes", panel=DISTANCES, report=False)
+figure("codebook/closest_min_{m}", "the same number as spacing_min", report=False, dashboard=False)
+figure(
+    "codebook/closest_mean_{m}", "mean over codes of the distance to the closest other", panel=DISTANCES, report=False
+)
+figure(
+    "codebook/spacing_histogram_{m}",
+    "pairs of codes by their distance over the mean distance",
+    panel="distance / mean distance, 2 and beyond at the end",
+    report=False,
+)
 
 MAX_PAIRS = 2**28  # 16,384 codes to each other; of more codes, as many as that allows, to all
 CHUNK_ELEMENTS = 2**20  # distances at a time: 8 MiB, as a larger block leaves the caches of a CPU

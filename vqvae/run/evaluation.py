@@ -15,12 +15,36 @@ from vqvae.data.base import Data
 from vqvae.data.codes import CodeEvaluationSet, bits_of_uniform
 from vqvae.data.items import ItemBatch, ItemEvaluationSet
 from vqvae.inference.trained_model import TrainedModel
+from vqvae.losses.likelihood import BITS
 from vqvae.metrics.reconstruction import reconstruction_metrics, reconstruction_sums
+from vqvae.metrics.registry import figure
+from vqvae.run.folder import STAGES
 from vqvae.run.run import Run
 from vqvae.stages.autoencoder import AutoencoderStage
 from vqvae.training.stage import evaluate
 
-SEARCHED_AT_A_TIME = 128  # images
+SEARCHED_AT_A_TIME = 128  # items
+
+for stage in STAGES:
+    figure(f"{stage}/parameters", "trained weights")
+UNIFORM = figure("prior/bits_per_code_uniform", "mean log2 K: a prior that knows nothing")
+figure(
+    "autoencoder/searched_{figure}",
+    "the figure of that name with the codes found by code search (search_sweeps), in place of the encoder's",
+)
+figure("model/bits_per_dim_codes", "prior/bits_per_item over channels times positions", "lower")
+figure("model/bits_per_dim_codes_bound", "prior/bits_per_item_bound over channels times positions", "lower")
+figure(
+    "model/bits_per_dim",
+    "reconstruction + codes: an upper bound on the model's mean -log2 p(x), given the class if there is one",
+    better="lower",
+    sweep=True,
+)
+figure(
+    "model/bits_per_dim_bound",
+    "reconstruction + the bound of the codes: an upper bound as bits_per_dim is",
+    better="lower",
+)
 
 
 @torch.no_grad()
@@ -34,19 +58,19 @@ def evaluate_run(run: Run, split: str, batch_size: int, search: int) -> tuple[di
     stage = AutoencoderStage(trained.model, trained.reconstruction, variance, run.data.show)
     metrics = evaluate(stage, ItemEvaluationSet(run.data, loader), batch_size)
     metrics |= searched_figures(run, trained, split, search)
-    metrics["model_parameters"] = sum(p.numel() for p in trained.model.parameters())
+    metrics["autoencoder/parameters"] = sum(p.numel() for p in trained.model.parameters())
     if (prior := trained.prior) is not None:
         store = run.code_store(trained, split)
         codes = CodeEvaluationSet(store, None, run.device)
         metrics |= evaluate(run.prior_stage(prior, trained), codes, batch_size)
-        metrics["bits_per_code_uniform"] = bits_of_uniform(store.codebook_sizes, store.code_shapes)
-        metrics["prior_parameters"] = sum(p.numel() for p in prior.parameters())
+        metrics[UNIFORM] = bits_of_uniform(store.codebook_sizes, store.code_shapes)
+        metrics["prior/parameters"] = sum(p.numel() for p in prior.parameters())
     metrics |= bits_per_dim(metrics, run.data)
     about = {
         "run_dir": str(run.folder.path),
         "split": loader.split.name,
-        "pictures": len(loader),
-        "unreadable_pictures": len(distributed.any_row(loader.unreadable, len(loader))),
+        "items": len(loader),
+        "unreadable_items": len(distributed.any_row(loader.unreadable, len(loader))),
         "data": plain(run.cfg)["data"],
         "training_variance": variance,
         "precision": "float32",
@@ -70,25 +94,25 @@ class Reconstructions:
 
 
 def searched_figures(run: Run, trained: TrainedModel, split: str, search: int) -> dict[str, Any]:
-    """Reconstruction metrics of a split with code search, as `searched_<name>`; none for search=0. Call it on all ranks."""
+    """Figures of a split with code search, `autoencoder/searched_<name>`; none for search=0. Call it on all ranks."""
     if not search:
         return {}
     items = ItemEvaluationSet(run.data, run.loader(split))
     metrics = evaluate(Reconstructions(trained, run.variance(), search), items, SEARCHED_AT_A_TIME)
-    return {f"searched_{name}": value for name, value in metrics.items()}
+    return {name.replace("/", "/searched_"): value for name, value in metrics.items()}
 
 
 def bits_per_dim(metrics: dict[str, Any], data: Data) -> dict[str, float]:
-    """Metrics of both stages -> what the codes cost and what the whole image costs, in bits per dim.
+    """Metrics of both stages -> what the codes cost and what the whole item costs, in bits per dim.
 
     -log p(x) <= -log p(x | codes(x)) - log p(codes(x)), where the prior may give a bound itself (`_bound` in its names).
     Nothing where the reconstruction loss is no likelihood, or there is no prior.
     """
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     dims = data.channels * math.prod(data.size)
     for bound in ("", "_bound"):
-        if "bits_per_dim_reconstruction" in metrics and f"bits_per_picture{bound}" in metrics:
-            codes = metrics[f"bits_per_picture{bound}"] / dims
-            found[f"bits_per_dim_codes{bound}"] = codes
-            found[f"bits_per_dim{bound}"] = metrics["bits_per_dim_reconstruction"] + codes
-    return found
+        if BITS in metrics and f"prior/bits_per_item{bound}" in metrics:
+            codes = metrics[f"prior/bits_per_item{bound}"] / dims
+            figures[f"model/bits_per_dim_codes{bound}"] = codes
+            figures[f"model/bits_per_dim{bound}"] = metrics[BITS] + codes
+    return figures

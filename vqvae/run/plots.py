@@ -1,4 +1,4 @@
-"""Plots of a run."""
+"""Plots of a run: its curves, and the use of its codes."""
 
 from __future__ import annotations
 
@@ -9,37 +9,19 @@ from typing import Any
 
 from torch import Tensor
 
+from vqvae.metrics.registry import FIGURES, find, without_split
 from vqvae.storage.files import write_bytes
 
-PANELS = {  # title -> metrics; a panel without any of its metrics is left out
-    "loss": ["train/loss", "val/loss"],
-    "reconstruction, dB": ["val/psnr_db"],
-    "perplexity": ["train/codebook{m}/window_perplexity", "val/codebook{m}/perplexity"],
-    "distance between codes": ["train/codebook{m}/spacing_mean", "train/codebook{m}/closest_mean"],
-    "bits per code": ["train/bits_per_code{bound}", "val/bits_per_code{bound}", "val/train_bits_per_code{bound}"],
-    "learning rate": ["train/{name}/learning_rate"],
-    "gradient norm": ["train/{name}/grad_norm"],
-}
-HISTOGRAMS = {  # of an evaluation -> what is counted, and by what
-    "similarity_histogram": ("vectors", "cosine of vector and code"),
-    "relative_error_histogram": ("vectors", "|vector - code| / |vector|, 2 and beyond at the end"),
-    "spacing_histogram": ("pairs of codes", "distance / mean distance, 2 and beyond at the end"),
-}
 PANELS_A_ROW = 4
 
 
 def plot_curves(lines: list[dict[str, Any]], path: Path) -> None:
-    """Plot the metrics of one stage over its steps, one panel per subject -> PNG."""
+    """The metrics of one stage over its steps, one panel a subject -> PNG. lines: those of metrics.jsonl."""
     plt = pyplot()
-    names = {name for line in lines for name in line}
-    panels = {}
-    for title, patterns in PANELS.items():
-        found = sorted(name for name in names if any(matches(name, pattern) for pattern in patterns))
-        if found:
-            panels[title] = found
+    panels = panels_of({name for line in lines for name, value in line.items() if not isinstance(value, dict)})
     figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.2), squeeze=False)
-    for axis, (title, found) in zip(axes[0], panels.items()):
-        for name in found:
+    for axis, (title, names) in zip(axes[0], panels.items()):
+        for name in names:
             points = [(line["step"], line[name]) for line in lines if name in line]
             axis.plot(*zip(*points), label=name, marker="." if len(points) < 20 else "", linewidth=1.2)
         axis.set_title(title, fontsize=10)
@@ -51,9 +33,9 @@ def plot_curves(lines: list[dict[str, Any]], path: Path) -> None:
 
 
 def plot_codes(counts: list[Tensor], histograms: dict[str, dict[str, list[float]]], path: Path) -> None:
-    """Plot the use of each code of each map, most used first, and histograms by name -> PNG.
+    """How often each code of each map is used, most used first, beside uniform use; then histograms by figure -> PNG.
 
-    counts: M x (K_m,). histograms: as made in metrics.codebook.
+    counts: M x (K_m,). histograms: as made in metrics.codebook, of registered figures.
     """
     plt = pyplot()
     panels = len(counts) + len(histograms)
@@ -74,23 +56,23 @@ def plot_codes(counts: list[Tensor], histograms: dict[str, dict[str, list[float]
         axis.legend(fontsize=7)
     for axis, (name, bins) in zip(axes[len(counts) :], histograms.items()):
         axis.stairs(bins["counts"], bins["edges"], fill=True, alpha=0.6)
-        owner, kind = name.split("/")
-        title, subject = HISTOGRAMS[kind]
-        axis.set_title(f"{owner}: {title}", fontsize=10)
-        axis.set_xlabel(subject, fontsize=8)
+        entry = find(name)
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel(entry.panel if entry else "", fontsize=8)
         axis.set_yticks([])
     for axis in axes:
         axis.tick_params(labelsize=7)
     save(figure, path)
 
 
-def matches(name: str, pattern: str) -> bool:
-    """True if a metric's name fits a pattern, in which {m}, {name} and {bound} stand for text without a slash."""
-    if "{" not in pattern:
-        return name == pattern
-    start, end = pattern.split("{")[0], pattern.split("}")[1]
-    middle = name[len(start) : len(name) - len(end)]
-    return name.startswith(start) and name.endswith(end) and "/" not in middle
+def panels_of(names: set[str]) -> dict[str, list[str]]:
+    """Names in metrics.jsonl -> {title of a panel: its names}, as the registry says, panels in its order."""
+    panels: dict[str, list[str]] = {entry.panel: [] for entry in FIGURES.values() if entry.panel}
+    for name in sorted(names):
+        entry = find(without_split(name)[0])
+        if entry and entry.panel:
+            panels[entry.panel].append(name)
+    return {title: members for title, members in panels.items() if members}
 
 
 def pyplot() -> Any:

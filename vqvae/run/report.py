@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -16,58 +15,53 @@ from vqvae.data.codes import bits_of_uniform
 from vqvae.images import grid, rows_of, to_uint8, write_png
 from vqvae.inference.trained_model import TrainedModel
 from vqvae.metrics.codebook import count_codes
-from vqvae.run.evaluation import bits_per_dim, searched_figures
+from vqvae.metrics.registry import figure, find, without_split
+from vqvae.run.evaluation import UNIFORM, bits_per_dim, searched_figures
 from vqvae.run.folder import STAGES
-from vqvae.run.plots import HISTOGRAMS, plot_codes, plot_curves
+from vqvae.run.plots import plot_codes, plot_curves
 from vqvae.run.run import Run
 from vqvae.run.tables import table
+from vqvae.stages.autoencoder import AutoencoderStage
 from vqvae.storage.files import write_json
+from vqvae.training.hardware import RATE, SECONDS
 from vqvae.training.logger import read_lines
 
 SAMPLES_PER_CLASS = 8
 
-PROTOCOLS = {
-    "mse": "mean squared error over all pictures, values in [0, 1] (sounds: companded), reconstructions clamped, float32",
-    "mse_over_variance": "mse over the variance of the training pictures",
-    "psnr_db": "PSNR of the mean squared error over the split",
-    "psnr_mean_db": "mean over pictures of each picture's PSNR",
-    "ssim": "mean SSIM over pictures, gaussian window 11, sigma 1.5, data range 1, per channel",
-    "searched_*": "the figure of that name with the codes found by code search (search_sweeps), in place of the encoder's",
-    "codebook*/perplexity": "exp of the entropy of the code counts summed over the whole split",
-    "codebook*/usage": "share of codes that occur in the split",
-    "codebook*/used_codes": "codes that occur in the split",
-    "codebook*/dead_codes": "codes that do not occur in the split",
-    "bits_per_code": "mean negative log2-likelihood of the prior over all codes of the split, teacher-forced",
-    "bits_per_code_bound": "an upper bound on bits_per_code, of a prior whose likelihood is not known",
-    "bits_per_picture": "bits_per_code times codes per picture",
-    "bits_per_picture_bound": "bits_per_code_bound times codes per picture",
-    "overfitting_gap": "bits per code of the validation split less those of as many training pictures, spread over the set",
-    "bits_per_dim_reconstruction": "mean -log2 p(x | codes) over channels times positions, x in 0 .. 255",
-    "bits_per_dim_codes": "bits_per_picture over channels times positions",
-    "bits_per_dim_codes_bound": "bits_per_picture_bound over channels times positions",
-    "bits_per_dim": "reconstruction + codes: an upper bound on the model's mean -log2 p(x), given the class if there is one",
-    "bits_per_dim_bound": "reconstruction + the bound of the codes: an upper bound as bits_per_dim is",
-    "bits_per_code_uniform": "mean log2 K: a prior that knows nothing",
-    "*_seconds": "wall clock of training steps, evaluation and checkpoints left out",
-    "*_pictures_per_second": "pictures (or their codes) trained on per second, median over log intervals",
-    "*_parameters": "trained weights",
-}
+for stage in STAGES:
+    figure(
+        f"{stage}/seconds",
+        "wall clock of training steps, evaluation and checkpoints left out",
+        better="lower",
+        sweep=stage == "autoencoder",
+    )
+    figure(
+        f"{stage}/items_per_second",
+        "items (or their codes) trained on per second, median over log intervals",
+        better="higher",
+    )
 
 
 def figures(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Metrics -> {name: {value, protocol}} of those that have a protocol; loss terms and histograms have none."""
-    found = {}
-    for name, value in metrics.items():
-        for pattern, protocol in PROTOCOLS.items():
-            if re.fullmatch(pattern.replace("*", r"\w+?"), name):
-                found[name] = {"value": value, "protocol": protocol}
-    return found
+    """Metrics by name -> {name: {value, protocol}} of those that are reported; loss terms and histograms are not."""
+    entries = {name: find(name) for name in metrics}
+    return {
+        name: {"value": metrics[name], "protocol": entry.protocol}
+        for name, entry in entries.items()
+        if entry is not None and entry.report
+    }
 
 
-def print_figures(title: str, found: dict[str, dict[str, Any]]) -> None:
-    """A table on the terminal."""
-    rows = [[name, one["value"], one["protocol"]] for name, one in found.items()]
-    print(f"\n{title}\n{table(['figure', 'value', 'protocol'], rows)}")
+def print_figures(title: str, reported: dict[str, dict[str, Any]]) -> None:
+    """A table on the terminal, grouped by section. The protocols are in the JSON files and in docs/metrics.md."""
+    print(f"\n{title}")
+    sections: dict[str, list[list[Any]]] = {}
+    for name, entry in reported.items():
+        section, short = name.split("/", 1)
+        sections.setdefault(section, []).append([f"  {short}", entry["value"]])
+    width = max((len(row[0]) for rows in sections.values() for row in rows), default=0)
+    for section, rows in sections.items():
+        print(table([section.ljust(width), ""], rows))
 
 
 def summarise(run: Run, trained: TrainedModel) -> float | None:
@@ -81,23 +75,23 @@ def summarise(run: Run, trained: TrainedModel) -> float | None:
         return None
     for stage in STAGES:
         if folder.weights_file(stage):
-            pictures = folder.stage(stage) / "pictures"
+            images = folder.stage(stage) / "images"
             metrics |= stage_figures(run, stage)
-            plot_curves(read_lines(folder.stage(stage) / "metrics.jsonl"), pictures / "curves.png")
-            looks += [*sorted(pictures.glob("reconstructions_*.png"))[-1:], pictures / "curves.png"]
+            plot_curves(read_lines(folder.stage(stage) / "metrics.jsonl"), images / "curves.png")
+            looks += [*sorted(images.glob("reconstructions_*.png"))[-1:], images / "curves.png"]
     if store is not None:
         looks.append(folder.path / "codebook.png")
-        histograms = {name: value for name, value in metrics.items() if name.split("/")[-1] in HISTOGRAMS}
+        histograms = {name: value for name, value in metrics.items() if is_plotted_histogram(name, value)}
         plot_codes(store_counts(store), histograms, looks[-1])
     if trained.prior is not None and store is not None:
-        metrics["bits_per_code_uniform"] = bits_of_uniform(store.codebook_sizes, store.code_shapes)
+        metrics[UNIFORM] = bits_of_uniform(store.codebook_sizes, store.code_shapes)
         looks += draw_samples(run, trained)
     metrics |= searched | bits_per_dim(metrics, run.data)
-    found = figures(metrics)
-    write_json(folder.path / "summary.json", {"version": __version__, "figures": found})
-    print_figures(f"{folder.path}, on its validation pictures", found)
+    reported = figures(metrics)
+    write_json(folder.path / "summary.json", {"version": __version__, "figures": reported})
+    print_figures(f"{folder.path}, on its validation set", reported)
     print("\nlook at:\n" + "\n".join(f"  {path}" for path in looks))
-    monitors = ("bits_per_code", "bits_per_code_bound", "mse")
+    monitors = ("prior/bits_per_code", "prior/bits_per_code_bound", AutoencoderStage.monitor)
     return next((metrics[name] for name in monitors if name in metrics), None)
 
 
@@ -108,13 +102,18 @@ def stage_figures(run: Run, stage: str) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     for line in read_lines(folder / "metrics.jsonl"):
         if line["step"] == weights["step"]:
-            metrics |= {name.removeprefix("val/"): value for name, value in line.items() if name.startswith("val/")}
+            figures_of_line = {without_split(name): value for name, value in line.items()}
+            metrics |= {name: value for (name, split), value in figures_of_line.items() if split == "val"}
     timing = read_lines(folder / "timing.jsonl")
     if timing:
-        metrics[f"{stage}_seconds"] = timing[-1]["timing/seconds"]
-        rates = [line["timing/pictures_per_second"] for line in timing]
-        metrics[f"{stage}_pictures_per_second"] = statistics.median(rates)
+        metrics[f"{stage}/seconds"] = timing[-1][SECONDS]
+        metrics[f"{stage}/items_per_second"] = statistics.median(line[RATE] for line in timing)
     return metrics
+
+
+def is_plotted_histogram(name: str, value: Any) -> bool:
+    entry = find(name)
+    return isinstance(value, dict) and entry is not None and entry.panel is not None
 
 
 def store_counts(store: CodeStore) -> list[Tensor]:

@@ -12,20 +12,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from vqvae.config.sweep import Job, read_jobs
+from vqvae.metrics.registry import find
+from vqvae.metrics.renames import rename
 from vqvae.run.tables import table
 from vqvae.storage.files import write_bytes
-
-SWEEP_COLUMNS = (
-    "psnr_db",
-    "ssim",
-    "codebook0/perplexity",
-    "codebook0/usage",
-    "bits_per_code",
-    "bits_per_code_bound",
-    "bits_per_dim",
-    "autoencoder_seconds",
-    "error",
-)
 
 
 class SweepSummary(Callback):
@@ -37,7 +27,7 @@ class SweepSummary(Callback):
         for summary in sorted(base.glob("*/summary.json")):
             try:
                 figures = json.loads(summary.read_text())["figures"]
-                finished[summary.parent.name] = {name: figures[name]["value"] for name in figures}
+                finished[summary.parent.name] = {rename(n, "autoencoder"): figures[n]["value"] for n in figures}
             except (ValueError, LookupError, TypeError):
                 finished[summary.parent.name] = {"error": f"{summary} is damaged"}
         jobs = read_jobs(base)
@@ -52,11 +42,23 @@ class SweepSummary(Callback):
         writer.writerows(rows)
         write_bytes(base / "summary.csv", text.getvalue().encode())
         labels = short_names(jobs)
-        shown = [c for c in columns if c in SWEEP_COLUMNS]
+        shown = shown_columns(columns)
         cells = [[labels.get(row["job"], row["job"]), *(row.get(c, "") for c in shown)] for row in rows]
         counts = f"{len(rows) - len(failed)} finished jobs" + (f" and {len(failed)} failed" if failed else "")
-        print(f"\n{counts} in {base}\n{table(['job', *shown], cells)}")
+        print(f"\n{counts} in {base}\n{table(['job', *(c.split('/')[-1] for c in shown)], cells)}")
         print(f"all figures: {base / 'summary.csv'}")
+
+
+def shown_columns(columns: list[str]) -> list[str]:
+    """The columns that the registry shows in the table: of a family, its first member; and the error."""
+    import vqvae.run.report  # noqa: F401  declares the figures
+
+    first: dict[str, str] = {}  # by entry
+    for column in columns:
+        entry = find(column)
+        if entry is not None and entry.sweep:
+            first.setdefault(entry.name, column)
+    return [*first.values(), *(c for c in columns if c == "error")]
 
 
 def short_names(jobs: list[Job]) -> dict[str, str]:

@@ -12,15 +12,43 @@ from torch import Tensor, nn
 from vqvae.data.items import ItemBatch
 from vqvae.images import Show, grid, to_uint8
 from vqvae.losses.reconstruction import ReconstructionLoss
-from vqvae.metrics.codebook import CodeCounts, binned, count_codes, describe, histogram
-from vqvae.metrics.reconstruction import reconstruction_metrics, reconstruction_sums
+from vqvae.metrics.codebook import CodeCounts, binned, count_codes, declare_use, describe, histogram
+from vqvae.metrics.reconstruction import MSE, PSNR, reconstruction_metrics, reconstruction_sums
+from vqvae.metrics.registry import figure
 from vqvae.metrics.spacing import spacing, spacing_with_histogram
 from vqvae.model import VQVAE, Output
 from vqvae.training.stage import Stage
 
 COLLAPSED_SHARE = 0.05  # a whole-set perplexity below this share of K is called a collapse
-SPANS = ("batch", "window", "epoch", "run")  # the last step; since the last log; since the epoch began; since step 0
+SPANS = {  # of steps that codes are counted over
+    "batch": "the last step",
+    "window": "the steps since the last log",
+    "epoch": "the steps since the epoch began",
+    "run": "all steps so far",
+}
 HISTOGRAM_RANGES = {"similarity": (-1.0, 1.0), "relative_error": (0.0, 2.0)}  # of quantizers.base.Quantized.histograms
+
+for span, steps in SPANS.items():
+    declare_use(f"{span}_", steps, main=span == "window")
+LOSS = figure("autoencoder/loss", "weighted sum of all loss terms", panel="loss", report=False)
+figure("autoencoder/reconstruction_{loss}", "reconstruction loss; ..._weighted: times its weight", report=False)
+figure("autoencoder/{term}_{level}", "loss term of that name of the quantizer; see docs/quantizers.md", report=False)
+figure("autoencoder/{term}_weighted_{level}", "the loss term times its weight", report=False, dashboard=False)
+figure("autoencoder/code_distance_{level}", "mean distance of a vector to its code", report=False)
+figure("autoencoder/identity_mapped_{level}", "share of vectors that are passed on unquantized", report=False)
+EPOCH = figure("autoencoder/epoch", "passes over the training data", report=False, dashboard=False)
+figure(
+    "autoencoder/similarity_histogram_{level}",
+    "vectors of the split by their cosine with their code",
+    panel="cosine of vector and code",
+    report=False,
+)
+figure(
+    "autoencoder/relative_error_histogram_{level}",
+    "vectors of the split by their distance to their code over their length",
+    panel="|vector - code| / |vector|, 2 and beyond at the end",
+    report=False,
+)
 
 
 class AutoencoderStage(Stage):
@@ -31,8 +59,8 @@ class AutoencoderStage(Stage):
     """
 
     meters: CodeCounts
-    monitor = "mse"
-    headline = ("psnr_db", "bits_per_dim_reconstruction", "codebook0/perplexity", "codebook0/usage")
+    monitor = MSE
+    headline = (PSNR, "model/bits_per_dim_reconstruction", "codebook/perplexity_0", "codebook/usage_0")
     keeps_best = False  # the last weights: no choice is made on the validation set
 
     def __init__(
@@ -46,7 +74,7 @@ class AutoencoderStage(Stage):
         self.model, self.reconstruction, self.variance, self.show = model, reconstruction, variance, show
         self.epoch_steps, self.epochs = epoch_steps, Fraction(0)
         self.networks: dict[str, nn.Module] = {"model": model}
-        self.meters = CodeCounts(model.codebook_sizes, SPANS)
+        self.meters = CodeCounts(model.codebook_sizes, tuple(SPANS))
         self.counted: list[list[Tensor]] = []  # of the step at hand, a micro-batch each: M x (K_m,)
 
     def begin_run(self, batches: Iterator[ItemBatch]) -> None:
@@ -64,7 +92,7 @@ class AutoencoderStage(Stage):
         output: Output = self.forwards["model"](batch.x)
         terms = self._weigh(self.reconstruction(output.decoded, batch.x), output)
         self.counted.append(self._count(output))
-        yield "model", terms["loss"], terms
+        yield "model", terms[LOSS], terms
 
     def after_step(self, applied: Tensor) -> dict[nn.Parameter, Tensor]:
         self.meters.add([sum(counts) * applied for counts in zip(*self.counted)])
@@ -72,11 +100,11 @@ class AutoencoderStage(Stage):
         return self.model.after_step(applied)
 
     def window_metrics(self) -> dict[str, Any]:
-        metrics: dict[str, Any] = {"epoch": float(self.epochs)}
+        metrics: dict[str, Any] = {EPOCH: float(self.epochs)}
         for span, maps in self.meters.total().items():
             for m, counts in enumerate(maps):
-                metrics |= {f"codebook{m}/{span}_{name}": value for name, value in describe(counts).items()}
-                metrics[f"codebook{m}/{span}_count_histogram"] = histogram(counts)
+                metrics |= {f"codebook/{span}_{name}_{m}": value for name, value in describe(counts).items()}
+                metrics[f"codebook/{span}_count_histogram_{m}"] = histogram(counts)
         self.meters.reset("window")
         return metrics | self._of_codebooks(spacing)
 
@@ -84,23 +112,24 @@ class AutoencoderStage(Stage):
         x, output = batch.x, self.model(batch.x)
         sums = reconstruction_sums(self.reconstruction.to_image(output.decoded), x)
         terms = self._weigh(self.reconstruction(output.decoded, x), output)
-        sums |= {f"term/{name}": value.double() * len(x) for name, value in terms.items()}
-        sums |= {f"histogram/{name}": counts for name, counts in output.histograms.items()}
+        sums |= {f"term:{name}": value.double() * len(x) for name, value in terms.items()}
+        sums |= {f"histogram:{name}": counts for name, counts in output.histograms.items()}
         return sums | {f"counts{m}": counts for m, counts in enumerate(self._count(output))}
 
     def evaluation_metrics(self, sums: dict[str, Tensor]) -> dict[str, Any]:
         metrics: dict[str, Any] = reconstruction_metrics(sums, self.variance)
         for name, value in sums.items():
-            if name.startswith("term/"):
-                metrics[name.removeprefix("term/")] = float(value / sums["pictures"])
-            elif name.startswith("histogram/"):
+            kind, _, name = name.partition(":")
+            if kind == "term":
+                metrics[name] = float(value / sums["items"])
+            elif kind == "histogram":
                 low, high = HISTOGRAM_RANGES[name.split("/")[-1]]
-                metrics[f"{name.removeprefix('histogram/')}_histogram"] = binned(value, low, high)
-        metrics |= self.reconstruction.figures(metrics[f"reconstruction_{self.reconstruction.name}"])
+                metrics[of_level(f"{name}_histogram")] = binned(value, low, high)
+        metrics |= self.reconstruction.figures(metrics[f"autoencoder/reconstruction_{self.reconstruction.name}"])
         for m in range(len(self.model.codebook_sizes)):
             counts = sums[f"counts{m}"]
-            metrics |= {f"codebook{m}/{name}": value for name, value in describe(counts).items()}
-            metrics[f"codebook{m}/count_histogram"] = histogram(counts)
+            metrics |= {f"codebook/{name}_{m}": value for name, value in describe(counts).items()}
+            metrics[f"codebook/count_histogram_{m}"] = histogram(counts)
         return metrics | self._of_codebooks(spacing_with_histogram)
 
     def preview(self, batch: ItemBatch) -> dict[str, Tensor]:
@@ -110,23 +139,24 @@ class AutoencoderStage(Stage):
     def warnings(self, metrics: dict[str, Any], best: dict[str, Any]) -> dict[str, str]:
         found = {}
         for m, size in enumerate(self.model.codebook_sizes):
-            value = metrics[f"codebook{m}/perplexity"]
+            value = metrics[f"codebook/perplexity_{m}"]
             if value < COLLAPSED_SHARE * size:
                 found[f"codebook {m} has collapsed"] = (
                     f"its perplexity over the validation set is {value:.1f} of {size} codes "
-                    f"({metrics[f'codebook{m}/dead_codes']} never used). Try quantizer/revival=random, "
+                    f"({metrics[f'codebook/dead_codes_{m}']} never used). Try quantizer/revival=random, "
                     "quantizer/init=data, a smaller quantizer.codebook.size or quantizer.codebook.dim=8, "
                     "a lower learning rate, or quantizer=fsq, which cannot collapse"
                 )
         return found
 
     def _weigh(self, reconstruction: Tensor, output: Output) -> dict[str, Tensor]:
-        """Every loss term, plain and weighted, and their weighted sum `loss`."""
-        plain = {f"reconstruction_{self.reconstruction.name}": (reconstruction, self.reconstruction.weight)}
-        plain |= {name: (loss.value, loss.weight) for name, loss in output.losses.items()}
-        terms = {name: value for name, (value, _) in plain.items()}
-        weighted = {f"{name}_weighted": value * weight for name, (value, weight) in plain.items()}
-        return {"loss": torch.stack(list(weighted.values())).sum(), **terms, **weighted, **output.stats}
+        """Every loss term, plain and weighted, and their weighted sum, by the figures' names."""
+        name, weight = f"autoencoder/reconstruction_{self.reconstruction.name}", self.reconstruction.weight
+        terms = {name: reconstruction} | {of_level(n): loss.value for n, loss in output.losses.items()}
+        weighted = {f"{name}_weighted": reconstruction * weight}
+        weighted |= {of_level(f"{n}_weighted"): loss.value * loss.weight for n, loss in output.losses.items()}
+        stats = {of_level(n): value for n, value in output.stats.items()}
+        return {LOSS: torch.stack(list(weighted.values())).sum(), **terms, **weighted, **stats}
 
     def _count(self, output: Output) -> list[Tensor]:
         maps = zip(output.codes, self.model.codebook_sizes, output.passed)
@@ -144,5 +174,11 @@ class AutoencoderStage(Stage):
             if found is None:
                 found = figures(codes)
                 known.append((codes, found))
-            metrics |= {f"codebook{m}/{name}": value for name, value in found.items()}
+            metrics |= {f"codebook/{name}_{m}": value for name, value in found.items()}
         return metrics
+
+
+def of_level(name: str) -> str:
+    """A name in Output -> the figure's name: level0/commitment -> autoencoder/commitment_0."""
+    level, name = name.split("/")
+    return f"autoencoder/{name}_{level.removeprefix('level')}"

@@ -13,12 +13,35 @@ from torch import Tensor, nn
 from vqvae import distributed
 from vqvae.data.codes import CodeBatch
 from vqvae.images import grid
+from vqvae.metrics.registry import figure
 from vqvae.priors.base import Prior, Scored
 from vqvae.priors.sampling import Sampling
 from vqvae.ranges import LessThanOne, checked
 from vqvae.training.stage import Stage
 
 OVERFITTING = 0.01  # validation bits above the best by more than this share, while training bits fall
+
+LOSS = figure("prior/loss", "the loss that the prior is trained on, in nats per code", panel="loss", report=False)
+for bound, meaning in (("", ""), ("_bound", "an upper bound, of a prior whose likelihood is not known: ")):
+    figure(
+        f"prior/bits_per_code{bound}",
+        f"{meaning}mean negative log2-likelihood of the prior over all codes of the split, teacher-forced",
+        better="lower",
+        panel="bits per code",
+        sweep=True,
+    )
+    figure(f"prior/bits_per_code{bound}_{{m}}", f"{meaning}the same over the codes of one map", "lower", report=False)
+    figure(f"prior/bits_per_item{bound}", f"bits_per_code{bound} times codes per item", better="lower")
+    figure(
+        f"prior/train_bits_per_code{bound}",
+        f"bits_per_code{bound} of as many training items as the validation split has, spread over the training set",
+        panel="bits per code",
+        report=False,
+    )
+GAP = figure(
+    "prior/overfitting_gap",
+    "bits per code of the validation split less those of as many training items, spread over the set",
+)
 
 
 @checked
@@ -44,7 +67,7 @@ class PriorStage(Stage):
     ) -> None:
         self.prior, self.draw, self.sampling = prior, draw, sampling
         self.class_dropout, self.label_smoothing = class_dropout, label_smoothing
-        self.monitor, self.train_monitor = prior.bits_name, f"train_{prior.bits_name}"
+        self.monitor, self.train_monitor = f"prior/{prior.bits_name}", f"prior/train_{prior.bits_name}"
         self.headline = (self.monitor, self.train_monitor)
         self.networks: dict[str, nn.Module] = {"prior": prior}
         self.meters = nn.Module()
@@ -55,7 +78,7 @@ class PriorStage(Stage):
     def training_losses(self, batch: CodeBatch) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         scored: Scored = self.forwards["prior"](batch.codes, self._hide_classes(batch.labels), self.label_smoothing)
         nats = torch.cat([one.detach().flatten() for one in scored.nats]).mean()
-        yield "prior", scored.loss, {"loss": scored.loss, self.monitor: nats / math.log(2)}
+        yield "prior", scored.loss, {LOSS: scored.loss, self.monitor: nats / math.log(2)}
 
     def window_metrics(self) -> dict[str, float]:
         return {}
@@ -75,13 +98,13 @@ class PriorStage(Stage):
         val, train = (sum(of_set) for of_set in zip(*bits))
         metrics = {
             self.monitor: val / (examples[0] * example_codes),
-            self.monitor.replace("per_code", "per_picture"): val / examples[0],
+            self.monitor.replace("per_code", "per_item"): val / examples[0],
         }
         for m, ((one, _), count) in enumerate(zip(bits, counts)):
-            metrics[f"map{m}/{self.monitor}"] = one / (examples[0] * count)
+            metrics[f"{self.monitor}_{m}"] = one / (examples[0] * count)
         if examples[1]:
             metrics[self.train_monitor] = train / (examples[1] * example_codes)
-            metrics["overfitting_gap"] = metrics[self.monitor] - metrics[self.train_monitor]
+            metrics[GAP] = metrics[self.monitor] - metrics[self.train_monitor]
         return metrics
 
     def warnings(self, metrics: dict[str, Any], best: dict[str, Any]) -> dict[str, str]:
@@ -91,7 +114,7 @@ class PriorStage(Stage):
         if now <= lowest * (1 + OVERFITTING) or train >= train_then:
             return {}
         return {
-            "the prior overfits": f"{now:.4g} {self.monitor} on validation codes, {lowest:.4g} at step {best['step']}, "
+            "the prior overfits": f"{now:.4g} {self.prior.bits_name} on validation codes, {lowest:.4g} at step {best['step']}, "
             f"while it fell from {train_then:.4g} to {train:.4g} on training codes. The best step's weights are kept; for "
             "better ones try a higher prior.network.dropout, prior.flip=true or a smaller prior.network; "
             "prior.trainer.early_stop_evals=3 saves the time"

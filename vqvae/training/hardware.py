@@ -10,6 +10,13 @@ import time
 import torch
 from torch import nn
 
+from vqvae.metrics.registry import figure
+
+SECONDS = figure("timing/seconds", "wall clock of training steps, evaluation and checkpoints left out", report=False)
+RATE = figure("timing/items_per_second", "items (or their codes) trained on per second", "higher", report=False)
+MEMORY = figure("timing/memory_mb", "peak memory of the process so far, in MiB", "lower", report=False)
+GPU_MEMORY = figure("timing/gpu_memory_mb", "peak memory of PyTorch on the GPU so far, in MiB", "lower", report=False)
+
 
 def choose_precision(precision: str, device: torch.device) -> str:
     """auto -> bf16 where the hardware multiplies it faster than float32, else fp32; fp32 and bf16 stay."""
@@ -35,11 +42,11 @@ def to_channels_last(network: nn.Module) -> None:
 
 
 def memory_mb(device: torch.device) -> dict[str, float]:
-    """Peak memory of this process, and of its GPU, in MiB."""
+    """Peak memory of this process, and of its GPU, in MiB, by the names of figures."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    values = {"timing/memory_mb": peak / (2**20 if sys.platform == "darwin" else 2**10)}
+    values = {MEMORY: peak / (2**20 if sys.platform == "darwin" else 2**10)}
     if device.type == "cuda":
-        values["timing/gpu_memory_mb"] = torch.cuda.max_memory_allocated(device) / 2**20
+        values[GPU_MEMORY] = torch.cuda.max_memory_allocated(device) / 2**20
     return values
 
 

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from vqvae import distributed
+from vqvae.metrics.registry import figure
 from vqvae.ranges import LessThanOne, NonNegativeFloat, checked
+
+NORM = "gradient norm"  # the panel
+figure("{stage}/grad_norm", "norm of the whole gradient before it is clipped", panel=NORM, report=False)
+figure("{stage}/grad_norm_{network}", "the same, of a stage with several networks", panel=NORM, report=False)
 
 
 def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:

@@ -7,6 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vqvae.metrics.registry import figure
+
+figure("{stage}/skipped_steps", "steps so far whose loss or gradient was not finite", "lower", report=False)
+
 REMEMBERED = 1024  # of the last steps: which of them were skipped
 
 

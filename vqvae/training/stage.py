@@ -43,7 +43,7 @@ class Stage(ABC):
 
     @abstractmethod
     def training_losses(self, batch: Any) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
-        """Yield (network, loss, metrics as 0-d tensors) in update order, with one call of `forwards[network]` per yield."""
+        """Yield (network, loss, 0-d tensors by figure) in update order, with one call of `forwards[network]` per yield."""
 
     def after_step(self, applied: Tensor) -> dict[nn.Parameter, Tensor]:
         """Update what the optimizer does not. `applied` (0-d bool) is False if the step was skipped.
@@ -62,7 +62,7 @@ class Stage(ABC):
 
     @abstractmethod
     def evaluation_metrics(self, sums: dict[str, Tensor]) -> dict[str, Any]:
-        """Metrics from the sums over the whole set."""
+        """Figures of the whole set, by name, from the sums over it."""
 
     @abstractmethod
     def preview(self, batch: Any) -> dict[str, Tensor]:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vqvae import distributed
+from vqvae.metrics.renames import rename_checkpoint
 from vqvae.seeding import seed_everything
 from vqvae.storage import checkpoint
-from vqvae.training.hardware import Clock, choose_precision, memory_mb, to_channels_last
+from vqvae.training.hardware import RATE, SECONDS, Clock, choose_precision, memory_mb, to_channels_last
 from vqvae.training.logger import Logger
 from vqvae.training.metric_window import MetricWindow
 from vqvae.training.optimizers import guarded_step, parameter_groups, reset_rows
@@ -179,7 +180,7 @@ class Trainer:
         lr = self.base_lr[name] * self.schedule(step, self.steps)
         network, clip = self.stage.networks[name], self.config.clip_grad_norm
         applied, norm = guarded_step(self.optimizers[name], network, lr, clip, applied)
-        self.window.add({f"{name}/grad_norm": norm})
+        self.window.add({self.figure("grad_norm", name): norm})
         return applied
 
     def log(self, step: int, bar: tqdm, clock: Clock) -> None:
@@ -188,15 +189,13 @@ class Trainer:
         seconds = clock.lap()
         self.seconds = distributed.broadcast_object(self.seconds + seconds)
         skipped, latest = self.skipped.take()
-        metrics: dict[str, Any] = {f"train/{name}": value for name, value in means.items()}
-        for name, optimizer in self.optimizers.items():
-            metrics[f"train/{name}/learning_rate"] = optimizer.param_groups[0]["lr"]
-        metrics |= {f"train/{name}": value for name, value in self.stage.window_metrics().items()}
-        self.logger.log(step, {**metrics, "train/skipped_steps": skipped})
+        rates = {self.figure("learning_rate", name): o.param_groups[0]["lr"] for name, o in self.optimizers.items()}
+        skips = {f"{self.logger.stage}/skipped_steps": skipped}
+        self.logger.log(step, "train", {**means, **rates, **self.stage.window_metrics(), **skips})
         rate = steps * self.config.batch_size / max(seconds, 1e-9)
-        timing = {"timing/pictures_per_second": rate, "timing/seconds": self.seconds, **memory_mb(self.device)}
+        timing = {RATE: rate, SECONDS: self.seconds, **memory_mb(self.device)}
         self.logger.log_timing(step, timing)
-        bar.set_postfix({"loss": f"{metrics.get('train/loss', math.nan):.4f}", "items/s": f"{rate:.0f}"})
+        bar.set_postfix({"loss": f"{means.get(f'{self.logger.stage}/loss', math.nan):.4f}", "items/s": f"{rate:.0f}"})
         for skipped_step in latest:
             self.logger.log_skipped(step, skipped_step, self.examples.train.indices(skipped_step).tolist())
         self.config.check_skipped(self.logger.stage, skipped, step)
@@ -209,7 +208,7 @@ class Trainer:
         """Validate, warn, keep the weights if they are the best so far, and stop early after too many worse evaluations."""
         with self.evaluating(), self.stop.at_once():
             metrics = evaluate(self.stage, self.examples.val, self.config.eval_batch_size)
-        self.logger.log(step, {f"val/{name}": value for name, value in metrics.items()})
+        self.logger.log(step, "val", metrics)
         report = ", ".join(f"{name} {metrics[name]:.4g}" for name in self.stage.headline if name in metrics)
         log.info("%s step %d of %d: %s", self.logger.stage, step, self.steps, report)
         for title, text in self.stage.warnings(metrics, self.best).items():
@@ -228,7 +227,7 @@ class Trainer:
     def preview(self, step: int) -> None:
         with self.evaluating(), self.stop.at_once():
             for name, image in self.stage.preview(self.examples.val.preview(PREVIEW_COUNT)).items():
-                self.logger.log_picture(step, name, image)
+                self.logger.log_image(step, name, image)
 
     def result(self, step: int) -> dict[str, Any]:
         """The (averaged) weights, for later stages."""
@@ -261,6 +260,7 @@ class Trainer:
         state = checkpoint.load_newest(self.checkpoints, set(self.state(0, [])), self.device)
         if state is None:
             return 0, []
+        state = rename_checkpoint(state, self.logger.stage)
         for name, network in self.stage.networks.items():
             checkpoint.load_weights(network, state["networks"][name], self.checkpoints)
             self.optimizers[name].load_state_dict(state["optimizers"][name])
@@ -285,6 +285,10 @@ class Trainer:
 
     def evaluating(self) -> Evaluating:
         return Evaluating(self.stage.networks, self.average)
+
+    def figure(self, name: str, network: str) -> str:
+        """The name of a figure of one network: with the network's name if the stage has several."""
+        return f"{self.logger.stage}/{name}" + (f"_{network}" if len(self.stage.networks) > 1 else "")
 
     def wrap(self, network: nn.Module) -> Any:
         wrapped = distributed.wrap(network)

@@ -1,0 +1,116 @@
+"""Laws of the registry of figures: everything that is logged is declared once, and pages and tables are made from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import lines
+
+from scripts.metrics_table import page
+from vqvae.metrics import registry
+from vqvae.metrics.registry import FIGURES, figure, find, in_split, without_split
+from vqvae.run.plots import panels_of
+from vqvae.run.report import figures, print_figures
+from vqvae.run.sweep import shown_columns
+from vqvae.training.wandb_run import metric_settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry to which a test may add."""
+    monkeypatch.setattr(registry, "FIGURES", dict(FIGURES))
+
+
+def test_the_page_of_metrics_is_that_of_the_registry() -> None:
+    written = (ROOT / "docs" / "metrics.md").read_text()
+    assert written == page() + "\n", "python scripts/metrics_table.py > docs/metrics.md"
+
+
+def test_everything_that_a_run_logs_is_declared(finished_run: Path) -> None:
+    files = [
+        finished_run / stage / f"{kind}.jsonl" for stage in ("autoencoder", "prior") for kind in ("metrics", "timing")
+    ]
+    names = {without_split(name)[0] for file in files for line in lines(file) for name in line} - {"step"}
+    assert [name for name in sorted(names) if find(name) is None] == []
+
+
+def test_a_name_in_logs_is_read_back() -> None:
+    assert in_split("codebook/perplexity_3", "val") == "codebook/val/perplexity_3"
+    assert without_split("codebook/val/perplexity_3") == ("codebook/perplexity_3", "val")
+    assert without_split("timing/seconds") == ("timing/seconds", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        ("codebook/perplexity_12", "codebook/perplexity_{m}"),
+        ("codebook/window_perplexity_0", "codebook/window_perplexity_{m}"),
+        ("prior/bits_per_code_bound_1", "prior/bits_per_code_bound_{m}"),
+        ("prior/bits_per_code_bound", "prior/bits_per_code_bound"),
+        ("autoencoder/code_distance_0", "autoencoder/code_distance_{level}"),
+        ("autoencoder/entropy_0", "autoencoder/{term}_{level}"),
+        ("autoencoder/entropy_weighted_0", "autoencoder/{term}_weighted_{level}"),
+        ("autoencoder/reconstruction_mse_weighted", "autoencoder/reconstruction_{loss}"),
+        ("autoencoder/searched_psnr_db", "autoencoder/searched_{figure}"),
+        ("prior/grad_norm", "{stage}/grad_norm"),
+        ("codebook/perplexity_x", None),
+        ("autoencoder/unheard_of", None),
+    ],
+)
+def test_a_member_of_a_family_has_its_entry(name: str, entry: str | None) -> None:
+    found = find(name)
+    assert (found.name if found else None) == entry
+
+
+def test_a_new_figure_is_one_entry(own: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its protocol, panel, place in a sweep's table and direction in wandb follow."""
+    name = figure("autoencoder/fid", "FID of reconstructions", better="lower", panel="distances", sweep=True)
+    assert figures({name: 3.25}) == {name: {"value": 3.25, "protocol": "FID of reconstructions"}}
+    assert shown_columns(["job", "autoencoder/mse", name, "error"]) == [name, "error"]
+    print_figures("run", figures({name: 3.25}))
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        [],
+        ["run"],
+        ["autoencoder"],
+        ["fid", "3.25"],
+    ]
+
+
+def test_a_figure_is_declared_once(own: None) -> None:
+    with pytest.raises(AssertionError, match="declared twice"):
+        figure("autoencoder/psnr_db", "again")
+
+
+def test_plots_show_what_the_registry_says() -> None:
+    names = {
+        "step",
+        "autoencoder/train/loss",
+        "autoencoder/val/loss",
+        "codebook/val/perplexity_1",
+        "codebook/val/usage_1",
+    }
+    assert panels_of(names) == {
+        "loss": ["autoencoder/train/loss", "autoencoder/val/loss"],
+        "perplexity": ["codebook/val/perplexity_1"],
+    }
+
+
+def test_the_table_of_a_sweep_shows_the_first_map_alone() -> None:
+    assert shown_columns(["codebook/usage_0", "codebook/usage_1", "autoencoder/mse"]) == ["codebook/usage_0"]
+
+
+def test_wandb_keeps_the_best_value_and_hides_what_is_not_for_the_dashboard() -> None:
+    settings = list(metric_settings("prior"))
+    assert ("autoencoder/val/psnr_db", {"summary": "max"}) in settings
+    assert ("prior/val/bits_per_code", {"summary": "min"}) in settings
+    assert ("prior/train/learning_rate", {"hidden": True}) in settings
+    assert ("codebook/train/run_perplexity_*", {"hidden": True}) in settings
+    assert all("{" not in name and name.find("*") in (-1, len(name) - 1) for name, _ in settings)
+
+
+def test_the_table_on_the_terminal_fits_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    print_figures("run", figures({entry.name.replace("{m}", "0"): 123456.789 for entry in FIGURES.values()}))
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
