@@ -13,10 +13,11 @@ import vqvae.run.report
 import vqvae.run.train  # noqa: F401  these two declare all figures
 from vqvae.metrics.registry import FIGURES, Figure
 
-HEAD = """# Metrics
+HEAD = """For readers of `metrics.jsonl`, `timing.jsonl`, `summary.json`, `evaluation_*.json` and wandb.
 
-For readers of `metrics.jsonl`, `timing.jsonl`, `summary.json`, `evaluation_*.json` and wandb: what each figure means and how
-it is measured. This page is made by `python scripts/metrics_table.py > docs/metrics.md`.
+# Metrics
+
+The meaning of each figure, and how it is measured. This page is made by `python scripts/metrics_table.py > docs/metrics.md`.
 
 A figure is named `<section>/<figure>`. In the logs the split stands second: `autoencoder/psnr_db` is logged as
 `autoencoder/val/psnr_db`, and `autoencoder/loss` as `autoencoder/train/loss` and `autoencoder/val/loss`. Times have no split.
