@@ -242,7 +242,7 @@ def test_the_ends_of_an_interpolation_are_the_reconstructions(
         (["mode=complete", "image=0", "mask=0,0,33,8"], "x goes from 0 to 33, and must go upwards within 0 .. 32"),
         (["mode=complete", "image=0", "mask=[8,4,8,8]"], "is empty: x goes from 8 to 8"),
         (["mode=complete", "image=0", "mask=0,8"], "no region of this data; "),
-        (["mode=complete", "image=0", "n=0"], "n and columns must be at least 1"),
+        (["mode=complete", "image=0", "n=0"], "n=0 must be at least 1 or null"),
         (["mode=interpolate", "image=0"], "needs two pictures, such as image=[0,1]"),
         (["mode=interpolate", "image=[0,1]", "temperature=2"], "temperature= does not belong to mode=interpolate"),
         (["mask=left_half"], "mask= does not belong to mode=generate; it is a key of mode=complete"),
@@ -250,7 +250,7 @@ def test_the_ends_of_an_interpolation_are_the_reconstructions(
         (["steps=4"], "steps=4 is for masked priors"),
         (["method=halton"], "method must be one of cached, jacobi, uncached"),
         (["guidance_schedule=square"], "guidance_schedule must be one of constant, linear, cosine"),
-        (["guidance=-1"], "guidance must be a number and not negative"),
+        (["guidance=-1"], "guidance=-1 must be at least 0 or null"),
         (["gif=maybe"], "gif=maybe is not true or false"),
         (["steps=few"], "steps=few is not an integer or null"),
     ],
@@ -285,7 +285,7 @@ def test_guidance_needs_classes_and_a_prior_that_saw_none(
     data += [f"data.cache_dir={tmp_path / 'cache'}"]
     small = [o for o in TINY if not o.startswith("data")]
     train_inside(*small, *SMALL_CODEBOOK, *data, f"run_dir={tmp_path / 'unlabelled'}")
-    assert "guidance=2 needs classes, and this run's data has none" in mistake(
+    assert "guidance=2 needs classes, and this model's data has none" in mistake(
         capsys, tmp_path / "unlabelled", "guidance=2"
     )
     out = sample(tmp_path / "unlabelled", tmp_path / "out", "mode=complete", "image=0", "mask=bottom_half", "n=2")

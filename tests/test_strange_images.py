@@ -258,7 +258,7 @@ def test_nothing_but_unreadable_pictures_is_one_sentence(
     data = ["data=folder", f"data.root={tmp_path}", "data.image_size=16", "data.val_share=0.4"]
     more = [f"data.workers={workers}", f"data.cache_dir={tmp_path}", f"run_dir={tmp_path / 'run'}"]
     message = error_of(capsys, *own, *data, *more).splitlines()[-1]
-    assert message == "error: none of the 14 pictures of the split 'train' can be decoded"
+    assert message == "error: none of the 14 items of the split 'train' can be decoded"
 
 
 # ---- sample.py
