@@ -73,8 +73,8 @@ def test_the_summary_and_the_evaluation_of_a_run_agree_on_its_bits(tmp_path: Pat
         assert summary[name]["value"] == pytest.approx(measured[name]["value"], rel=1e-5)
         assert summary[name]["protocol"] == measured[name]["protocol"]
     printed = run("scripts/evaluate.py", f"run_dir={tmp_path / 'run'}").stdout
-    rows = dict(line.split()[:2] for line in printed.splitlines() if line.startswith("  bits_per_dim"))
-    terms = [float(rows[f"bits_per_dim{part}"]) for part in ("_reconstruction", "_codes", "")]
+    rows = dict(line.split()[:2] for line in printed.splitlines() if line.startswith("model/bits_per_dim"))
+    terms = [float(rows[f"model/bits_per_dim{part}"]) for part in ("_reconstruction", "_codes", "")]
     assert terms[0] + terms[1] == pytest.approx(terms[2], abs=2e-3)
 
 

@@ -54,14 +54,11 @@ def figures(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def print_figures(title: str, reported: dict[str, dict[str, Any]]) -> None:
     """A table on the terminal, grouped by section. The protocols are in the JSON files and in docs/metrics.md."""
-    print(f"\n{title}")
     sections: dict[str, list[list[Any]]] = {}
     for name, entry in reported.items():
-        section, short = name.split("/", 1)
-        sections.setdefault(section, []).append([f"  {short}", entry["value"]])
-    width = max((len(row[0]) for rows in sections.values() for row in rows), default=0)
-    for section, rows in sections.items():
-        print(table([section.ljust(width), ""], rows))
+        sections.setdefault(name.split("/")[0], []).append([name, entry["value"]])
+    rows = [row for section in sections.values() for row in (["", ""], *section)]
+    print(f"\n{title}\n{table(['figure', 'value'], rows)}")
 
 
 def summarise(run: Run, trained: TrainedModel) -> float | None:
