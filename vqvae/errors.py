@@ -7,7 +7,12 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Mistake of a user, in one sentence that names the key, the value and what to do."""
+    """Mistake of a user, in one sentence that names the key, the value and what to do.
+
+    >>> raise UserError("steps must be at least 1, got 0")
+    Traceback (most recent call last):
+    vqvae.errors.UserError: steps must be at least 1, got 0
+    """
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:

@@ -43,6 +43,14 @@ class VQVAE(nn.Module):
     receives [z_q_l, context] (VQ-VAE-2, arXiv 1906.00446), so its `dim` is twice the quantizer's.
 
     Raises UserError for lists of different length.
+
+    >>> from vqvae import FSQ
+    >>> from vqvae.networks.conv import Decoder, Encoder
+    >>> sizes = {"widths": [16, 32], "residual_width": 8, "residual_blocks": 1}
+    >>> model = VQVAE([Encoder(2, 3, 8, **sizes)], [FSQ(8, [8, 5, 5])], [Decoder(2, 3, 8, **sizes)])
+    >>> out = model(torch.zeros(2, 3, 32, 32))
+    >>> out.decoded.shape, out.codes[0].shape
+    (torch.Size([2, 3, 32, 32]), torch.Size([2, 8, 8]))
     """
 
     encoders: list[Encoder]

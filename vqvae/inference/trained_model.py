@@ -46,6 +46,14 @@ class TrainedModel:
         prior: of the codes, or None.
         sampling: settings of `sample` where none are given.
         guidable: True if the prior was trained with and without classes.
+
+    >>> import vqvae
+    >>> model = vqvae.load("exports/mine")
+    >>> codes = model.encode(torch.zeros(2, 3, 16, 16))
+    >>> model.decode(codes).shape
+    torch.Size([2, 3, 16, 16])
+    >>> model.sample(seeds=[0, 1], labels=[3, 3], top_p=0.95).shape
+    torch.Size([2, 3, 16, 16])
     """
 
     def __init__(

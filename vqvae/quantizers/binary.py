@@ -28,6 +28,11 @@ class LFQ(Quantizer):
     second is taken a map at a time, in chunks of vectors (of several maps: an upper bound of the whole entropy).
 
     Raises ValueError where bits_per_map does not divide bits.
+
+    >>> quantizer = LFQ(8, bits=9, bits_per_map=9, temperature=0.2, sample_entropy_weight=0.01, codebook_entropy_weight=0.02,
+    ...                 commitment_weight=0.25)
+    >>> quantizer(torch.randn(2, 8, 4, 4)).codes[0].shape
+    torch.Size([2, 4, 4])
     """
 
     def __init__(
@@ -113,6 +118,11 @@ class BSQ(LFQ):
 
     Losses and maps as in LFQ, with p(c | u) = softmax(2 <u, c> / temperature): the paper's tau is 2 / temperature, its
     groups are our maps, and it has no commitment.
+
+    >>> quantizer = BSQ(8, bits=18, bits_per_map=9, temperature=1.0, sample_entropy_weight=0.1, codebook_entropy_weight=0.1,
+    ...                 commitment_weight=0.0)
+    >>> quantizer.codebook_sizes
+    [512, 512]
     """
 
     @property

@@ -78,6 +78,11 @@ class Residual(Composition):
 
     `dropout`: share of the images of a training batch of which only the first n stages reach the decoder, n uniform in
     1 .. depth (per sample, as in DAC, arXiv 2306.06546). All stages still see all vectors.
+
+    >>> from vqvae import FSQ
+    >>> quantizer = Residual(8, FSQ(8, [8, 5, 5]), depth=2, shared=False, sizes=None, dropout=0.0)
+    >>> len(quantizer(torch.randn(2, 8, 4, 4)).codes)
+    2
     """
 
     rows_per_image = 1  # vectors one after another that dropout treats alike
@@ -167,6 +172,11 @@ class Product(Composition):
 
     `inner` works on the pieces, so its dim is D / splits. `shared`: one codebook for all pieces, as each comes from the
     same; `sizes`: K of each, or null. Losses of one name are averaged over pieces.
+
+    >>> from vqvae import FSQ
+    >>> quantizer = Product(8, FSQ(4, [8, 5, 5]), splits=2, shared=False, sizes=None)
+    >>> quantizer.codebook_sizes
+    [200, 200]
     """
 
     def __init__(
@@ -222,6 +232,11 @@ class Rotated(Composition):
     """A fixed random orthogonal matrix before `inner` and its transpose after it, so that no coordinate is special.
 
     From QuIP (arXiv 2307.13304). Worth it for quantizers by coordinate, such as FSQ.
+
+    >>> from vqvae import FSQ
+    >>> quantizer = Rotated(8, FSQ(8, [8, 5, 5]))
+    >>> quantizer(torch.randn(2, 8, 4, 4)).z_q.shape
+    torch.Size([2, 8, 4, 4])
     """
 
     rotation: Tensor

@@ -11,7 +11,12 @@ from vqvae.ranges import PositiveInt, checked
 
 @checked
 class Identity(Quantizer):
-    """z_q = z_e, no codes; a prior on it is refused."""
+    """z_q = z_e, no codes; a prior on it is refused.
+
+    >>> z_e = torch.randn(2, 8, 4, 4)
+    >>> torch.equal(Identity(8)(z_e).z_q, z_e)
+    True
+    """
 
     def __init__(self, dim: PositiveInt) -> None:
         super().__init__(dim, dim, [])

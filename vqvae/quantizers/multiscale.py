@@ -28,6 +28,14 @@ class MultiScale(Composition):
     (H, W) and (T, H, W), the convolution is one of width 3 along each axis with common weights, averaged over axes, in place
     of 3 x 3; enlarging is bicubic in 2-D, as in the paper, and (tri)linear else.
     Raises ValueError unless shares rise to 1, and for an inner quantizer that is not straight-through.
+
+    >>> from vqvae import VectorQuantizer
+    >>> from vqvae.quantizers import codebook, estimator, init, lookup, revival, space
+    >>> inner = VectorQuantizer(8, space.Raw(), lookup.Euclidean(), codebook.EMACodebook(16, 8, decay=0.99, epsilon=1e-5),
+    ...     estimator.StraightThrough(), init.Normal(1.0), revival.NoRevival(), {})
+    >>> quantizer = MultiScale(8, inner, shares=[0.5, 1.0], phis=1, strength=0.5)
+    >>> [codes.shape for codes in quantizer(torch.randn(2, 8, 4, 4)).codes]
+    [torch.Size([2, 2, 2]), torch.Size([2, 4, 4])]
     """
 
     outermost_because = "it works on whole grids"

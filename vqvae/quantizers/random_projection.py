@@ -17,6 +17,10 @@ class RandomProjection(Quantizer):
 
     Each vector is normalised over its coordinates, multiplied by a frozen Xavier-uniform matrix (D, d), and takes the code at
     the smallest angle among K frozen random ones. The decoder receives the code through a linear layer, which does learn.
+
+    >>> quantizer = RandomProjection(8, size=64, code_dim=4)
+    >>> quantizer(torch.randn(2, 8, 10)).codes[0].shape
+    torch.Size([2, 10])
     """
 
     trains_encoder = False

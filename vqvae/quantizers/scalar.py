@@ -53,6 +53,11 @@ class FSQ(ScalarQuantizer):
     Coordinate i is bounded by tanh and rounded to one of levels[i] values in [-1, 1]. No losses.
 
     Raises ValueError for levels below 3: with 2 the paper's shift atanh(0.5 / 0.4995) does not exist.
+
+    >>> quantizer = FSQ(dim=64, levels=[8, 5, 5, 5])
+    >>> out = quantizer(torch.randn(2, 64, 4, 4))
+    >>> out.z_q.shape, out.codes[0].shape, quantizer.codebook_sizes
+    (torch.Size([2, 64, 4, 4]), torch.Size([2, 4, 4]), [1000])
     """
 
     epsilon = 1e-3  # keeps the outermost levels within reach of tanh, as in the paper's code
@@ -91,6 +96,9 @@ class SymmetricFSQ(ScalarQuantizer):
 
     In training the share `noise` of the vectors gets uniform noise of half a step's width to either side instead of rounding;
     their code is the rounded one. Raises ValueError for levels below 2.
+
+    >>> SymmetricFSQ(dim=8, levels=[2, 2, 4], noise=0.5).codebook_sizes
+    [16]
     """
 
     def __init__(
@@ -123,6 +131,10 @@ class LatentQuantizer(ScalarQuantizer):
 
     Losses, means over elements: `quantization` (the values move) and `commitment` (the encoder does). The paper adds a
     strong weight decay on both networks, which is optimizer.weight_decay here. Values start evenly over [-0.5, 0.5].
+
+    >>> quantizer = LatentQuantizer(8, levels=[8, 8], quantization_weight=0.1, commitment_weight=0.1)
+    >>> sorted(quantizer(torch.randn(2, 8, 4)).losses)
+    ['commitment', 'quantization']
     """
 
     def __init__(

@@ -16,6 +16,12 @@ class SFDiVeQ(VectorQuantizer):
     nearest of these K - 1 points; its code is the nearer end of that segment. So all space between codes is trained, and none
     lies unused. In eval the nearest code. Parts as in VectorQuantizer, with an estimator that trains codes.
     Deviation: the paper starts codes from averaged latents after 1,000 unquantized steps; here `init` does, before the first.
+
+    >>> from vqvae.quantizers import codebook, estimator, init, lookup, revival, space
+    >>> quantizer = SFDiVeQ(8, space.Raw(), lookup.Euclidean(), codebook.GradientCodebook(16, 8, speed=1.0),
+    ...     estimator.DiVeQ(noise_std=1e-3), init.Normal(1.0), revival.NoRevival(), {})
+    >>> quantizer(torch.randn(2, 8, 4)).codes[0].shape
+    torch.Size([2, 4])
     """
 
     def check_compatible(self) -> None:

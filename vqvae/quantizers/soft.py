@@ -81,6 +81,11 @@ class GumbelSoftmax(SoftQuantizer):
     share, sigma^2 being the mean squared error per coordinate of the nearest code. In training the one-hot draw is used,
     and its gradient is that of softmax((logits + g) / temperature), g Gumbel noise; in eval the largest logit.
     Loss: KL from softmax(logits) to uniform, sum_k p log(K p), mean over vectors, in nats.
+
+    >>> from vqvae.quantizers.init import Normal
+    >>> quantizer = GumbelSoftmax(8, size=16, code_dim=8, init=Normal(1.0), start=1.0, end=0.1, kl_weight=5e-4)
+    >>> quantizer(torch.randn(2, 8, 4)).codes[0].shape
+    torch.Size([2, 4])
     """
 
     def __init__(
@@ -125,6 +130,11 @@ class SQVAE(SoftQuantizer):
     `precision` sum_k p |z - e_k|^2 / (2 sigma^2) and `negative_entropy` sum_k p log p. Deviations: the first is the
     expectation of what the authors' code takes at the relaxed draw; the paper sums both over the latents and weighs them
     against D/2 log of the reconstruction error, where with an error over the data's variance `weight` stands for that ratio.
+
+    >>> from vqvae.quantizers.init import Normal
+    >>> quantizer = SQVAE(8, size=16, code_dim=8, init=Normal(1.0), start=1.0, end=0.1, weight=2.5e-3)
+    >>> sorted(quantizer(torch.randn(2, 8, 4)).losses)
+    ['negative_entropy', 'precision']
     """
 
     def __init__(
@@ -171,6 +181,11 @@ class IBQ(SoftQuantizer):
 
     Losses: `double` |out - z|^2 + |sg z - q|^2, `commitment` |z - sg q|^2 (weight beta), means over elements; and
     `entropy`, mean entropy of softmax(logits / temperature) minus that of its mean over the batch of all ranks.
+
+    >>> from vqvae.quantizers.init import Normal
+    >>> quantizer = IBQ(8, size=16, code_dim=8, init=Normal(1.0), beta=0.25, entropy_weight=0.01, temperature=0.01)
+    >>> quantizer(torch.randn(2, 8, 4)).codes[0].shape
+    torch.Size([2, 4])
     """
 
     def __init__(

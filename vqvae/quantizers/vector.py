@@ -28,6 +28,16 @@ class VectorQuantizer(Quantizer):
 
     Every part is one class of the file of its name. The code width d is the codebook's `dim`; where it is not the latent
     width `dim`, linear layers project in and out. Raises ValueError for parts that cannot go together.
+
+    >>> from vqvae.quantizers import codebook, estimator, init, lookup, regularizers, revival, space
+    >>> quantizer = VectorQuantizer(8, space.Raw(), lookup.Euclidean(), codebook.EMACodebook(16, 8, decay=0.99, epsilon=1e-5),
+    ...     estimator.StraightThrough(), init.Normal(1.0), revival.NoRevival(),
+    ...     {"commitment": regularizers.Commitment(weight=0.25)})
+    >>> quantizer.begin_step(0, 100)
+    >>> out = quantizer(torch.randn(2, 8, 4, 4))
+    >>> out.z_q.shape, sorted(out.losses)
+    (torch.Size([2, 8, 4, 4]), ['commitment'])
+    >>> replaced = quantizer.after_step(torch.tensor(True))  # after the optimizer step: the codes move
     """
 
     counts: Tensor
