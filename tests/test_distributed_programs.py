@@ -95,7 +95,8 @@ train.main()
 def test_a_rank_that_fails_alone_ends_all_and_says_why_once(rank: int, place: str, number: int, tmp_path: Path) -> None:
     (tmp_path / "faulty.py").write_text(FAULTY.format(root=str(ROOT), rank=rank, place=place, number=number))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    arguments = [*TINY, *SMALL_CODEBOOK, "stages=[autoencoder]", f"run_dir={tmp_path / 'run'}"]
+    small_batches = "trainer.eval_batch_size=8"  # so that both ranks have some
+    arguments = [*TINY, *SMALL_CODEBOOK, "stages=[autoencoder]", small_batches, f"run_dir={tmp_path / 'run'}"]
     done = subprocess.run(
         [*launcher, str(tmp_path / "faulty.py"), *arguments], capture_output=True, text=True, timeout=90, check=False
     )
