@@ -44,7 +44,7 @@ def output(process: subprocess.Popen[str]) -> str:
 
 
 def job(run_dir: Path, quantizer: str) -> Path:
-    (folder,) = run_dir.glob(f"*quantizer={quantizer}*")
+    (folder,) = (path for path in run_dir.glob(f"*quantizer={quantizer}*") if path.is_dir())
     return folder
 
 
