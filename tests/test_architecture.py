@@ -21,7 +21,7 @@ ALLOWED = {
     "distributed": set(),
     "storage": {"distributed", "errors"},
     "images": {"storage"},
-    "metrics": {"distributed", "errors"},
+    "metrics": {"distributed", "errors", "ranges"},
     "networks": {"distributed", "errors", "ranges"},
     "quantizers": {"distributed", "errors", "networks", "ranges"},
     "losses": {"errors", "metrics", "ranges"},

@@ -12,9 +12,12 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from vqvae.ranges import checked
+
 NUMBERS = ("m", "level")  # placeholders that stand for a number
 
 
+@checked
 @dataclass(frozen=True)
 class Figure:
     """One entry.
