@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from pathlib import Path
 
@@ -162,3 +163,8 @@ def test_files_and_functions_stay_small() -> None:
                 lines = (node.end_lineno or 0) - node.lineno + 1
                 assert lines <= 60, f"{path}: {node.name} has {lines} lines"
                 assert len(node.args.args) + len(node.args.kwonlyargs) <= 9, f"{path}: {node.name}"
+
+
+@pytest.mark.parametrize("script", sorted(path.stem for path in (PACKAGE.parent / "scripts").glob("*.py")))
+def test_every_script_finds_what_it_imports(script: str) -> None:
+    importlib.import_module(f"scripts.{script}")

@@ -19,8 +19,9 @@ from scripts.benchmarks.training import new_run
 from vqvae import distributed
 from vqvae.config.compose import check_train, choices, compose, resolve
 from vqvae.data.items import ItemEvaluationSet, ItemTrainingSet
-from vqvae.run.folder import RunFolder, table
+from vqvae.run.folder import RunFolder
 from vqvae.run.run import Run
+from vqvae.run.tables import table
 from vqvae.run.train import make_trainer
 from vqvae.seeding import seed_everything
 from vqvae.training.stage import Examples

@@ -22,9 +22,10 @@ from vqvae import distributed
 from vqvae.config.build import build
 from vqvae.config.compose import check_train, compose, plain, resolve
 from vqvae.data.items import ItemEvaluationSet, ItemTrainingSet
-from vqvae.run.folder import RunFolder, table
+from vqvae.run.folder import RunFolder
 from vqvae.run.process import set_up_process
 from vqvae.run.run import Run, build_model
+from vqvae.run.tables import table
 from vqvae.run.train import make_trainer, train_autoencoder
 from vqvae.storage import checkpoint
 from vqvae.training.hardware import choose_precision, to_channels_last

@@ -123,9 +123,8 @@ class RunFolder:
                 shutil.rmtree(temporary, ignore_errors=True)
                 shutil.copytree(store.parent, temporary)
                 temporary.rename(target)
-            write_bytes(
-                self.stage("autoencoder") / source.name, source.read_bytes()
-            )  # last, because it says that all is there
+            # Last, because the weights say that all is there.
+            write_bytes(self.stage("autoencoder") / source.name, source.read_bytes())
         distributed.barrier()
 
 

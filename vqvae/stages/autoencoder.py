@@ -52,7 +52,7 @@ figure(
 
 
 class AutoencoderStage(Stage):
-    """Batches are (x (B, C, *S) in [-1, 1], labels). Loss: reconstruction + every loss of the quantizers, weighted.
+    """Trains a VQ-VAE on ItemBatches. Loss: reconstruction + every loss of the quantizers, weighted.
 
     `variance` is that of the training data in [-1, 1]. `show` draws items for previews. `epoch_steps`: steps that one pass
     over the training data takes; None where nothing is trained.

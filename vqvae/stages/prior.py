@@ -46,7 +46,7 @@ GAP = figure(
 
 @checked
 class PriorStage(Stage):
-    """Batches are (M code maps..., labels), in evaluation followed by the set (B,) of each example: 0 validation, 1 training.
+    """Trains a prior on CodeBatches.
 
     The loss is the prior's own; metrics are in bits of all codes, under the name that the prior gives them (`bits_name`).
     `draw` turns codes into images uint8 (B, 1 or 3, H, W), for previews, `sampling` how they are drawn.

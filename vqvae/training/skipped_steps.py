@@ -19,9 +19,8 @@ class SkippedSteps:
 
     def __init__(self, device: torch.device) -> None:
         self.count = torch.zeros((), dtype=torch.int64, device=device)
-        self.steps = torch.full(
-            (REMEMBERED,), -1, device=device
-        )  # a ring: step n lies at n % REMEMBERED if it was skipped
+        # A ring: step n is at n % REMEMBERED if it was skipped.
+        self.steps = torch.full((REMEMBERED,), -1, device=device)
 
     def add(self, step: int, applied: Tensor) -> None:
         """After step `step`; `applied` (0-d bool) is False where it was skipped."""
