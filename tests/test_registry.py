@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import lines
 
 from scripts.metrics_table import page
-from vqvae.metrics import registry
 from vqvae.metrics.registry import FIGURES, figure, find, in_split, without_split
 from vqvae.run.plots import panels_of
 from vqvae.run.report import figures, print_figures
@@ -19,9 +19,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
-def own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A registry to which a test may add."""
-    monkeypatch.setattr(registry, "FIGURES", dict(FIGURES))
+def own() -> Iterator[None]:
+    """Figures that a test declares are forgotten after it."""
+    before = dict(FIGURES)
+    yield
+    FIGURES.clear()
+    FIGURES.update(before)
 
 
 def test_the_page_of_metrics_is_that_of_the_registry() -> None:
@@ -71,12 +74,10 @@ def test_a_new_figure_is_one_entry(own: None, capsys: pytest.CaptureFixture[str]
     assert figures({name: 3.25}) == {name: {"value": 3.25, "protocol": "FID of reconstructions"}}
     assert shown_columns(["job", "autoencoder/mse", name, "error"]) == [name, "error"]
     print_figures("run", figures({name: 3.25}))
-    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
-        [],
-        ["run"],
-        ["autoencoder"],
-        ["fid", "3.25"],
-    ]
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert printed == [[], ["run"], ["figure", "value"], [], [name, "3.25"]]
+    assert panels_of({"autoencoder/val/fid"}) == {"distances": ["autoencoder/val/fid"]}
+    assert ("autoencoder/val/fid", {"summary": "min"}) in metric_settings("autoencoder")
 
 
 def test_a_figure_is_declared_once(own: None) -> None:
