@@ -22,7 +22,7 @@ def main(cfg: Any) -> float | None:
     from vqvae.run.checks import check_run
     from vqvae.run.folder import RunFolder
     from vqvae.run.process import set_up_logging, set_up_process
-    from vqvae.run.report import summarise
+    from vqvae.run.report import summarize
     from vqvae.run.run import Run
     from vqvae.run.train import train_autoencoder, train_prior
     from vqvae.training.stop import Stopped, StopRequest
@@ -46,12 +46,12 @@ def main(cfg: Any) -> float | None:
                     train_autoencoder(run, stop)
                 if "prior" in run.cfg.stages:
                     train_prior(run, run.tokenizer(), stop)
-                return summarise(run, run.trained_model())
+                return summarize(run, run.trained_model())
         except Stopped as stopped:
             where = f"with run_dir={folder.path} and the same overrides " if folder else ""
             if distributed.is_main():
                 sys.stderr.write(f"{stopped}; python train.py {where}continues\n")
-            stop.leave()
+            stop.exit()
         finally:
             distributed.shutdown()
 

@@ -6,7 +6,7 @@
     python scripts/benchmark.py quantizers               a quantizer's step against vector-quantize-pytorch, and its parts
     python scripts/benchmark.py sampling                 codes drawn from a cache against the whole network for each
     python scripts/benchmark.py distributed              bytes that two processes exchange, for every quantizer, and their speed
-    python scripts/benchmark.py training data=folder data.root=... data.image_size=32     on your own pictures
+    python scripts/benchmark.py training data=folder data.root=... data.image_size=32     on your own images
 
 The network and its settings are those of experiment=cifar10_sonnet; overrides of train.py go behind (quantizers: of the
 quantizer alone, as in quantizer.codebook.decay=0.8; sampling: of the prior, as in prior.network.width=32).

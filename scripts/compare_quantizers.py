@@ -5,7 +5,7 @@
 
 Everything behind the options is an override of train.py. Runs lie in run_dir (default runs/compare_quantizers); called
 again, it continues what was stopped and skips what is finished. Each job has one thread on a CPU, so items/s are those
-of one core with its neighbour busy. Multi-map quantizers spend more bits an item, which the table shows.
+of one core with its neighbor busy. Multi-map quantizers spend more bits an item, which the table shows.
 """
 
 from __future__ import annotations

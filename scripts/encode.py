@@ -1,4 +1,4 @@
-"""Encodes pictures into code stores. `python scripts/encode.py --help` shows how; under torchrun, ranks share the work."""
+"""Encodes images into code stores. `python scripts/encode.py --help` shows how; under torchrun, ranks share the work."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def main(cfg: Any) -> None:
             store = run.code_store(tokenizer, split)
             if distributed.is_main():
                 sizes = f"maps of {store.code_shapes}, codebooks of {store.codebook_sizes}"
-                print(f"{store.path}: {len(store)} pictures, {sizes}")
+                print(f"{store.path}: {len(store)} images, {sizes}")
 
 
 if __name__ == "__main__":

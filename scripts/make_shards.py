@@ -49,9 +49,7 @@ class Shards:
             self.tar = tarfile.open(file, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115  # closed when it is full
             self.count += 1
         for extension, data in members.items():
-            about = tarfile.TarInfo(
-                f"{self.samples:09d}.{extension}"
-            )  # time and owner stay 0: equal images, equal bytes
+            about = tarfile.TarInfo(f"{self.samples:09d}.{extension}")  # no time, no owner: equal images, equal bytes
             about.size = len(data)
             self.tar.addfile(about, io.BytesIO(data))
         self.samples += 1

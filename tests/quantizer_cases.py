@@ -78,14 +78,14 @@ def own_rows(rows: int) -> slice:
 
 
 def latents(step: int, batch: int = BATCH) -> Tensor:
-    """(batch, D, *s): around a few centres, which move, so that codes come and go."""
+    """(batch, D, *s): around a few centers, which move, so that codes come and go."""
     generator = torch.Generator().manual_seed(step)
-    centres = torch.randn(batch, DIM, *[1] * len(GRID), generator=generator)
-    return centres + 0.3 * torch.randn(batch, DIM, *GRID, generator=generator)
+    centers = torch.randn(batch, DIM, *[1] * len(GRID), generator=generator)
+    return centers + 0.3 * torch.randn(batch, DIM, *GRID, generator=generator)
 
 
 def objective(quantizer: Quantizer, out: Quantized, step: int, rows: slice) -> Tensor:
-    """Mean over pictures of a linear functional of z_q, and the quantizer's own losses. rows: of the global batch."""
+    """Mean over images of a linear functional of z_q, and the quantizer's own losses. rows: of the global batch."""
     direction = torch.randn(BATCH, DIM, *GRID, generator=torch.Generator().manual_seed(1000 + step))
     downstream = (out.z_q * direction[rows]).sum() / max(len(out.z_q), 1)
     return downstream + sum((loss.weight * loss.value for loss in out.losses.values()), torch.zeros(()))

@@ -146,7 +146,7 @@ def test_training_knows_no_stage_but_the_contract() -> None:
         ("matplotlib", {"run/plots.py"}),
     ],
 )
-def test_a_library_is_known_in_its_place_only(library: str, places: set[str]) -> None:
+def test_a_library_is_imported_in_its_place_only(library: str, places: set[str]) -> None:
     users = {
         path.relative_to(PACKAGE).as_posix()
         for path in MODULES

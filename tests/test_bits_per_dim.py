@@ -1,4 +1,4 @@
-"""Laws of what a whole model is worth in bits."""
+"""Laws of the bits per dimension of a whole model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Known:
         self.folder = RunFolder.load(path, [])
 
     def overwrite(self, folder: Path, network: str, bias: Tensor) -> None:
-        """Leaves the only layer with so many outputs, the last, no weights but its bias."""
+        """Zeroes the weights of the last layer (the only one with so many outputs), so that its bias alone counts."""
         (file,) = checkpoint.find(folder, "weights")
         state = checkpoint.load(file)
         tensors = state["networks"][network]
@@ -43,7 +43,7 @@ class Known:
         checkpoint.save(folder, "weights", state)
 
     def measured(self) -> dict[str, Any]:
-        for store in (self.folder.path / "codes").iterdir():  # made by the autoencoder that was
+        for store in (self.folder.path / "codes").iterdir():  # made by the untouched autoencoder
             store.rename(self.folder.path / f"old_{store.name}")
         return evaluate_run(Run(self.folder), "val", batch_size=6, search=0)[0]
 

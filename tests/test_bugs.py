@@ -17,7 +17,7 @@ from vqvae.errors import UserError
 MINE = """
 from vqvae.quantizers.base import Quantizer
 
-class Misspelt(Quantizer):
+class Misspelled(Quantizer):
     def __init__(self, dim: int) -> None:
         super().__init__(dim, dim, [4])
         self.width = self.dimm
@@ -55,7 +55,7 @@ def run_mine(name: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_bug_in_a_users_own_quantizer_keeps_its_traceback(tmp_path: Path) -> None:
-    done = run_mine("Misspelt", tmp_path)
+    done = run_mine("Misspelled", tmp_path)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert "self.width = self.dimm" in done.stderr
@@ -71,7 +71,7 @@ def test_what_a_users_own_quantizer_refuses_is_one_line_with_its_key(tmp_path: P
 @pytest.mark.parametrize(
     "error", [ValueError("a"), TypeError("b"), RuntimeError("c"), AttributeError("d"), OSError("e")]
 )
-def test_errors_that_nobody_meant_for_users_have_no_message(error: Exception) -> None:
+def test_errors_not_meant_for_users_have_no_message(error: Exception) -> None:
     assert user_message(error) is None
 
 

@@ -1,4 +1,4 @@
-"""Laws of several processes and machines: a worker that dies, a launcher that is told to end, two network namespaces."""
+"""Laws of several processes and machines: a rank dies, the launcher gets a signal, two machines train one run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, SMALL_CODEBOOK, TINY, command, lines, run, weights
-from test_data import picture
+from test_data import write_image
 
 pytestmark = pytest.mark.slow
 
@@ -115,11 +115,11 @@ def test_torchrun_told_to_end_leaves_a_checkpoint_of_that_step_and_the_next_goes
 
 
 def test_a_signal_to_a_whole_group_leaves_the_checkpoint_that_one_to_the_program_leaves(tmp_path: Path) -> None:
-    """As Slurm and service managers send SIGTERM: to the processes that decode pictures as well."""
+    """As Slurm and service managers send SIGTERM: to the processes that decode images as well."""
     for index in range(40):
-        picture(tmp_path / "pictures" / f"{index}.png", seed=index)
+        write_image(tmp_path / "images" / f"{index}.png", seed=index)
     own = [a for a in RUN if not a.startswith("data.")]
-    data = ["data=folder", f"data.root={tmp_path / 'pictures'}", "data.image_size=16", "data.resident=stream"]
+    data = ["data=folder", f"data.root={tmp_path / 'images'}", "data.image_size=16", "data.resident=stream"]
     more = ["data.workers=2", "data.val_share=0.2", "trainer.checkpoint_every_steps=100000", "trainer.steps=5000"]
     arguments = command("train.py", *own, *data, *more, f"run_dir={tmp_path / 'run'}")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -164,7 +164,7 @@ def torchrun(program: str, *arguments: str) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="network namespaces need root and ip")
 def test_two_machines_train_one_run() -> None:
-    """Network namespaces on this one, joined by a cable."""
+    """Two network namespaces on this machine, joined by a virtual cable."""
     environment = {**os.environ, "PYTHON": sys.executable}
     script = ["bash", str(ROOT / "scripts" / "two_nodes.sh")]
     done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=280)

@@ -28,7 +28,7 @@ def model_with(name: str) -> VQVAE:
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "identity"])
-def test_codes_stand_for_what_a_grid_full_of_them_decodes_to(name: str) -> None:
+def test_a_code_vector_is_what_a_grid_full_of_the_code_decodes_to(name: str) -> None:
     model = model_with(name)
     vectors, shapes = model.code_vectors((8, 8), positions=12), model.code_shapes((8, 8))
     assert [tuple(v.shape) for v in vectors] == [(size, DIM) for size in model.codebook_sizes]
@@ -39,9 +39,7 @@ def test_codes_stand_for_what_a_grid_full_of_them_decodes_to(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "maps"), itertools.product(choices("prior"), ["one map", "coarse and fine"]))
-def test_codes_that_stand_for_the_same_start_with_the_same_embedding_and_others_with_others(
-    name: str, maps: str
-) -> None:
+def test_codes_with_the_same_vector_start_with_the_same_embedding_and_others_differ(name: str, maps: str) -> None:
     shapes, sizes = MAPS[maps]
     prior = prior_of(name, shapes, sizes)
     before = {key: value.clone() for key, value in prior.state_dict().items()}
@@ -63,7 +61,7 @@ def test_codes_that_stand_for_the_same_start_with_the_same_embedding_and_others_
         assert torch.equal(prior.state_dict()[key][-1], before[key][-1]), "the mask stands for no code"
 
 
-def test_codes_that_all_stand_for_the_same_keep_their_random_embeddings() -> None:
+def test_codes_that_all_have_the_same_vector_keep_their_random_embeddings() -> None:
     prior = prior_of("pixelcnn", [(2, 2)], [5])
     before = prior.networks[0].embedding.weight.clone()  # type: ignore[operator, union-attr]
     prior.start_embeddings([torch.ones(5, 3)])
@@ -105,8 +103,8 @@ def test_muon_moves_a_hidden_matrix_by_an_orthogonal_one_as_far_as_adamw_would()
 
 
 @pytest.mark.parametrize("steps", [0, 2])
-def test_a_step_of_muon_that_is_not_to_be_changes_neither_weights_nor_moments(steps: int) -> None:
-    """Not even with gradients that are not finite, and none of it is looked at by the host."""
+def test_a_skipped_step_of_muon_changes_neither_weights_nor_moments(steps: int) -> None:
+    """Not even with gradients that are not finite, and without the host reading a value."""
     network = small_network(True)
     optimizer = Muon(parameter_groups(network), **SETTINGS)
     for seed in range(steps):
@@ -126,7 +124,7 @@ def test_a_step_of_muon_that_is_not_to_be_changes_neither_weights_nor_moments(st
     assert not torch.equal(network[1].weight, weights["1.weight"])
 
 
-def test_muon_taken_up_from_its_state_goes_on_as_if_it_had_not_stopped() -> None:
+def test_muon_restored_from_its_state_continues_as_if_it_had_not_stopped() -> None:
     first, second = small_network(True), small_network(True)
     one, other = Muon(parameter_groups(first), **SETTINGS), Muon(parameter_groups(second), **SETTINGS)
     for seed in range(2):

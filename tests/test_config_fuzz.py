@@ -1,4 +1,4 @@
-"""Whatever is typed, a command runs or says in one sentence why not: 500 random ones, the same in each run of this test."""
+"""Any command runs or says in one sentence why not: 500 random ones, the same in each run of this test."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from vqvae.run.train import train_autoencoder, train_prior
 from vqvae.training.stop import StopRequest
 
 SECONDS = 10
-MEMORY = 2 * 2**30  # beyond what the process has: a network that does not fit is a sentence too, and not a dead machine
+MEMORY = 2 * 2**30  # the most that a command may allocate: networks that need more must end in a sentence, too
 SMALL = {
     "model=conv": [
         "model.encoders.0.widths=[8,8]",
@@ -70,7 +70,7 @@ def keys_of(choice: str) -> list[str]:
 
 @st.composite
 def commands(draw: st.DrawFn) -> list[str]:
-    """Choices of some groups, shrunk, then up to three things that nobody should type, or a few that are all right."""
+    """Choices of some groups, at a small size, then up to three mistakes, or a few valid overrides."""
     varied = draw(st.lists(st.sampled_from(GROUPS), max_size=3, unique=True))
     chosen = [f"{g}={draw(st.sampled_from(DRAWN if g == 'data' else choices(g)))}" for g in varied]
     chosen += [one for one in DEFAULTS if one.split("=")[0] not in varied]
@@ -85,8 +85,8 @@ def commands(draw: st.DrawFn) -> list[str]:
     for _ in range(draw(st.integers(0, 3))):
         key = draw(st.sampled_from(keys))
         value = draw(st.sampled_from(ODD + HUGE))
-        kind = draw(st.sampled_from(["key"] * 7 + ["misspelt", "added", "deleted", "group", "free"]))
-        if kind == "misspelt":
+        kind = draw(st.sampled_from(["key"] * 7 + ["misspelled", "added", "deleted", "group", "free"]))
+        if kind == "misspelled":
             key = key[:-1] + draw(st.sampled_from(["x", "", "ß", key[-1] * 2]))
         if kind == "free":
             value = draw(st.text(max_size=8).filter(lambda text: "\0" not in text))
@@ -109,12 +109,12 @@ def little_memory() -> Iterator[None]:
 
 
 def two_steps(overrides: list[str], folder: Path) -> None:
-    """What train.py does, but for its logging: checks, then two steps of each stage that is asked for."""
+    """train.py without its logging: checks, then two steps of each stage that is asked for."""
     cfg = compose("train", overrides)
     check_train(resolve(cfg))
     cfg = resolve(cfg)
     if cfg.run_dir is None or not str(cfg.run_dir).startswith(str(folder)):
-        cfg.run_dir = str(folder / "run")  # as any other name, but none that litters
+        cfg.run_dir = str(folder / "run")  # a name like any other, but one that leaves no files
     run = Run(RunFolder.prepare(cfg))
     check_run(run)
     run.folder.path.mkdir(parents=True)

@@ -21,12 +21,12 @@ from vqvae.data.items import ItemEvaluationSet, ItemTrainingSet
 from vqvae.data.loader import ItemLoader
 from vqvae.data.sampler import chunks_of_rank, training_indices
 from vqvae.data.shapes import SIGNED_DISTANCES, Shapes, draw_shapes
-from vqvae.images import normalise, to_uint8
+from vqvae.images import normalize, to_uint8
 
 CPU = torch.device("cpu")
 
 
-def picture(path: Path, seed: int, size: tuple[int, int] = (20, 16), mode: str = "RGB") -> None:
+def write_image(path: Path, seed: int, size: tuple[int, int] = (20, 16), mode: str = "RGB") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     array = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(array).convert(mode).save(path)
@@ -49,12 +49,12 @@ def folder(root: Path, cache: Path, **settings: Any) -> Folder:
 @pytest.fixture
 def classes(tmp_path: Path) -> Path:
     """Two classes with train/ and val/, of several sizes and modes, one file broken."""
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     for number, (split, name) in enumerate(itertools.product(["train", "val"], ["cat", "dog"])):
         for index in range(6):
             mode = ["RGB", "L", "P"][index % 3]
-            picture(root / split / name / f"{index}.png", 10 * number + index, (20 + index, 16), mode)
-    (root / "train" / "cat" / "3.png").write_bytes(b"not a picture")
+            write_image(root / split / name / f"{index}.png", 10 * number + index, (20 + index, 16), mode)
+    (root / "train" / "cat" / "3.png").write_bytes(b"not an image")
     return root
 
 
@@ -77,7 +77,7 @@ def test_shapes_are_a_function_of_the_seed_and_hold_all_classes() -> None:
 
 
 @pytest.mark.parametrize("name", SIGNED_DISTANCES)
-def test_every_shape_is_drawn_inside_its_circle_and_is_no_speck(name: str) -> None:
+def test_every_shape_is_drawn_inside_its_circle_and_covers_enough_pixels(name: str) -> None:
     axis = torch.linspace(-1.5, 1.5, 301)
     inside = SIGNED_DISTANCES[name](axis[None, :].expand(301, 301), axis[:, None].expand(301, 301)) < 0
     radius = torch.hypot(axis[None, :], axis[:, None]).expand(301, 301)
@@ -101,13 +101,13 @@ def test_splits_of_shapes_differ(tmp_path: Path) -> None:
     assert not torch.equal(splits[0].read(0), splits[1].read(0))
 
 
-def test_bytes_survive_the_way_to_floats_and_back() -> None:
+def test_bytes_to_floats_and_back_is_the_identity() -> None:
     every = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(to_uint8(normalise(every)), every)
-    assert (float(normalise(every).min()), float(normalise(every).max())) == (-1, 1)
+    assert torch.equal(to_uint8(normalize(every)), every)
+    assert (float(normalize(every).min()), float(normalize(every).max())) == (-1, 1)
 
 
-def test_an_epoch_shows_every_picture_once_and_the_order_knows_no_restart() -> None:
+def test_an_epoch_shows_every_image_once_in_an_order_that_a_restart_does_not_change() -> None:
     whole = torch.cat([training_indices(7, step, 4, 10) for step in range(5)])
     assert sorted(whole[:10].tolist()) == sorted(whole[10:].tolist()) == list(range(10))
     assert whole[:10].tolist() != whole[10:].tolist()
@@ -136,7 +136,7 @@ def test_workers_give_the_same_batches(classes: Path, tmp_path: Path) -> None:
     assert all(torch.equal(a[0], b[0]) for a, b in zip(*firsts))
 
 
-def test_a_broken_picture_is_named_counted_and_replaced_by_the_next(
+def test_a_broken_image_is_named_counted_and_replaced_by_the_next(
     classes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = folder(classes, tmp_path / "cache")
@@ -150,7 +150,7 @@ def test_a_broken_picture_is_named_counted_and_replaced_by_the_next(
         assert torch.equal(loader.images[3], loader.images[4])
 
 
-def test_a_cache_that_another_run_writes_again_stays_whole_for_who_is_reading_it(classes: Path, tmp_path: Path) -> None:
+def test_a_cache_stays_readable_while_another_run_rewrites_it(classes: Path, tmp_path: Path) -> None:
     data, cache = folder(classes, tmp_path / "cache"), tmp_path / "cache"
     loader = ItemLoader(data, data.split("train"), CPU)
     readers = {path: path.open("rb") for path in cache.iterdir()}
@@ -162,15 +162,15 @@ def test_a_cache_that_another_run_writes_again_stays_whole_for_who_is_reading_it
     assert set(cache.iterdir()) == set(readers)
 
 
-def test_a_picture_takes_the_label_of_the_one_that_replaces_it(tmp_path: Path) -> None:
-    picture(tmp_path / "p" / "train" / "b" / "0.png", 0)
+def test_a_replaced_image_takes_the_label_of_its_replacement(tmp_path: Path) -> None:
+    write_image(tmp_path / "p" / "train" / "b" / "0.png", 0)
     (tmp_path / "p" / "train" / "a").mkdir()
     (tmp_path / "p" / "train" / "a" / "0.png").write_bytes(b"")
     loader = ItemLoader(folder(tmp_path / "p", tmp_path), folder(tmp_path / "p", tmp_path).split("train"), CPU)
     assert loader.split.labels.tolist() == [1, 1]
 
 
-def test_only_broken_pictures_are_an_error(tmp_path: Path) -> None:
+def test_only_broken_images_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "0.png").write_bytes(b"")
     (tmp_path / "p" / "1.png").write_bytes(b"")
@@ -181,7 +181,7 @@ def test_only_broken_pictures_are_an_error(tmp_path: Path) -> None:
 
 def test_one_folder_is_split_by_the_seed_without_overlap(tmp_path: Path) -> None:
     for index in range(20):
-        picture(tmp_path / "p" / f"{index:02d}.png", index)
+        write_image(tmp_path / "p" / f"{index:02d}.png", index)
     data = folder(tmp_path / "p", tmp_path / "cache")
     train, val = data.split("train"), data.split("val")
     assert (len(train), len(val)) == (15, 5)
@@ -190,9 +190,9 @@ def test_one_folder_is_split_by_the_seed_without_overlap(tmp_path: Path) -> None
     assert data.split("val").fingerprint == val.fingerprint
 
 
-def test_files_of_the_same_names_and_sizes_but_other_pictures_are_another_data_set(tmp_path: Path) -> None:
+def test_files_of_the_same_names_and_sizes_with_other_content_are_another_data_set(tmp_path: Path) -> None:
     for index, split in enumerate(("train", "val")):
-        picture(tmp_path / "p" / split / "0.bmp", index)
+        write_image(tmp_path / "p" / split / "0.bmp", index)
     data = folder(tmp_path / "p", tmp_path / "cache")
     train, val = (ItemLoader(data, data.split(name), CPU) for name in ("train", "val"))
     assert train.split.fingerprint != val.split.fingerprint
@@ -223,12 +223,12 @@ def test_folders_that_cannot_be_used_are_one_clear_sentence(classes: Path, tmp_p
         folder(tmp_path / "empty", tmp_path)
     with pytest.raises(ValueError, match="resize must be at least image_size=12, got 8"):
         folder(classes, tmp_path, resize=8)
-    picture(classes / "val" / "bird" / "0.png", 0)
+    write_image(classes / "val" / "bird" / "0.png", 0)
     with pytest.raises(ValueError, match=r"bird/0.png is in none of the class folders"):
         folder(classes, tmp_path).split("val")
 
 
-def test_code_stores_use_the_smallest_type_and_refuse_what_does_not_fit(tmp_path: Path) -> None:
+def test_code_stores_use_the_smallest_integer_type_and_refuse_codes_that_do_not_fit(tmp_path: Path) -> None:
     assert [smallest_dtype(k) for k in (2, 256, 257, 65536, 65537)] == [
         np.uint8,
         np.uint8,
@@ -258,6 +258,6 @@ def test_code_stores_use_the_smallest_type_and_refuse_what_does_not_fit(tmp_path
         CodeStore(tmp_path / "s")
 
 
-def test_a_folder_of_a_user_who_is_not_there_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_home_folder_of_an_unknown_user_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     message = error_of(capsys, "data=folder", "data.root='~nobody_here/x'", "data.image_size=32", "logger=off")
     assert "data.root=~nobody_here/x is not a folder" in message

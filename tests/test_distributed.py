@@ -28,7 +28,7 @@ from vqvae.training.stop import StopRequest
 
 STEPS = 20
 Both = tuple[Path, Path, list[list[str]]]
-# 101 validation pictures in chunks of 40: rank 0 has two of them, and rank 1 has one, with 20 pictures in it
+# 101 validation images in chunks of 40: rank 0 has two of them, and rank 1 has one, with 20 images in it
 COMMON = [
     *[a for a in TINY if not a.startswith(("data.val_count", "prior."))],
     "data.val_count=101",
@@ -50,7 +50,7 @@ AUTOENCODERS = {
     # from data, its logits would be so large that rounding decides a draw in a thousand
     "gumbel": ["quantizer=gumbel", "quantizer.size=16", "quantizer/init=uniform"],
     "axes of a moving PCA": ["quantizer=pca", *SMALL_CODEBOOK, "quantizer.lookup.components=4"],
-    "fewer pictures than ranks x chunk": [*SMALL_CODEBOOK, "trainer.eval_batch_size=128"],
+    "fewer images than ranks x chunk": [*SMALL_CODEBOOK, "trainer.eval_batch_size=128"],
     "micro-batches": [*SMALL_CODEBOOK, "trainer.accumulation=2"],
     "micro-batches, revival, start from four batches": [
         *EMA,
@@ -91,8 +91,9 @@ def prior_settings(case: str) -> list[str]:
         "prior.class_dropout=0.3",
         f"prior.trainer.accumulation={2 if name == 'pixelcnn' else 1}",
         "prior.label_smoothing=0.1",
+        # where a gradient is 0 but for rounding, Adam's division makes a full step of it, and so does Muon's matrix
         *([] if case == MUON else ["optimizer@prior.optimizer=adamw", "+prior.optimizer.eps=1e-3"]),
-    ]  # Adam's division makes a step of what rounding leaves of a gradient of 0, and so does Muon's orthogonal matrix
+    ]
 
 
 def run_of(path: Path, *overrides: str) -> Run:
@@ -105,7 +106,7 @@ def run_of(path: Path, *overrides: str) -> Run:
 
 
 def train_all(base: Path, tokenizer: Path) -> list[str]:
-    """Every case in a folder of its own below `base` -> what this process wrote there."""
+    """Runs every case in a folder of its own below `base` -> the paths that this process wrote there."""
     written = writes_below(base)
     encoding.CHUNK = 40  # items, so that both ranks have some
     for name, overrides in AUTOENCODERS.items():

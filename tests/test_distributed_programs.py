@@ -1,4 +1,4 @@
-"""Laws of the programs under torchrun: what they give, who speaks, and how they end where one process is in trouble."""
+"""Laws of the programs under torchrun: their output, which rank prints, and how they end when one rank fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from two_processes import free_ports, under_torchrun
 
 
 def programs(base: Path, ports: list[int]) -> dict[str, str]:
-    """Each program once, by what torchrun leaves in the environment -> what this process printed."""
+    """Runs each program once, as torchrun starts it -> the text that this process printed."""
     printed = {}
     for name, port in zip(PROGRAMS, ports):
         os.environ["MASTER_PORT"] = str(port)
@@ -30,8 +30,8 @@ def programs(base: Path, ports: list[int]) -> dict[str, str]:
 
 
 PROGRAMS = {
-    "scripts.evaluate": ["split=train", "batch_size=40"],  # 96 pictures: three batches, the last of 16
-    "scripts.encode": ["splits=[test]"],  # 20 pictures: rank 1 has none
+    "scripts.evaluate": ["split=train", "batch_size=40"],  # 96 images: three batches, the last of 16
+    "scripts.encode": ["splits=[test]"],  # 20 images: rank 1 has none
     "sample": ["n=3"],
 }
 
@@ -60,10 +60,10 @@ def test_programs_give_under_torchrun_what_they_give_without_it_and_rank_0_alone
     for file in ("codes_0.npy", "labels.npy", "header.json"):
         assert len({(tmp_path / name / "run/codes/test" / file).read_bytes() for name in ("one", "two")}) == 1
     first, second = (np.load(tmp_path / name / "samples/samples.npz") for name in ("one", "two"))
-    assert all(np.array_equal(first[key], second[key]) for key in ("pictures", "codes_0", "labels"))
+    assert all(np.array_equal(first[key], second[key]) for key in ("items", "codes_0", "labels"))
 
 
-# ---- one rank alone in trouble
+# ---- one rank fails alone
 
 FAULTY = """
 import errno, os, sys

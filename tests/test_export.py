@@ -238,7 +238,7 @@ SPOILED: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("expected", SPOILED)
-def test_a_folder_that_is_no_whole_export_is_one_sentence(expected: str, export: Path) -> None:
+def test_an_incomplete_export_is_one_sentence(expected: str, export: Path) -> None:
     SPOILED[expected](export)
     with pytest.raises(ValueError) as error:  # noqa: PT011
         vqvae.load(str(export))
@@ -307,7 +307,7 @@ def test_a_run_folder_loads_as_its_export_does(plain_run: Run, export: Path) -> 
     assert own.to("cpu") is own
 
 
-def test_the_package_brings_its_public_names() -> None:
+def test_the_package_exports_its_public_names() -> None:
     for name in vqvae.__all__:
         assert getattr(vqvae, name).__doc__, name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

@@ -1,4 +1,4 @@
-"""Own parts from outside of the repository: a .py and a .yaml each, and no file of this project touched."""
+"""Parts from outside of the repository: a .py and a .yaml each, and no file of this project is touched."""
 
 from __future__ import annotations
 

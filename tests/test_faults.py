@@ -64,7 +64,7 @@ def fill(disk: Path, left: int) -> Path:
     return ballast
 
 
-def test_a_file_for_which_there_is_no_room_leaves_the_old_one_and_says_what_it_needs(small_disk: Path) -> None:
+def test_a_file_that_does_not_fit_on_the_disk_leaves_the_old_one_and_says_what_it_needs(small_disk: Path) -> None:
     write_bytes(small_disk / "file", b"old")
     fill(small_disk, 100_000)
     with pytest.raises(WriteError, match=r"cannot write .*file: No space left on device \(it needs 1\.0 MiB, .*free\)"):
@@ -73,7 +73,7 @@ def test_a_file_for_which_there_is_no_room_leaves_the_old_one_and_says_what_it_n
     assert sorted(p.name for p in small_disk.iterdir()) == ["ballast", "file"]
 
 
-def test_a_code_store_for_which_there_is_no_room_is_refused_before_it_is_mapped(small_disk: Path) -> None:
+def test_a_code_store_that_does_not_fit_on_the_disk_is_refused_before_it_is_mapped(small_disk: Path) -> None:
     """A memory map of a file without room would end the process by a signal."""
     header = {"code_shapes": [[64, 64]], "codebook_sizes": [512], "tokenizer": "t", "data": "d"}
     with pytest.raises(WriteError, match=r"codes_0\.npy: No space left on device \(it needs 7\.8 MiB"):
@@ -82,14 +82,14 @@ def test_a_code_store_for_which_there_is_no_room_is_refused_before_it_is_mapped(
         CodeStore(small_disk / "codes" / "train")
 
 
-def test_room_is_taken_when_an_array_is_made(small_disk: Path) -> None:
+def test_disk_space_is_allocated_when_an_array_is_created(small_disk: Path) -> None:
     free = shutil.disk_usage(small_disk).free
     array = arrays.create(small_disk / "array.npy", np.dtype(np.uint8), (2**20,))
     assert shutil.disk_usage(small_disk).free <= free - 2**20
     assert not array.any()
 
 
-@pytest.mark.parametrize("moment", ["autoencoder", "codes", "prior", "pictures"])
+@pytest.mark.parametrize("moment", ["autoencoder", "codes", "prior", "images"])
 def test_a_full_disk_ends_a_run_in_one_line_and_the_same_command_continues_when_there_is_room(
     moment: str, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,7 +114,7 @@ def test_a_full_disk_ends_a_run_in_one_line_and_the_same_command_continues_when_
     if moment in ("autoencoder", "prior"):
         filling(Trainer, "train_step", lambda self, at, batch: self.logger.stage == moment and at == 2)
     else:
-        place, name = {"codes": (CodeStore, "write"), "pictures": (vqvae.run.report, "plot_curves")}[moment]
+        place, name = {"codes": (CodeStore, "write"), "images": (vqvae.run.report, "plot_curves")}[moment]
         filling(place, name, lambda *_: True)
     message = error_of(capsys, *RUN, f"run_dir={small_disk / 'run'}")
     assert f"error: cannot write {small_disk / 'run'}" in message
@@ -160,8 +160,8 @@ def test_a_damaged_file_of_weights_is_refused_wherever_the_damage_is(finished_ru
 
 
 @pytest.mark.slow
-def test_damage_anywhere_in_a_run_folder_is_one_sentence_or_stepped_over(finished_run: Path, tmp_path: Path) -> None:
-    """Every file, cut off and with bits flipped: continued and drawn from, it says something or does what it always does."""
+def test_damage_anywhere_in_a_run_folder_is_one_sentence_or_skipped(finished_run: Path, tmp_path: Path) -> None:
+    """Every file, cut off and with bits flipped: continuing and sampling work as before, or end in one line."""
     from vqvae.config.messages import user_message
 
     folder = tmp_path / "run"
@@ -175,7 +175,7 @@ def test_damage_anywhere_in_a_run_folder_is_one_sentence_or_stepped_over(finishe
             for use in (continue_it, draw_from_it):
                 try:
                     use(folder)
-                except Exception as error:  # a user would see a traceback of what `mistake` does not know
+                except Exception as error:  # a user would see a traceback of any other exception
                     if user_message(error, "train") is None:
                         raise
         path.write_bytes(whole)
@@ -216,7 +216,7 @@ def test_a_damaged_code_store_is_refused_wherever_the_damage_is(finished_run: Pa
 
 @pytest.mark.slow
 def test_two_thousand_steps_of_each_stage_do_not_grow_memory(tmp_path: Path) -> None:
-    """Less than 2 % after the first 200 steps, with logging on."""
+    """Memory grows by less than 2 % after the first 200 steps, with logging on."""
     code = (
         "import vqvae.training.trainer as t\n"
         "original, sizes = t.Trainer.log, {}\n"
@@ -248,7 +248,7 @@ def test_two_thousand_steps_of_each_stage_do_not_grow_memory(tmp_path: Path) -> 
     assert max(growth.values()) < 1.02, growth
 
 
-def test_what_the_system_refuses_is_told_with_its_reason(tmp_path: Path) -> None:
+def test_an_error_of_the_operating_system_is_reported_with_its_reason(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(WriteError, match=r"cannot write .*: Not a directory") as refused:
         write_bytes(tmp_path / "file" / "below" / "it", b"x")

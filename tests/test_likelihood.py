@@ -11,12 +11,12 @@ from torch import Tensor
 
 from vqvae.config.build import build
 from vqvae.config.compose import choices, compose, resolve
-from vqvae.images import normalise
+from vqvae.images import normalize
 from vqvae.losses.likelihood import LEVELS, Categorical, Likelihood, Logistic, clipped_mean, to_levels
 from vqvae.losses.reconstruction import ReconstructionLoss
 
 SHAPES = [(8,), (4, 6), (2, 4, 4)]
-X = normalise(torch.arange(LEVELS))  # every level once
+X = normalize(torch.arange(LEVELS))  # every level once
 VARIANCE = math.pi**2 / 3  # of a logistic of scale 1: outputs are log scales as they are
 LIKELIHOODS = [Categorical(1.0, VARIANCE), Logistic(1.0, 3, VARIANCE)]
 each_likelihood = pytest.mark.parametrize("loss", LIKELIHOODS, ids=lambda loss: loss.name)
@@ -26,8 +26,8 @@ def made(name: str) -> ReconstructionLoss:
     return build(resolve(compose("train", [f"loss={name}"])).loss, "loss", variance=0.3)
 
 
-def pictures(*shape: int) -> Tensor:
-    return normalise(torch.randint(LEVELS, shape, generator=torch.Generator().manual_seed(1)))
+def images(*shape: int) -> Tensor:
+    return normalize(torch.randint(LEVELS, shape, generator=torch.Generator().manual_seed(1)))
 
 
 def outputs(loss: ReconstructionLoss, channels: int, *shape: int, spread: float = 2.0) -> Tensor:
@@ -42,13 +42,15 @@ def outputs(loss: ReconstructionLoss, channels: int, *shape: int, spread: float 
 @pytest.mark.parametrize("shape", SHAPES, ids=len)
 @pytest.mark.parametrize("channels", [1, 2, 3])
 @pytest.mark.parametrize("name", choices("loss"))
-def test_a_loss_makes_pictures_of_what_it_asks_of_the_decoder(name: str, channels: int, shape: tuple[int, ...]) -> None:
+def test_a_loss_makes_images_of_the_decoder_output_that_it_asks_for(
+    name: str, channels: int, shape: tuple[int, ...]
+) -> None:
     loss = made(name)
     output = outputs(loss, channels, *shape, spread=20.0).requires_grad_()
     image = loss.to_image(output)
     assert image.shape == (1, channels, *shape)
     assert float(image.detach().abs().max()) <= 1
-    value = loss(output, pictures(1, channels, *shape))
+    value = loss(output, images(1, channels, *shape))
     value.backward()
     assert (value.shape, value.dtype) == ((), torch.float32)
     assert output.grad is not None
@@ -57,15 +59,15 @@ def test_a_loss_makes_pictures_of_what_it_asks_of_the_decoder(name: str, channel
 
 @pytest.mark.parametrize("name", choices("loss"))
 def test_a_loss_is_the_same_whatever_the_autocast_and_the_memory_format(name: str) -> None:
-    loss, x = made(name), pictures(1, 3, 8, 8)
+    loss, x = made(name), images(1, 3, 8, 8)
     output = outputs(loss, 3, 8, 8)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(loss(output.contiguous(memory_format=torch.channels_last), x), loss(output, x))
 
 
 @pytest.mark.parametrize("name", choices("loss"))
-def test_gradient_descent_on_the_output_of_a_loss_finds_the_picture(name: str) -> None:
-    loss, x = made(name), pictures(1, 3, 4, 4)
+def test_gradient_descent_on_the_output_of_a_loss_finds_the_image(name: str) -> None:
+    loss, x = made(name), images(1, 3, 4, 4)
     output = outputs(loss, 3, 4, 4, spread=0.1).requires_grad_()
     optimizer = torch.optim.Adam([output], lr=0.1)
     for _ in range(500):
@@ -102,15 +104,15 @@ def test_the_last_of_three_channels_sums_to_what_the_first_two_have(loss: Likeli
     if isinstance(loss, Logistic):
         fields = output.view(1, 3, 10, 1)  # logit, three means, three log scales, ba, ca, cb
         two = fields[:, :, [0, 1, 2, 4, 5, 7]].flatten(1, 2)
-    x = pictures(1, 3, 1).repeat(LEVELS, 1, 1)
+    x = images(1, 3, 1).repeat(LEVELS, 1, 1)
     x[:, 2, 0] = X
     total = loss.nats(output.expand(LEVELS, -1, -1), x).neg().logsumexp(0)
     assert float(total) == pytest.approx(-float(loss.nats(two, x[:1, :2])), rel=1e-5)
 
 
 @each_likelihood
-def test_nats_are_those_of_each_picture_and_the_loss_is_their_mean_over_dimensions(loss: Likelihood) -> None:
-    x, output = pictures(5, 3, 4, 4), torch.randn(5, loss.decoder_channels(3), 4, 4)
+def test_nats_are_those_of_each_image_and_the_loss_is_their_mean_over_dimensions(loss: Likelihood) -> None:
+    x, output = images(5, 3, 4, 4), torch.randn(5, loss.decoder_channels(3), 4, 4)
     nats = loss.nats(output, x)
     single = torch.cat([loss.nats(output[[i]], x[[i]]) for i in range(5)])
     torch.testing.assert_close(nats, single)
@@ -150,7 +152,7 @@ def peaked(loss: Likelihood, x: Tensor, height: float) -> Tensor:
 
 
 @each_likelihood
-def test_a_distribution_that_lies_at_x_has_x_for_its_image_and_costs_next_to_nothing(loss: Likelihood) -> None:
+def test_a_narrow_distribution_at_x_has_x_as_its_image_and_costs_almost_nothing(loss: Likelihood) -> None:
     x = torch.stack([X, X.flip(0), X.roll(40)])[None]
     output = peaked(loss, x, 1e4)
     torch.testing.assert_close(loss.to_image(output), x, atol=1e-3, rtol=0)
@@ -161,7 +163,7 @@ def test_a_distribution_that_lies_at_x_has_x_for_its_image_and_costs_next_to_not
 @pytest.mark.parametrize("height", [1e4, -1e4])
 def test_extreme_outputs_have_finite_losses_and_gradients_at_every_level(loss: Likelihood, height: float) -> None:
     right = X.expand(1, 3, -1)
-    for x in (right, right.flip(2)):  # as told, and as wrong as can be
+    for x in (right, right.flip(2)):  # the right levels, and the farthest ones
         output = peaked(loss, right, height).requires_grad_()
         value = loss(output, x)
         value.backward()
@@ -174,20 +176,20 @@ def test_extreme_outputs_have_finite_losses_and_gradients_at_every_level(loss: L
 
 
 def test_uniform_logits_are_8_bits_per_dim() -> None:
-    loss, x = Categorical(1.0, 1.0), pictures(2, 3, 4, 4)
+    loss, x = Categorical(1.0, 1.0), images(2, 3, 4, 4)
     value = float(loss(torch.full((2, loss.decoder_channels(3), 4, 4), 7.0), x))
     assert loss.figures(value)["model/bits_per_dim_reconstruction"] == pytest.approx(8, rel=1e-6)
 
 
 def test_categorical_logits_lie_level_by_level_of_each_channel() -> None:
-    loss, x = Categorical(1.0, 1.0), pictures(2, 3, 4, 5)
+    loss, x = Categorical(1.0, 1.0), images(2, 3, 4, 5)
     output = torch.randn(2, 3 * LEVELS, 4, 5)
     log_p = output.view(2, 3, LEVELS, 4, 5).log_softmax(2).gather(2, to_levels(x)[:, :, None])
     torch.testing.assert_close(loss.nats(output, x), -log_p.flatten(1).sum(1))
 
 
 def integral(low: float, high: float, mean: float, scale: float) -> float:
-    """Mass of a logistic between two values: Simpson's rule on its density, float64, far tails left out."""
+    """Mass of a logistic between two values, by Simpson's rule on its density in float64, without the far tails."""
     low, high = max(low, mean - 45 * scale), min(high, mean + 45 * scale)
     if low >= high:
         return 0.0
@@ -200,7 +202,7 @@ def integral(low: float, high: float, mean: float, scale: float) -> float:
 def test_a_logistic_head_is_the_integral_of_its_density_for_every_channel() -> None:
     """Two components, three channels, by the formula of the docstring, on pixels at both edges and between."""
     loss = Logistic(1.0, 2, VARIANCE)
-    x = normalise(torch.tensor([[0, 255, 128], [255, 0, 3], [100, 90, 255], [7, 200, 31]]))
+    x = normalize(torch.tensor([[0, 255, 128], [255, 0, 3], [100, 90, 255], [7, 200, 31]]))
     output = outputs(loss, 3, 4, spread=0.7)
     fields = output.view(2, 10, 4).double().numpy()
     fields[1, 1:4] += fields[0, 1:4]  # means after the first are relative to it
@@ -223,7 +225,7 @@ def test_a_logistic_head_is_the_integral_of_its_density_for_every_channel() -> N
 
 
 def test_values_drawn_from_a_logistic_cost_its_differential_entropy_whatever_its_channels_depend_on() -> None:
-    """ln s + 2 nats, of which a step of 2 / 255 is a share; drawn by the inverse of F, channel after channel."""
+    """The entropy is ln s + 2 nats, less the log of the step 2 / 255; samples by the inverse of F, channel by channel."""
     loss, count, scales = Logistic(1.0, 1, VARIANCE), 200000, torch.tensor([0.02, 0.03, 0.05])
     coefficients = torch.tensor([0.4, -0.3, 0.2])
     output = torch.cat([torch.zeros(1), torch.zeros(3), scales.log(), coefficients.atanh()])[None, :, None]
@@ -231,7 +233,7 @@ def test_values_drawn_from_a_logistic_cost_its_differential_entropy_whatever_its
     x = torch.zeros(count, 3, dtype=torch.float64)
     for c, shifts in enumerate([(), (0.4,), (-0.3, 0.2)]):
         x[:, c] = noise[:, c] + sum(a * x[:, j] for j, a in enumerate(shifts))
-        x[:, c] = normalise(((x[:, c] + 1) * 127.5).round().clamp(0, 255))
+        x[:, c] = normalize(((x[:, c] + 1) * 127.5).round().clamp(0, 255))
     costs = loss.nats(output.expand(count, -1, -1), x.float()[:, :, None])
     entropy = float(scales.log().sum()) + 3 * (2 - math.log(2 / 255))
     assert float(costs.mean()) == pytest.approx(entropy, abs=4 * float(costs.std()) / count**0.5)
@@ -252,10 +254,10 @@ def test_the_closed_form_of_a_clipped_mean_is_within_half_a_level_of_the_sum() -
     assert float(error[:, log_scales[0] > math.log(1 / 127.5)].max()) < 0.01
 
 
-def test_levels_come_back_from_normalised_pictures() -> None:
+def test_levels_come_back_from_normalized_images() -> None:
     assert to_levels(X).tolist() == list(range(LEVELS))
 
 
-def test_a_mixture_of_nothing_is_refused() -> None:
+def test_a_mixture_of_zero_components_is_refused() -> None:
     with pytest.raises(ValueError, match="mixtures must be at least 1, got 0"):
         Logistic(1.0, 0, 1.0)

@@ -25,7 +25,7 @@ def test_perplexity_is_one_for_one_code_and_k_for_uniform_use() -> None:
 
 
 def test_three_batches_of_a_known_distribution_give_its_figures() -> None:
-    """Each batch sees other codes, so the last batch, or a mean over batches, would be far off."""
+    """Each batch has other codes, so figures of the last batch, or a mean over batches, would be far off."""
     batches = [torch.tensor([[0, 0, 0, 0]]), torch.tensor([[1, 1, 2, 2]]), torch.tensor([[3, 3, 3, 3]])]
     counts = CodeCounts([6], ("run",))
     for batch in batches:
@@ -51,7 +51,7 @@ def test_the_histogram_counts_every_code_once() -> None:
     assert found["edges"][-1] == pytest.approx(30 * 5 / 60)
 
 
-def test_a_span_that_is_reset_forgets_and_the_others_go_on() -> None:
+def test_resetting_a_span_clears_its_counts_alone() -> None:
     counts = CodeCounts([2, 3], ("window", "run"))
     first, second = [torch.tensor([1, 0]), torch.tensor([0, 0, 2])], [torch.tensor([0, 4]), torch.tensor([5, 0, 0])]
     counts.add(first)
@@ -91,7 +91,7 @@ FOUR_CODES = torch.tensor([[3.0, 3], [1, 2], [5, -1], [0, 0]])
         (math.inf, [2, 4, 3, 4, 2, 5], [2, 2, 4, 2]),
     ],
 )
-def test_spacing_of_four_codes_is_what_the_pencil_says(
+def test_spacing_of_four_codes_matches_a_hand_calculation(
     order: float, pairs: list[float], closest: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for chunk in (4, 2**20):  # a row at a time, and all rows at once
@@ -109,7 +109,7 @@ def test_spacing_of_four_codes_is_what_the_pencil_says(
         assert counts["counts"] == np.histogram(relative, np.linspace(0, 2, 41))[0].tolist()
 
 
-def test_spacing_sees_two_equal_codes_far_from_the_origin() -> None:
+def test_spacing_finds_two_equal_codes_far_from_the_origin() -> None:
     """In float32, |a|^2 - 2 <a, b> + |b|^2 would leave some 0.5 of nothing here."""
     codes = torch.randn(300, 8, generator=torch.Generator().manual_seed(0)) + 1000
     codes[7] = codes[200]
@@ -135,7 +135,7 @@ def test_codes_all_equal_have_no_spacing_and_a_histogram_of_all_pairs() -> None:
     assert found["spacing_histogram"]["counts"] == [10, *[0] * 39]
 
 
-def test_spacing_knows_three_norms() -> None:
+def test_spacing_has_three_norms() -> None:
     with pytest.raises(ValueError, match="order must be 1, 2 or infinity, got 3"):
         spacing.spacing(FOUR_CODES, 3)
 
@@ -174,7 +174,7 @@ def test_reconstruction_figures_match_numpy_over_batches_of_different_size() -> 
     assert metrics["autoencoder/mse_over_variance"] == pytest.approx(((x - x_hat) ** 2).mean() / 0.25, rel=1e-5)
 
 
-def test_ssim_is_one_for_equal_pictures_and_falls_with_noise() -> None:
+def test_ssim_is_one_for_equal_images_and_falls_with_noise() -> None:
     x = torch.rand(2, 3, 32, 32) * 2 - 1
     values = [
         float(reconstruction_sums((x + e * torch.randn_like(x)).clamp(-1, 1), x)["ssim"]) / 2 for e in (0, 0.2, 0.6)
@@ -183,5 +183,5 @@ def test_ssim_is_one_for_equal_pictures_and_falls_with_noise() -> None:
     assert values[0] > values[1] > values[2]
 
 
-def test_pictures_smaller_than_the_window_have_no_ssim() -> None:
+def test_images_smaller_than_the_window_have_no_ssim() -> None:
     assert "ssim" not in reconstruction_sums(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))

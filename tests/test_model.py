@@ -148,7 +148,7 @@ def test_lists_of_different_length_are_refused() -> None:
         VQVAE([], [], [])
 
 
-def test_mse_over_variance_is_one_for_the_mean_picture() -> None:
+def test_mse_over_variance_is_one_for_the_mean_image() -> None:
     """In [-1, 1], with the variance of [-1, 1]: the factor of 4 that several projects print wrong."""
     x = torch.rand(50, 3, 8, 8) * 2 - 1
     loss = MSE(weight=1.0, over_variance=True, variance=float(x.var(unbiased=False)))

@@ -1,4 +1,4 @@
-"""Laws of what a run watches: which steps a figure is about, and that watching never makes the host wait."""
+"""Laws of monitoring: which steps a figure covers, and that logging never makes the host wait."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vqvae.stages.autoencoder import SPANS, AutoencoderStage
 
 
 def small_stage(epoch_steps: Fraction | None) -> AutoencoderStage:
-    """Pictures (1, 8, 8) to 2 x 2 codes."""
+    """Images (1, 8, 8) to 2 x 2 codes."""
     sizes = {"widths": [4, 4], "residual_width": 4, "residual_blocks": 1}
     model = VQVAE([conv.Encoder(2, 1, 2, **sizes)], [FSQ(2, [3, 3])], [conv.Decoder(2, 1, 2, **sizes)])
     return AutoencoderStage(model, MSE(1.0, False, 0.3), 0.3, lambda items: items, epoch_steps)
@@ -33,7 +33,7 @@ def test_each_span_counts_the_codes_of_its_own_steps() -> None:
     found: dict[str, list[int]] = {span: [] for span in SPANS}
     for step in range(8):
         stage.begin_step(step, 8)
-        for _ in range(2):  # micro-batches, of 3 pictures with 2 x 2 codes
+        for _ in range(2):  # micro-batches, of 3 images with 2 x 2 codes
             list(stage.training_losses(ItemBatch(torch.randn(3, 1, 8, 8), torch.zeros(3))))
         stage.after_step(torch.tensor(True))
         for span, (counts,) in stage.meters.total().items():
@@ -49,7 +49,7 @@ def test_each_span_counts_the_codes_of_its_own_steps() -> None:
 
 
 class NoReading(TorchDispatchMode):
-    """Refuses what makes the host wait for the device: values that are read, and results whose shape depends on values.
+    """Refuses operations that make the host wait for the device: reading values, and results whose shape depends on values.
 
     On a CPU all tensors look the same, so a number that was just drawn may be read: it is the host's own.
     """

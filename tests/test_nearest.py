@@ -22,7 +22,7 @@ SHAPES = [(1, 1, 1), (1, 2, 1), (37, 5, 3), (CPU_CHUNK_ELEMENTS // 4096 + 3, 409
 
 
 def excess(z: Tensor, codes: Tensor, chosen: Tensor, norm: float) -> float:
-    """By how much the chosen codes are further away than the nearest, in float64."""
+    """The distance to the chosen codes less the distance to the nearest ones, in float64."""
     worst = 0.0
     for rows in torch.arange(len(z)).split(20):
         distance = torch.cdist(z[rows].double(), codes.double(), p=norm)

@@ -1,4 +1,4 @@
-"""Laws of the ONNX decoder: every kind of run has one, and onnxruntime makes of codes what the decoder makes of them."""
+"""Laws of the ONNX decoder: every kind of run has one, and onnxruntime decodes codes as PyTorch does."""
 
 from __future__ import annotations
 

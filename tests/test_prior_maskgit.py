@@ -1,4 +1,4 @@
-"""Laws of the masked prior: its bound is one, and it draws from what it scores."""
+"""Laws of the masked prior: its bound is a bound, and it samples from the distribution that it scores."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_every_number_of_hidden_codes_is_equally_likely_and_spread_over_any_part
     for example in first.T:
         assert abs(float(example.float().mean()) - 32.5) < 4 * 64 / math.sqrt(12 * 2000)  # 4 standard errors
         assert set(example.tolist()) == set(range(1, 65))
-    assert (weights > 0).float().mean(0).sub(0.5).abs().max() < 4 * 0.5 / math.sqrt(640)  # no place is preferred
+    assert (weights > 0).float().mean(0).sub(0.5).abs().max() < 4 * 0.5 / math.sqrt(640)  # no position is preferred
 
 
 @torch.no_grad()
@@ -220,7 +220,7 @@ def test_the_most_confident_codes_come_first(tiny: MaskGIT, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("steps", [1, 2, 12, 63, 64, 65])
-def test_every_call_makes_a_code_known_until_none_is_left(steps: int) -> None:
+def test_every_network_call_draws_a_code_until_all_are_drawn(steps: int) -> None:
     unknown = torch.arange(65)
     rows = torch.stack([unknown, *plan(unknown, steps)])  # (1 + calls, 65)
     assert len(rows) == 1 + min(steps, 64)
@@ -264,7 +264,7 @@ def test_the_halton_order_starts_as_the_sequence_does() -> None:
 @pytest.mark.parametrize(
     ("key", "value"), [("layers", 0), ("heads", 3), ("heads", 0), ("dropout", 1.0), ("steps", 0), ("width", 0)]
 )
-def test_sizes_that_make_no_network_are_refused(key: str, value: float) -> None:
+def test_impossible_network_sizes_are_refused(key: str, value: float) -> None:
     good = {"width": 8, "layers": 1, "heads": 2, "dropout": 0.0, "steps": 8}
     with pytest.raises(ValueError, match=f"{key} must.* got {value}"):
         MaskGIT([(2, 2)], [4], 0, **{**good, key: value})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Laws of PixelSNAIL: what its convolutions and its attention see, and that its cache changes nothing."""
+"""Laws of PixelSNAIL: which codes its convolutions and its attention see, and that its cache changes nothing."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_causal_convolution_sees_all_of_its_window_and_nothing_else(kernel: in
                     assert (x.grad[0, 0, i, j] != 0) == (above or beside), (r, c, i, j)  # type: ignore[index]
 
 
-def test_a_place_reads_every_code_before_it_and_no_other() -> None:
+def test_a_position_reads_every_code_before_it_and_no_other() -> None:
     attention = CausalAttention(8, 2).double()
     condition = torch.randn(1, 8, 3, 4, dtype=torch.float64)
     for place in range(12):
@@ -63,7 +63,7 @@ def test_a_place_reads_every_code_before_it_and_no_other() -> None:
 
 
 def test_logits_depend_on_every_code_before_and_on_no_other() -> None:
-    """One layer: what its convolutions cannot see, the attention reads."""
+    """With one layer, the attention reads the codes that the convolutions cannot see."""
     shapes, sizes = [(5, 7)], [6]
     prior, labels = prior_of(shapes, sizes, blocks=1, layers=1), torch.tensor([1])
     codes = random_codes(shapes, sizes, 1)[0]
@@ -145,7 +145,7 @@ def test_dropout_acts_in_training_only() -> None:
         ({"dropout": -0.1}, "dropout must be at least 0, got -0.1"),
     ],
 )
-def test_sizes_that_make_no_network_are_refused(changed: dict[str, Any], message: str) -> None:
+def test_impossible_network_sizes_are_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         prior_of([(2, 2)], [4], **changed)
 

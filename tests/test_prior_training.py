@@ -1,4 +1,4 @@
-"""Laws of stage 2's training: codes of mirrored pictures, the early stop, and overfitting in the log."""
+"""Laws of stage 2's training: codes of mirrored images, the early stop, and overfitting in the log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from vqvae.data.code_store import CodeStore
 from vqvae.data.codes import CodeBatch, CodeEvaluationSet, CodeTrainingSet
 from vqvae.data.items import center_crop
-from vqvae.images import normalise
+from vqvae.images import normalize
 from vqvae.priors.base import Prior, Scored
 from vqvae.priors.sampling import Sampling
 from vqvae.run.evaluation import evaluate_run
@@ -34,7 +34,7 @@ SHAPES: list[tuple[int, ...]] = [(2,), (3, 2)]
 SMALL = [*TINY, *SMALL_CODEBOOK]
 
 
-# ---- the codes of mirrored pictures
+# ---- the codes of mirrored images
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +44,13 @@ def flipped_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_flipped_store_holds_the_codes_of_the_mirrored_pictures(flipped_run: Path) -> None:
+def test_the_flipped_store_holds_the_codes_of_the_mirrored_images(flipped_run: Path) -> None:
     run = Run(RunFolder.load(flipped_run, []))
     tokenizer, loader = run.tokenizer(), run.loader("train")
     plain, flipped = (CodeStore(flipped_run / "codes" / name) for name in ("train", "train_flipped"))
     every = torch.arange(len(loader))
     images, labels = next(iter(loader.batches([every])))
-    x = normalise(center_crop(images, run.data.size))
+    x = normalize(center_crop(images, run.data.size))
     for store, expected in ((plain, x), (flipped, x.flip(-1))):
         assert all(torch.equal(a, b) for a, b in zip(store.codes(every), tokenizer.encode(expected)))
         assert torch.equal(store.labels, labels)
@@ -75,7 +75,7 @@ def test_flips_follow_those_of_the_data_also_of_an_adopted_tokenizer(flipped_run
 
 
 def write_store(path: Path, count: int, start: int) -> None:
-    """Picture i has the codes start + i everywhere, and label i."""
+    """Image i has the codes start + i everywhere, and label i."""
     values = torch.arange(start, start + count)
     maps = [values.view(-1, *[1] * len(shape)).expand(-1, *shape) for shape in SHAPES]
     header: dict[str, Any] = {"code_shapes": SHAPES, "codebook_sizes": [256, 256]}
@@ -114,7 +114,7 @@ def test_a_batch_is_a_function_of_seed_and_step_and_holds_plain_and_flipped_code
     assert_equal_batches(batches(examples, 20, 30), whole[20:])
     coarse, fine = (torch.cat(maps) for maps in zip(*(batch.codes for batch in whole)))
     labels = torch.cat([batch.labels for batch in whole])
-    assert torch.equal(coarse % 100, labels[:, None].expand(-1, 2))  # one picture's codes and label stay together
+    assert torch.equal(coarse % 100, labels[:, None].expand(-1, 2))  # one image's codes and label stay together
     assert torch.equal(fine[:, 0], coarse)
     flipped = coarse[:, 0] // 100
     assert set(flipped.tolist()) == {0, 1}
@@ -150,7 +150,7 @@ def test_a_run_on_flipped_codes_that_was_stopped_ends_as_one_that_was_not(
 
 
 class Plain(Prior):
-    """Costs as many nats as each code says."""
+    """A prior whose nats are the codes themselves."""
 
     bits_name = "bits_per_code_bound"
 
@@ -239,7 +239,7 @@ def worker(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_draw_the_coins_of_one_and_measure_what_it_measures(tmp_path: Path) -> None:
+def test_two_processes_draw_the_same_flips_as_one_and_measure_the_same(tmp_path: Path) -> None:
     examples = training_set_of(tmp_path / "codes")
     mp.start_processes(worker, (str(tmp_path),), nprocs=2, start_method="spawn")
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]

@@ -133,7 +133,7 @@ def test_conditions_stay_with_their_positions_in_a_random_order() -> None:
 
 
 @torch.no_grad()
-def test_raster_order_written_out_is_no_order() -> None:
+def test_an_explicit_raster_order_equals_no_order() -> None:
     prior = transformer(MAPS["three dims"])
     (network,), condition = prior.networks, prior.condition(0, [], torch.tensor([1, 0]))
     (codes,) = (one.flatten(1) for one in random_codes(MAPS["three dims"], 2))
@@ -217,7 +217,7 @@ def test_random_orders_leave_no_trace_in_the_saved_state() -> None:
 
 
 @pytest.mark.parametrize("until", [0.0, 0.6])
-def test_it_learns_what_is_written_a_row_above(until: float) -> None:
+def test_it_learns_to_copy_the_row_above(until: float) -> None:
     """The second row repeats the first: log(4) nats for each code of the first, and 0 for those of the second."""
     torch.manual_seed(0)
     prior = Transformer([(2, 4)], [4], 0, 32, 2, 2, 0.0, until).train()
@@ -246,7 +246,7 @@ def test_it_learns_what_is_written_a_row_above(until: float) -> None:
         ({"random_order_until": -0.1}, "got -0.1"),
     ],
 )
-def test_sizes_that_make_no_network_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_impossible_network_sizes_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         transformer(MAPS["one dim"], **changes)
 

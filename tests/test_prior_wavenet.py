@@ -102,7 +102,7 @@ def test_cached_logits_are_those_of_the_whole_network(maps: str, dtype: torch.dt
 
 @torch.no_grad()
 @pytest.mark.parametrize("maps", ["longer than the receptive field", "coarse and fine"])
-def test_a_code_costs_the_same_work_wherever_it_stands(maps: str) -> None:
+def test_a_code_costs_the_same_work_at_every_position(maps: str) -> None:
     shapes, sizes = MAPS[maps]
     prior, labels = network_of(shapes, sizes), torch.tensor([0, 1])
     codes = random_codes(shapes, sizes, batch=2)
@@ -120,7 +120,7 @@ def test_a_code_costs_the_same_work_wherever_it_stands(maps: str) -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), [("layers", 0), ("cycle", 0), ("dropout", 1.0), ("width", 0)])
-def test_sizes_that_make_no_network_are_refused(key: str, value: float) -> None:
+def test_impossible_network_sizes_are_refused(key: str, value: float) -> None:
     sizes = {"width": 8, "layers": 2, "cycle": 2, "dropout": 0.0, key: value}
     with pytest.raises(ValueError, match=key):
         WaveNet([(4,)], [4], 0, **sizes)  # type: ignore[arg-type]

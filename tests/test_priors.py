@@ -192,7 +192,7 @@ def test_guidance_two_is_the_extrapolation_from_no_class() -> None:
 
 
 @pytest.mark.parametrize("name", choices("prior"))
-def test_watching_sees_codes_filled_in_to_the_end(name: str) -> None:
+def test_on_progress_sees_codes_filled_in_to_the_end(name: str) -> None:
     prior = prior_of(name, *MAPS["coarse and fine"])
     shares = []
     drawn = prior.sample(

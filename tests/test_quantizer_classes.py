@@ -45,9 +45,8 @@ def test_every_fsq_code_decodes_to_a_different_vector_and_encodes_back() -> None
 def test_fsq_codes_and_values_are_those_of_vector_quantize_pytorch(symmetric: bool) -> None:
     peer_module = pytest.importorskip("vector_quantize_pytorch")
     peer = peer_module.FSQ([8, 5, 5, 5], preserve_symmetry=symmetric)
-    same_sign = type(
-        "FSQ", (FSQ,), {"epsilon": -1e-3}
-    )  # its bound has (1 + epsilon) where the paper's code has (1 - epsilon)
+    # the peer's bound has (1 + epsilon) where the paper's code has (1 - epsilon)
+    same_sign = type("FSQ", (FSQ,), {"epsilon": -1e-3})
     ours = (SymmetricFSQ(4, [8, 5, 5, 5], 0.0) if symmetric else same_sign(4, [8, 5, 5, 5])).eval()
     z = torch.randn(1, 500, 4, generator=torch.Generator().manual_seed(0))
     values, indices = peer(z)
@@ -111,7 +110,7 @@ def test_lfq_codes_and_signs_are_in_bijection_highest_bit_first() -> None:
 def test_bit_entropies_equal_brute_force_over_all_corners(kind: type[LFQ], bits: int) -> None:
     torch.manual_seed(0)
     quantizer = kind(bits, bits, bits, 0.7, 1.0, 1.0, 0.25)
-    z = quantizer.normalise(torch.randn(30, bits))
+    z = quantizer.normalize(torch.randn(30, bits))
     corners = quantizer.decode([torch.arange(2**bits)[None]])[0].t()  # (K, d)
     p = (2 * z @ corners.t() / 0.7).softmax(1)
     torch.testing.assert_close(quantizer.sample_entropy(z), torch.special.entr(p).sum(1).mean(), rtol=1e-4, atol=1e-5)

@@ -76,7 +76,7 @@ def test_affine_codes_take_the_mean_and_spread_of_the_latents() -> None:
     codebook = AffineCodebook(64, 3, 1.0, decay=0.0)
     codebook.start(torch.randn(64, 3))
     z = torch.randn(1000, 3) * torch.tensor([1.0, 5.0, 0.2]) + torch.tensor([0.0, 10.0, -300.0])
-    for _ in range(2):  # the second step centres on the mean that the first has found
+    for _ in range(2):  # the second step centers on the mean that the first has found
         codebook.begin_step()
         codebook.accumulate(z, torch.zeros(1000, dtype=torch.int64))
         codebook.update(torch.tensor([1000.0] + [0.0] * 63), torch.tensor(True))
@@ -103,10 +103,10 @@ def inertia(vectors: Tensor, codes: Tensor) -> float:
 
 def test_kmeans_recovers_planted_clusters_and_never_gets_worse() -> None:
     torch.manual_seed(0)
-    centres = torch.randn(12, 6) * 20
-    vectors = (centres[torch.arange(600) % 12] + 0.1 * torch.randn(600, 6))[torch.randperm(600)]
-    found_centres = KMeans(1, 10).choose(vectors, 12)
-    assert torch.cdist(centres, found_centres).amin(1).amax() < 0.2
+    centers = torch.randn(12, 6) * 20
+    vectors = (centers[torch.arange(600) % 12] + 0.1 * torch.randn(600, 6))[torch.randperm(600)]
+    found_centers = KMeans(1, 10).choose(vectors, 12)
+    assert torch.cdist(centers, found_centers).amin(1).amax() < 0.2
     errors = []
     for iterations in range(6):
         torch.manual_seed(1)

@@ -109,14 +109,14 @@ def test_a_vote_without_labels_follows_the_sizes() -> None:
     assert [int(codes.max()) < size for codes, size in zip(quantizer(latents(2, 4, 6)).codes, [32, 8])] == [True, True]
 
 
-def test_dropout_keeps_the_first_stages_of_whole_pictures_and_ends_with_training() -> None:
+def test_dropout_keeps_the_first_stages_of_whole_images_and_ends_with_training() -> None:
     torch.manual_seed(0)
     quantizer, z = residual(depth=4, dropout=1.0), latents(200, 4, 3)
     out = quantizer(z)
     partial = torch.stack([stage.decode([m]) for stage, m in zip(quantizer.uses, out.codes)]).cumsum(0)  # (4, B, D, s)
     distance = (partial - out.z_q).abs().amax((2, 3))  # (4, B)
     assert distance.amin(0).max() < 1e-5
-    kept = distance.argmin(0).bincount(minlength=4)  # of 200 pictures
+    kept = distance.argmin(0).bincount(minlength=4)  # of 200 images
     assert torch.all(kept > 25)
     z_e = latents(2, 4, 6).requires_grad_()
     assert torch.equal(torch.autograd.grad(quantizer(z_e).z_q.sum(), z_e)[0], torch.ones_like(z_e))

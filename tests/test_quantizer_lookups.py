@@ -54,26 +54,26 @@ VOTE_LABELS = [0, 1, 1, 2, 2, 3]
 VOTERS = torch.tensor([[1.0, 0.05], [1.0, 0.9]])
 
 
-def vote(nearest_winner: bool = False, min_share: float = 0.0, neighbours: int = 3) -> CosineVote:
-    lookup = CosineVote(neighbours, VOTE_LABELS, nearest_winner, min_share)
+def vote(nearest_winner: bool = False, min_share: float = 0.0, neighbors: int = 3) -> CosineVote:
+    lookup = CosineVote(neighbors, VOTE_LABELS, nearest_winner, min_share)
     lookup.check(6, 2)
     return lookup
 
 
-def test_neighbours_vote_by_label_and_the_first_or_the_nearest_code_of_the_winner_is_chosen() -> None:
+def test_neighbors_vote_by_label_and_the_first_or_the_nearest_code_of_the_winner_is_chosen() -> None:
     assert vote()(VOTERS, VOTE_CODES).indices.tolist() == [1, 3]
     assert vote(nearest_winner=True)(torch.tensor([[1.0, 1.6]]), VOTE_CODES).indices.tolist() == [4]
     assert vote()(torch.tensor([[1.0, 1.6]]), VOTE_CODES).indices.tolist() == [3]
 
 
 def test_a_tied_vote_goes_to_the_smallest_label() -> None:
-    assert vote(neighbours=2)(torch.tensor([[1.0, 0.05]]), VOTE_CODES).indices.tolist() == [0]
+    assert vote(neighbors=2)(torch.tensor([[1.0, 0.05]]), VOTE_CODES).indices.tolist() == [0]
 
 
 def test_a_vote_below_its_share_passes_the_vector_on_and_is_counted_in_vectors() -> None:
-    quantizer = vector_quantizer(FrozenCodebook(6, 2), lookup=vote(min_share=0.9, neighbours=2)).eval()
+    quantizer = vector_quantizer(FrozenCodebook(6, 2), lookup=vote(min_share=0.9, neighbors=2)).eval()
     quantizer.codebook.start(VOTE_CODES)
-    z = torch.tensor([[1.0, 0.3], [1.0, 0.05]])  # neighbours 1, 2 of one label; 0, 1 of two
+    z = torch.tensor([[1.0, 0.3], [1.0, 0.05]])  # neighbors 1, 2 of one label; 0, 1 of two
     out = quantizer(z[:, :, None])
     (passed,) = out.passed
     assert passed[:, 0].tolist() == [False, True]
@@ -84,7 +84,7 @@ def test_a_vote_below_its_share_passes_the_vector_on_and_is_counted_in_vectors()
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_vectors_that_are_passed_on_are_no_uses_of_a_code(parts: int) -> None:
-    inner = vector_quantizer(FrozenCodebook(6, 2), lookup=vote(min_share=0.9, neighbours=2))
+    inner = vector_quantizer(FrozenCodebook(6, 2), lookup=vote(min_share=0.9, neighbors=2))
     inner.codebook.start(VOTE_CODES)
     quantizer = (inner if parts == 1 else Product(4, inner, parts, True, None)).eval()
     z = torch.tensor([[1.0, 0.3], [1.0, 0.05]]).repeat(1, parts)
@@ -96,18 +96,18 @@ def test_vectors_that_are_passed_on_are_no_uses_of_a_code(parts: int) -> None:
 def test_a_vote_refuses_what_does_not_fit_the_codes() -> None:
     with pytest.raises(ValueError, match="6 labels for 7 codes"):
         vector_quantizer(FrozenCodebook(7, 2), lookup=CosineVote(3, VOTE_LABELS, False, 0.0))
-    with pytest.raises(ValueError, match="neighbours=9"):
+    with pytest.raises(ValueError, match="neighbors=9"):
         vector_quantizer(FrozenCodebook(6, 2), lookup=CosineVote(9, None, False, 0.0))
 
 
-def test_pca_finds_the_axes_of_an_svd_and_centres_vectors_and_codes_alike() -> None:
+def test_pca_finds_the_axes_of_an_svd_and_centers_vectors_and_codes_alike() -> None:
     torch.manual_seed(0)
     z, codes = torch.randn(200, 5) * torch.tensor([5.0, 0.1, 3.0, 0.1, 0.1]) + 100, torch.randn(30, 5) + 100
     for lookup, basis in ((CodebookPCA(Euclidean(), 2), codes), (BatchPCA(Euclidean(), 2), torch.cat([z, codes]))):
         lookup.check(30, 5)
         lookup.begin_run(z, codes)
-        centred = basis - basis.mean(0)
-        axes = torch.linalg.svd(centred, full_matrices=False).Vh[:2].t()  # (d, 2), up to sign
+        centered = basis - basis.mean(0)
+        axes = torch.linalg.svd(centered, full_matrices=False).Vh[:2].t()  # (d, 2), up to sign
         torch.testing.assert_close(lookup.axes.abs(), axes.abs(), atol=1e-2, rtol=0)
         reduced = nearest_code((z - basis.mean(0)) @ axes, (codes - basis.mean(0)) @ axes)
         assert (lookup(z, codes).indices == reduced).float().mean() > 0.98  # rounding may decide near ties

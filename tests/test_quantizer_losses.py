@@ -87,7 +87,7 @@ def test_diveq_without_noise_is_the_code_itself() -> None:
     torch.testing.assert_close(DiVeQ(0.0)(z, q), q)
 
 
-def test_synchronised_update_gives_nu_of_the_gradient_to_the_codes() -> None:
+def test_synchronized_update_gives_nu_of_the_gradient_to_the_codes() -> None:
     z, q = torch.randn(5, 3, requires_grad=True), torch.randn(5, 3, requires_grad=True)
     upstream = torch.randn(5, 3)
     to_z, to_q = torch.autograd.grad((Synchronised(0.25)(z, q) * upstream).sum(), [z, q])

@@ -165,12 +165,12 @@ def test_parts_that_cannot_go_together_are_refused_naming_the_fix(parts: dict[st
 
 
 @pytest.mark.parametrize("speed", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_speed_that_is_no_number_above_zero_is_refused(speed: float) -> None:
+def test_a_speed_that_is_not_above_zero_is_refused(speed: float) -> None:
     with pytest.raises(ValueError, match="speed must be"):
         GradientCodebook(8, 4, speed)
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
-def test_a_weight_that_is_no_number_from_zero_on_is_refused(weight: float) -> None:
+def test_a_negative_or_nan_weight_is_refused(weight: float) -> None:
     with pytest.raises(ValueError, match="weight must be"):
         Commitment(weight)

@@ -64,7 +64,7 @@ def every_preset(configs: dict[str, DictConfig]) -> dict[str, Result]:
     for name, cfg in configs.items():
         try:
             results[name] = both_ways(name, cfg)
-        except Exception:  # whatever a preset fails by belongs to its own test, not to those of all others
+        except Exception:  # a preset's failure belongs to its own test, not to those of all others
             results[name] = {"error": traceback.format_exc()}
     return results
 
@@ -116,13 +116,13 @@ def test_a_rank_without_vectors_takes_part_in_every_step(ranks: list[dict[str, R
 
 @pytest.mark.parametrize("name", STATEFUL)
 def test_a_rank_evaluates_its_batches_as_one_process_would(ranks: list[dict[str, Result]], name: str) -> None:
-    """For ranks may have different numbers of them: whoever waited for another's batch would wait in vain."""
+    """Ranks may have different numbers of batches, so no rank may wait for another's."""
     for rank, result in enumerate(of_preset(ranks, name)):
         assert_equal_states([result["evaluated"], evaluate(name, 50 + rank)])
 
 
 @pytest.mark.parametrize("name", ["vq", "cosine", "cvq", "seeds", "diveq", "nsvq", "sync"])
-def test_codes_were_replaced_while_these_laws_were_tested(ranks: list[dict[str, Result]], name: str) -> None:
+def test_the_tests_above_did_replace_codes(ranks: list[dict[str, Result]], name: str) -> None:
     assert of_preset(ranks, name)[0]["halves"]["replaced"] > 0
 
 
@@ -152,8 +152,8 @@ def test_four_micro_batches_train_as_one_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_no_pictures_make_no_codes_and_leave_every_code_where_it_was(name: str) -> None:
-    """But for `seeds`, whose codes push each other away with or without pictures."""
+def test_an_empty_batch_makes_no_codes_and_moves_none(name: str) -> None:
+    """Except `seeds`, whose codes push each other away with or without images."""
     quantizer = small_quantizer(name)
     begin_run(quantizer, slice(None))
     codebooks = [None if codes is None else codes.clone() for codes in quantizer.codebooks()]

@@ -1,4 +1,4 @@
-"""Laws of declared ranges: every constructor checks its own, by hand as well as from a config, in the same words."""
+"""Laws of declared ranges: every constructor checks its own, and a call and a config get the same message."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_every_constructor_that_declares_a_range_checks_it(module: str) -> None:
         (Literal["a", "b"], "a", "c", "must be one of a, b"),
     ],
 )
-def test_a_config_and_a_call_are_told_the_same(annotation: Any, good: Any, bad: Any, words: str) -> None:
+def test_a_config_and_a_call_get_the_same_message(annotation: Any, good: Any, bad: Any, words: str) -> None:
     class Thing:
         def __init__(self, value: Any) -> None:
             pass
@@ -87,7 +87,7 @@ def test_a_config_and_a_call_are_told_the_same(annotation: Any, good: Any, bad: 
         (lambda: Cosine("many", 0.0), "warmup_steps must be at least 0 and be at most 2147483647, got 'many'"),
     ],
 )
-def test_who_calls_a_constructor_is_told_the_argument_and_its_range(build: Any, message: str) -> None:
+def test_a_constructor_call_out_of_range_names_the_argument_and_its_range(build: Any, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         build()
 

@@ -39,5 +39,5 @@ def test_links_lead_somewhere_and_pages_say_whom_they_serve(page: Path) -> None:
         assert text.startswith("For "), page
 
 
-def test_the_readme_is_a_front_door() -> None:
+def test_the_readme_is_short_and_has_what_newcomers_need() -> None:
     assert README.count("\n") <= 200

@@ -1,4 +1,4 @@
-"""Laws of sample.py's modes: what is given is kept, one seed gives one picture, ends are met, mistakes are one sentence."""
+"""Laws of sample.py's modes: what is given is kept, one seed gives one image, ends are met, mistakes are one sentence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from conftest import SMALL_CODEBOOK, TINY, call_inside, run, train_inside
 from PIL import Image
 
 from vqvae.config.compose import choices, compose, resolve
-from vqvae.images import normalise, to_uint8, write_png
+from vqvae.images import normalize, to_uint8, write_png
 from vqvae.priors.autoregressive import AutoregressivePrior
 from vqvae.run.folder import RunFolder
 from vqvae.run.run import Run
@@ -25,7 +25,7 @@ def sample(run_dir: Path, out: Path, *overrides: str) -> Path:
 
 
 def mistake(capsys: pytest.CaptureFixture[str], run_dir: Path, *overrides: str) -> str:
-    """What sample.py says when it refuses, in one line."""
+    """The one line of sample.py when it refuses."""
     with pytest.raises(SystemExit) as stopped:
         call_inside("sample", f"run_dir={run_dir}", *overrides)
     message = capsys.readouterr().err
@@ -49,7 +49,7 @@ def runs_by_prior(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) 
         own = [o for o in TINY if o.startswith(("logger", "debug"))]
         try:
             train_inside(*own, *network, f"prior={name}", f"tokenizer={finished_run}", f"run_dir={base / name}")
-        except SystemExit:  # a prior of sounds says that it takes no pictures
+        except SystemExit:  # a prior of sounds says that it takes no images
             continue
         found[name] = base / name
     return found
@@ -74,7 +74,7 @@ def test_a_completion_keeps_the_given_codes_and_draws_the_others(
     name: str, runs_by_prior: dict[str, Path], tmp_path: Path
 ) -> None:
     if name not in runs_by_prior:
-        pytest.skip(f"{name} takes no pictures")
+        pytest.skip(f"{name} takes no images")
     out = sample(
         runs_by_prior[name], tmp_path / "out", "mode=complete", "image=3", "mask=8,4,32,20", "n=6", "singles=true"
     )
@@ -132,10 +132,10 @@ def test_arguments_that_hydra_would_misread_are_quoted_and_others_are_left() -> 
 
 
 def test_a_file_is_read_as_the_data_set_would(finished_run: Path, tmp_path: Path) -> None:
-    """A validation picture, written at twice the size with its name holding blanks and brackets."""
-    picture = opened(finished_run).split("val").read(5).permute(1, 2, 0).numpy()
-    file = tmp_path / "my, picture (1).png"
-    Image.fromarray(picture).save(file)
+    """A validation image, written at twice the size with its name holding blanks and brackets."""
+    image = opened(finished_run).split("val").read(5).permute(1, 2, 0).numpy()
+    file = tmp_path / "my, image (1).png"
+    Image.fromarray(image).save(file)
     outs = [
         sample(finished_run, tmp_path / str(i), "mode=complete", f"image={name}", "class=star", "n=2")
         for i, name in enumerate((file, 5))
@@ -144,16 +144,16 @@ def test_a_file_is_read_as_the_data_set_would(finished_run: Path, tmp_path: Path
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
-# ---- one seed, one picture; settings that change nothing
+# ---- one seed, one image; settings that change nothing
 
 
 @pytest.mark.parametrize("mode", ["generate", "complete", "nearest"])
-def test_one_seed_gives_one_picture_whatever_n(mode: str, finished_run: Path, tmp_path: Path) -> None:
+def test_one_seed_gives_one_image_whatever_n(mode: str, finished_run: Path, tmp_path: Path) -> None:
     more = ["image=2"] if mode == "complete" else []
     many = sample(finished_run, tmp_path / "many", f"mode={mode}", "n=4", "seed=10", *more)
     one = sample(finished_run, tmp_path / "one", f"mode={mode}", "n=1", "seed=12", *more)
     (a,), (b,) = (list(out.glob("*.npz")) for out in (many, one))
-    for key in ("pictures", "codes_0", "labels"):
+    for key in ("items", "codes_0", "labels"):
         assert np.array_equal(np.load(a)[key][2], np.load(b)[key][0]), key
 
 
@@ -162,7 +162,7 @@ def test_neutral_settings_change_no_bit_and_others_do(
     name: str, runs_by_prior: dict[str, Path], tmp_path: Path
 ) -> None:
     if name not in runs_by_prior:
-        pytest.skip(f"{name} takes no pictures")
+        pytest.skip(f"{name} takes no images")
     settings = {
         "plain": ["guidance=1"],
         "neutral": ["guidance=1", "top_p=1", "guidance_schedule=cosine", "temperature=1"],
@@ -190,20 +190,20 @@ def test_a_gif_fills_in_codes_and_ends_with_the_samples(
     name: str, runs_by_prior: dict[str, Path], tmp_path: Path
 ) -> None:
     if name not in runs_by_prior:
-        pytest.skip(f"{name} takes no pictures")
+        pytest.skip(f"{name} takes no images")
     out = sample(runs_by_prior[name], tmp_path, "gif=true", "n=4", "columns=2")
     gif, final = Image.open(out / "progress.gif"), np.asarray(Image.open(out / "grid.png")).astype(int)
     assert 2 < gif.n_frames <= 60
-    grey, error = [], []
+    gray, error = [], []
     for frame in range(gif.n_frames):
         gif.seek(frame)
         pixels = np.asarray(gif.convert("RGB")).astype(int)
-        grey.append((abs(pixels - 128) < 3).all(-1).mean())
+        gray.append((abs(pixels - 128) < 3).all(-1).mean())
         error.append(abs(pixels - final).mean())
     assert gif.info["duration"] > 1000
-    assert grey[0] > 0.8
-    assert grey[-1] < 0.1
-    assert error[-1] < 4 < error[0]  # a palette of 256 colours
+    assert gray[0] > 0.8
+    assert gray[-1] < 0.1
+    assert error[-1] < 4 < error[0]  # a palette of 256 colors
 
 
 # ---- interpolate
@@ -220,11 +220,11 @@ def test_the_ends_of_an_interpolation_are_the_reconstructions(
     tokenizer = run_.tokenizer()
     items = torch.stack([run_.split("val").read(i) for i in (1, 6)])
     with torch.no_grad():
-        expected = to_uint8(tokenizer.decode(tokenizer.encode(normalise(items)))).numpy()
+        expected = to_uint8(tokenizer.decode(tokenizer.encode(normalize(items)))).numpy()
     assert np.array_equal(arrays["ends"], items.numpy())
-    assert len(arrays["pictures"]) == 5
-    assert abs(arrays["pictures"][[0, -1]].astype(int) - expected).max() <= 1  # rounding of other batch sizes
-    assert not np.array_equal(arrays["pictures"][2], arrays["pictures"][0])
+    assert len(arrays["items"]) == 5
+    assert abs(arrays["items"][[0, -1]].astype(int) - expected).max() <= 1  # rounding of other batch sizes
+    assert not np.array_equal(arrays["items"][2], arrays["items"][0])
 
 
 # ---- mistakes
@@ -235,7 +235,7 @@ def test_the_ends_of_an_interpolation_are_the_reconstructions(
     [
         (["mode=complet"], "mode=complet does not exist; did you mean complete?"),
         (["mode=complete"], "mode=complete needs image=..."),
-        (["mode=complete", "image=[0,1]"], "needs one picture"),
+        (["mode=complete", "image=[0,1]"], "needs one image"),
         (["mode=complete", "image=20"], "numbered 0 .. 19"),
         (["mode=complete", "image=nowhere.png"], "neither a file nor the number"),
         (["mode=complete", "image=0", "mask=right_hlaf"], "did you mean right_half?"),
@@ -243,7 +243,7 @@ def test_the_ends_of_an_interpolation_are_the_reconstructions(
         (["mode=complete", "image=0", "mask=[8,4,8,8]"], "is empty: x goes from 8 to 8"),
         (["mode=complete", "image=0", "mask=0,8"], "no region of this data; "),
         (["mode=complete", "image=0", "n=0"], "n=0 must be at least 1 or null"),
-        (["mode=interpolate", "image=0"], "needs two pictures, such as image=[0,1]"),
+        (["mode=interpolate", "image=0"], "needs two images, such as image=[0,1]"),
         (["mode=interpolate", "image=[0,1]", "temperature=2"], "temperature= does not belong to mode=interpolate"),
         (["mask=left_half"], "mask= does not belong to mode=generate; it is a key of mode=complete"),
         (["mode=reconstruct", "folder=/nowhere"], "folder=/nowhere is not a folder"),
@@ -280,15 +280,15 @@ def test_guidance_needs_classes_and_a_prior_that_saw_none(
     train_inside(*own, "prior.class_dropout=0", f"tokenizer={finished_run}", f"run_dir={path}")
     assert "prior.class_dropout=0: train one with prior.class_dropout=0.1" in mistake(capsys, path, "guidance=2")
     for index in range(24):
-        write_png(tmp_path / "grey" / f"{index}.png", torch.randint(256, (1, 16, 16), dtype=torch.uint8))
-    data = ["data=folder", f"data.root={tmp_path / 'grey'}", "data.image_size=16", "data.channels=1"]
+        write_png(tmp_path / "gray" / f"{index}.png", torch.randint(256, (1, 16, 16), dtype=torch.uint8))
+    data = ["data=folder", f"data.root={tmp_path / 'gray'}", "data.image_size=16", "data.channels=1"]
     data += [f"data.cache_dir={tmp_path / 'cache'}"]
     small = [o for o in TINY if not o.startswith("data")]
-    train_inside(*small, *SMALL_CODEBOOK, *data, f"run_dir={tmp_path / 'unlabelled'}")
+    train_inside(*small, *SMALL_CODEBOOK, *data, f"run_dir={tmp_path / 'unlabeled'}")
     assert "guidance=2 needs classes, and this model's data has none" in mistake(
-        capsys, tmp_path / "unlabelled", "guidance=2"
+        capsys, tmp_path / "unlabeled", "guidance=2"
     )
-    out = sample(tmp_path / "unlabelled", tmp_path / "out", "mode=complete", "image=0", "mask=bottom_half", "n=2")
+    out = sample(tmp_path / "unlabeled", tmp_path / "out", "mode=complete", "image=0", "mask=bottom_half", "n=2")
     assert np.load(out / "completions.npz")["labels"].tolist() == [-1, -1]
 
 

@@ -1,4 +1,4 @@
-"""Laws of what sample.py measures: PSNR of anyone's pictures, and the nearest training pictures of samples."""
+"""Laws of what sample.py measures: PSNR of anyone's images, and the nearest training images of samples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from test_sample import mistake, opened, sample
 
 from vqvae.data.items import center_crop
-from vqvae.images import normalise, write_png
+from vqvae.images import normalize, write_png
 from vqvae.sampling.nearest import Queries, by_codes, by_pixels, smallest, verdict
 
 
@@ -21,26 +21,26 @@ def test_psnr_is_that_computed_by_hand_and_broken_files_are_named(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_ = opened(finished_run)
-    pictures = [run_.split("val").read(i) for i in range(3)]
-    for i, picture in enumerate(pictures):
-        write_png(tmp_path / "mine" / "sub" / f"{i}.png", picture)
-    (tmp_path / "mine" / "broken.png").write_bytes(b"no picture")
+    images = [run_.split("val").read(i) for i in range(3)]
+    for i, image in enumerate(images):
+        write_png(tmp_path / "mine" / "sub" / f"{i}.png", image)
+    (tmp_path / "mine" / "broken.png").write_bytes(b"no image")
     out = sample(finished_run, tmp_path / "out", "mode=reconstruct", f"folder={tmp_path / 'mine'}")
     printed = capsys.readouterr().out
     assert "skipped broken.png: UnidentifiedImageError" in printed
     with (out / "psnr.csv").open() as file:
         rows = list(csv.DictReader(file))
     tokenizer = run_.tokenizer()
-    for row, picture in zip(rows, pictures, strict=True):
-        x = normalise(picture[None])
+    for row, image in zip(rows, images, strict=True):
+        x = normalize(image[None])
         mse = float((((tokenizer.decode(tokenizer.encode(x)) - x) / 2) ** 2).mean())
         assert float(row["psnr_db"]) == pytest.approx(-10 * math.log10(mse), abs=1e-3)
-        assert row["picture"] in printed
+        assert row["image"] in printed
     mean = sum(float(row["psnr_db"]) for row in rows) / 3
-    assert f"mean PSNR of 3 pictures: {mean:.2f} dB, 1 files skipped" in printed
+    assert f"mean PSNR of 3 images: {mean:.2f} dB, 1 files skipped" in printed
 
 
-def test_reconstruct_takes_the_first_validation_pictures(finished_run: Path, tmp_path: Path) -> None:
+def test_reconstruct_takes_the_first_validation_images(finished_run: Path, tmp_path: Path) -> None:
     tables = []
     for n in (2, 5):
         out = sample(finished_run, tmp_path / str(n), "mode=reconstruct", f"n={n}", "columns=4")
@@ -50,11 +50,11 @@ def test_reconstruct_takes_the_first_validation_pictures(finished_run: Path, tmp
     assert Image.open(out / "reconstructions.png").size == (4 * 66 + 2, 3 * 66 + 2)
 
 
-def test_a_folder_that_holds_no_picture_is_one_sentence(
+def test_a_folder_that_holds_no_image_is_one_sentence(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "holds no files" in mistake(capsys, finished_run, "mode=reconstruct", f"folder={tmp_path}")
-    (tmp_path / "note.txt").write_text("no picture")
+    (tmp_path / "note.txt").write_text("no image")
     assert "holds no file that can be read (1 skipped)" in mistake(
         capsys, finished_run, "mode=reconstruct", f"folder={tmp_path}"
     )
@@ -65,7 +65,7 @@ def test_a_folder_that_holds_no_picture_is_one_sentence(
 
 
 @pytest.mark.parametrize("flips", [[False], [False, True]])
-def test_an_exact_copy_of_a_training_picture_is_found(flips: list[bool], finished_run: Path) -> None:
+def test_an_exact_copy_of_a_training_image_is_found(flips: list[bool], finished_run: Path) -> None:
     run_ = opened(finished_run)
     tokenizer, loader = run_.tokenizer(), run_.loader("train")
     wanted = torch.tensor([17, 95, 0])
@@ -112,12 +112,12 @@ def test_the_smallest_of_chunks_are_the_smallest_of_all_and_ties_go_to_the_first
 
 def test_the_verdict_states_the_medians() -> None:
     sentence = verdict("codes", torch.tensor([0, 1, 2, 10, 20]), samples=3)
-    assert "samples lie closer to their nearest training pictures than held-out pictures do" in sentence
+    assert "samples lie closer to their nearest training images than held-out images do" in sentence
     assert "medians 1 of 3 samples, 15 of 2 held-out" in sentence
     assert "in 100% of all pairs" in sentence
     assert "1 samples are exact copies" in sentence
     same = verdict("codes", torch.tensor([1, 3, 1, 3]), samples=2)
-    assert "as close to their nearest training pictures as held-out pictures do" in same
+    assert "as close to their nearest training images as held-out images do" in same
     assert "in 50% of all pairs" in same
     assert "0 samples" in same
 

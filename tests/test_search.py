@@ -1,4 +1,4 @@
-"""The search for better codes: it never loses, finds what there is to find, and a run's figures say what it is worth."""
+"""Laws of the search for better codes: it never makes an image worse, it finds known optima, and runs report its gain."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def errors(model: VQVAE, x: Tensor, codes: list[Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("name", WITH_PLACES)
 @torch.no_grad()
-def test_every_quantizers_codes_get_better_and_no_picture_worse(name: str) -> None:
+def test_every_quantizers_codes_get_better_and_no_image_worse(name: str) -> None:
     torch.manual_seed(0)
     model = model_of(2, build(small_config(name), "quantizer"))
     x = torch.randn(64, 3, 8, 8)
@@ -76,7 +76,7 @@ def test_data_of_every_number_of_dims(size: tuple[int, ...]) -> None:
 
 
 @torch.no_grad()
-def test_more_sweeps_are_never_worse_where_a_code_reaches_the_whole_picture() -> None:
+def test_more_sweeps_are_never_worse_where_a_code_reaches_the_whole_image() -> None:
     torch.manual_seed(0)
     sizes = {"widths": [8, 16], "depth": 1, "attention_strides": [2]}
     encoder, decoder = resnet.Encoder(2, 3, 4, **sizes), resnet.Decoder(2, 3, 4, **sizes)
@@ -88,7 +88,7 @@ def test_more_sweeps_are_never_worse_where_a_code_reaches_the_whole_picture() ->
 
 
 @torch.no_grad()
-def test_a_pictures_codes_depend_on_no_other_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_images_codes_depend_on_no_other_image(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model, x = model_of(2, FSQ(4, [5, 5, 4])).eval(), torch.randn(7, 3, 6, 10)
     codes = model.encode(x)
@@ -163,7 +163,7 @@ def test_where_the_best_codes_are_known_they_are_found_from_any_others() -> None
 
 def test_a_proposal_is_the_code_nearest_to_where_the_step_leads_and_never_the_present_one() -> None:
     vectors = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
-    gradient = torch.tensor([[[-7.0, 0.0], [0.0, -7.0], [7.0, 0.1]]])  # down it: to the right, up, and left
+    gradient = torch.tensor([[[-7.0, 0.0], [0.0, -7.0], [7.0, 0.1]]])  # down the gradient: right, up and left
     assert propose(vectors, torch.zeros(1, 3, dtype=torch.int64), gradient).tolist() == [[1, 2, 3]]
     assert propose(vectors[:2], torch.tensor([[0, 1]]), torch.zeros(1, 2, 2)).tolist() == [[1, 0]]
 
@@ -203,9 +203,8 @@ def test_a_runs_codes_are_searched_for_and_its_figures_say_so(tmp_path: Path) ->
     call_inside("sample", f"run_dir={searched}", "mode=reconstruct", "n=20", f"out={tmp_path / 'reconstructed'}")
     rows = (tmp_path / "reconstructed" / "psnr.csv").read_text().splitlines()[1:]
     mean = sum(float(row.split(",")[-1]) for row in rows) / 20
-    assert mean == pytest.approx(
-        after["autoencoder/searched_psnr_mean_db"]["value"], abs=0.02
-    )  # these are of rounded pictures
+    of_floats = after["autoencoder/searched_psnr_mean_db"]["value"]  # sample.py measures rounded images
+    assert mean == pytest.approx(of_floats, abs=0.02)
 
 
 def test_a_finished_tokenizer_can_be_searched_with(finished_run: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def bad_at(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
 def test_a_skipped_step_changes_no_weight_no_average_and_no_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a learning rate of 0 from then on, what is left after it is what there was before."""
+    """The learning rate is 0 from then on, so the state afterwards must be the state before."""
     from vqvae.training.trainer import Trainer
 
     states: list[dict[str, Tensor]] = []

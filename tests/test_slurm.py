@@ -1,4 +1,4 @@
-"""Jobs of a queue: sweeps through submitit, whose local executor stands for Slurm; preempted jobs go on where they were."""
+"""Sweeps through submitit, whose local executor stands in for Slurm; preempted jobs continue where they stopped."""
 
 from __future__ import annotations
 

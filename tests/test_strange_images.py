@@ -1,4 +1,4 @@
-"""Laws of anyone's picture files: each is read as it looks, or named, counted and replaced by the next."""
+"""Laws of unusual image files: each is read as it looks, or named, counted and replaced by the next."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import TINY, call_inside, error_of, run
 from PIL import Image
-from test_data import CPU, folder, picture
+from test_data import CPU, folder, write_image
 
 from vqvae.data.folder import find_images, printable
 from vqvae.data.images import read_image
@@ -21,7 +21,7 @@ from vqvae.data.loader import ItemLoader
 from vqvae.sampling.sources import names_in
 
 SIDE = 16
-GREYS = np.arange(256, dtype=np.uint8).reshape(SIDE, SIDE)
+GRAYS = np.arange(256, dtype=np.uint8).reshape(SIDE, SIDE)
 NOISE = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
 PLAIN = (200, 30, 90)
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM"]
@@ -34,7 +34,7 @@ def read(path: Path, channels: int = 3) -> np.ndarray:
     return read_image(path, SIDE, channels).permute(1, 2, 0).numpy()
 
 
-def grey(values: np.ndarray) -> np.ndarray:
+def gray(values: np.ndarray) -> np.ndarray:
     return np.stack([values] * 3, axis=-1)
 
 
@@ -43,19 +43,19 @@ def grey(values: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["g.png", "g.tif", "big_endian.tif", "g.pgm", "integers.tif"])
 def test_sixteen_bits_are_scaled_and_rounded_not_clipped(name: str, tmp_path: Path) -> None:
-    deep = (GREYS.astype(np.int64) * 257 + np.random.default_rng(1).integers(-120, 121, GREYS.shape)).clip(0, 65535)
+    deep = (GRAYS.astype(np.int64) * 257 + np.random.default_rng(1).integers(-120, 121, GRAYS.shape)).clip(0, 65535)
     if name == "g.pgm":
         (tmp_path / name).write_bytes(b"P5 16 16 65535\n" + deep.astype(">u2").tobytes())
     else:
         kind = {"big_endian.tif": ">u2", "integers.tif": "i4"}.get(name, "u2")
         Image.fromarray(deep.astype(kind)).save(tmp_path / name)
-    assert np.array_equal(read(tmp_path / name), grey(GREYS))
-    assert np.array_equal(read(tmp_path / name, 1)[..., 0], GREYS)
+    assert np.array_equal(read(tmp_path / name), gray(GRAYS))
+    assert np.array_equal(read(tmp_path / name, 1)[..., 0], GRAYS)
     clipped = np.asarray(Image.open(tmp_path / name).convert("RGB"))
-    assert np.mean(clipped != grey(GREYS)) > 0.9  # Pillow alone
+    assert np.mean(clipped != gray(GRAYS)) > 0.9  # Pillow alone
 
 
-def test_sixteen_bit_colours_are_scaled(tmp_path: Path) -> None:
+def test_sixteen_bit_colors_are_scaled(tmp_path: Path) -> None:
     """Pillow writes none: a PNG by hand."""
     rows = b"".join(b"\0" + row.tobytes() for row in NOISE.astype(">u2") * 257)
 
@@ -69,18 +69,18 @@ def test_sixteen_bit_colours_are_scaled(tmp_path: Path) -> None:
 
 
 def test_floats_hold_0_to_1(tmp_path: Path) -> None:
-    Image.fromarray((GREYS / 255).astype(np.float32)).save(tmp_path / "f.tif")
-    assert np.array_equal(read(tmp_path / "f.tif"), grey(GREYS))
+    Image.fromarray((GRAYS / 255).astype(np.float32)).save(tmp_path / "f.tif")
+    assert np.array_equal(read(tmp_path / "f.tif"), gray(GRAYS))
 
 
 @pytest.mark.parametrize("strange", [-0.5, 200.0, np.nan, np.inf])
-def test_values_whose_range_nobody_knows_are_named_not_guessed(strange: float, tmp_path: Path) -> None:
-    values = (GREYS / 255).astype(np.float32)
+def test_values_of_unknown_range_are_named_not_guessed(strange: float, tmp_path: Path) -> None:
+    values = (GRAYS / 255).astype(np.float32)
     values[3, 3] = strange
     Image.fromarray(values).save(tmp_path / "f.tif")
     with pytest.raises(OSError, match="its values go from"):
         read(tmp_path / "f.tif")
-    Image.fromarray(GREYS.astype(np.int32) * 1000).save(tmp_path / "i.tif")
+    Image.fromarray(GRAYS.astype(np.int32) * 1000).save(tmp_path / "i.tif")
     with pytest.raises(OSError, match=r"its values go from 0 to 255000, and must lie in 0 \.\. 65535"):
         read(tmp_path / "i.tif")
 
@@ -88,12 +88,12 @@ def test_values_whose_range_nobody_knows_are_named_not_guessed(strange: float, t
 @pytest.mark.parametrize("name", ["rgba.png", "rgba.webp", "rgba.tif", "la.png", "palette.png", "palette.gif", "l.png"])
 def test_what_is_transparent_is_white(name: str, tmp_path: Path) -> None:
     """Left half opaque, right half transparent over black."""
-    colour = (90, 90, 90) if name in ("la.png", "l.png") else PLAIN
+    color = (90, 90, 90) if name in ("la.png", "l.png") else PLAIN
     whole = np.zeros((SIDE, SIDE, 4), np.uint8)
-    whole[:, : SIDE // 2] = [*colour, 255]
+    whole[:, : SIDE // 2] = [*color, 255]
     made = Image.fromarray(whole)
     expected = np.full((SIDE, SIDE, 3), 255, np.uint8)
-    expected[:, : SIDE // 2] = colour
+    expected[:, : SIDE // 2] = color
     options: dict[str, object] = {"lossless": True} if name.endswith("webp") else {}
     if name == "la.png":
         made = made.convert("LA")
@@ -117,7 +117,7 @@ def test_half_transparent_is_half_white_and_opaque_is_untouched(tmp_path: Path) 
     assert np.array_equal(read(tmp_path / "opaque.png"), NOISE)
 
 
-def test_cmyk_keeps_its_colours(tmp_path: Path) -> None:
+def test_cmyk_keeps_its_colors(tmp_path: Path) -> None:
     Image.fromarray(NOISE).convert("CMYK").save(tmp_path / "c.tif")
     assert np.array_equal(read(tmp_path / "c.tif"), NOISE)
     Image.new("CMYK", (40, 30), (*(255 - c for c in PLAIN), 0)).save(tmp_path / "c.jpg", quality=95)
@@ -127,10 +127,10 @@ def test_cmyk_keeps_its_colours(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["1.png", "1.tif", "p.png", "p.bmp", "progressive.jpg"])
 def test_two_tones_palettes_and_progressive_files_are_read_as_they_look(name: str, tmp_path: Path) -> None:
     if name.startswith("1"):
-        expected = grey(np.where(GREYS > 100, 255, 0).astype(np.uint8))
-        Image.fromarray(GREYS > 100).save(tmp_path / name)
+        expected = gray(np.where(GRAYS > 100, 255, 0).astype(np.uint8))
+        Image.fromarray(GRAYS > 100).save(tmp_path / name)
     elif name.startswith("p."):
-        expected = np.where(GREYS[..., None] > 100, np.uint8(PLAIN), np.uint8((1, 2, 3)))
+        expected = np.where(GRAYS[..., None] > 100, np.uint8(PLAIN), np.uint8((1, 2, 3)))
         Image.fromarray(expected).quantize(2).save(tmp_path / name)
     else:
         expected = np.full((SIDE, SIDE, 3), PLAIN, np.uint8)
@@ -140,7 +140,7 @@ def test_two_tones_palettes_and_progressive_files_are_read_as_they_look(name: st
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_of_an_animation_the_first_frame_is_read(kind: str, tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (SIDE, SIDE), colour) for colour in (PLAIN, "black", "white")]
+    frames = [Image.new("RGB", (SIDE, SIDE), color) for color in (PLAIN, "black", "white")]
     options = {"lossless": True} if kind == "WEBP" else {}
     frames[0].save(tmp_path / "x", kind, save_all=True, append_images=frames[1:], **options)
     assert Image.open(tmp_path / "x").n_frames == 3
@@ -149,7 +149,7 @@ def test_of_an_animation_the_first_frame_is_read(kind: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "JPEG"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_picture_turned_by_exif_equals_the_upright_one(kind: str, orientation: int, tmp_path: Path) -> None:
+def test_an_image_turned_by_exif_equals_the_upright_one(kind: str, orientation: int, tmp_path: Path) -> None:
     Way = Image.Transpose
     undo = [None, Way.FLIP_LEFT_RIGHT, Way.ROTATE_180, Way.FLIP_TOP_BOTTOM, Way.TRANSPOSE, Way.ROTATE_90]
     way = [*undo, Way.TRANSVERSE, Way.ROTATE_270][orientation - 1]
@@ -164,15 +164,15 @@ def test_a_picture_turned_by_exif_equals_the_upright_one(kind: str, orientation:
     assert np.abs(read(tmp_path / "x").astype(int) - quadrants).max() <= (12 if kind == "JPEG" else 0)
 
 
-def test_greys_and_colours_become_what_is_asked_for(tmp_path: Path) -> None:
-    Image.fromarray(GREYS).save(tmp_path / "g.png")
+def test_grays_and_colors_become_what_is_asked_for(tmp_path: Path) -> None:
+    Image.fromarray(GRAYS).save(tmp_path / "g.png")
     Image.fromarray(NOISE).save(tmp_path / "c.png")
-    assert np.array_equal(read(tmp_path / "g.png"), grey(GREYS))
+    assert np.array_equal(read(tmp_path / "g.png"), gray(GRAYS))
     assert np.array_equal(read(tmp_path / "c.png", 1)[..., 0], np.asarray(Image.fromarray(NOISE).convert("L")))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (3, 3)])
-def test_tiny_and_thin_pictures_fill_the_square(size: tuple[int, int], tmp_path: Path) -> None:
+def test_tiny_and_thin_images_fill_the_square(size: tuple[int, int], tmp_path: Path) -> None:
     Image.new("RGB", size, PLAIN).save(tmp_path / "x.png")
     assert np.array_equal(read(tmp_path / "x.png"), np.full((SIDE, SIDE, 3), PLAIN))
 
@@ -182,7 +182,7 @@ def test_tiny_and_thin_pictures_fill_the_square(size: tuple[int, int], tmp_path:
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("share", [0, 0.02, 0.7])
-def test_a_file_cut_short_is_an_error_not_half_a_picture(kind: str, share: float, tmp_path: Path) -> None:
+def test_a_truncated_file_is_an_error_not_half_an_image(kind: str, share: float, tmp_path: Path) -> None:
     whole = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(whole, kind)
     (tmp_path / "x").write_bytes(whole.getvalue()[: int(len(whole.getvalue()) * share)])
@@ -198,11 +198,11 @@ def test_a_decompression_bomb_is_an_error_and_is_not_decoded(side: int, tmp_path
         read(tmp_path / "bomb.png")
 
 
-def test_pictures_are_found_by_suffix_in_any_case_and_nothing_else_is(tmp_path: Path) -> None:
+def test_images_are_found_by_suffix_in_any_case_and_nothing_else_is(tmp_path: Path) -> None:
     for name in NAMES:
-        picture(tmp_path / name, seed=0)
+        write_image(tmp_path / name, seed=0)
     (tmp_path / "folder.jpg").mkdir()
-    picture(tmp_path / "folder.jpg" / "inside.png", seed=1)
+    write_image(tmp_path / "folder.jpg" / "inside.png", seed=1)
     (tmp_path / "notes.txt").write_text("text")
     (tmp_path / ".hidden.png").write_bytes((tmp_path / "UPPER.JPG").read_bytes())
     (tmp_path / "loop").symlink_to(tmp_path, target_is_directory=True)
@@ -214,15 +214,15 @@ def test_pictures_are_found_by_suffix_in_any_case_and_nothing_else_is(tmp_path: 
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_what_cannot_be_read_is_named_counted_and_replaced_by_the_next(
+def test_files_that_cannot_be_read_are_named_counted_and_replaced_by_the_next(
     workers: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = tmp_path / "p"
     for index, name in enumerate(NAMES):
-        picture(root / "train" / name, seed=index, mode="L")
-        picture(root / "val" / name, seed=index)
+        write_image(root / "train" / name, seed=index, mode="L")
+        write_image(root / "val" / name, seed=index)
     for name in ("0 text.jpg", "0 broken\n.png", "zz.tif"):
-        (root / "train" / name).write_text("not a picture")
+        (root / "train" / name).write_text("not an image")
     (root / "train" / UNDECODABLE).write_bytes(b"")
     data = folder(root, tmp_path / "cache", workers=workers)
     loader = ItemLoader(data, data.split("train"), CPU)
@@ -241,7 +241,7 @@ def test_what_cannot_be_read_is_named_counted_and_replaced_by_the_next(
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
 def test_a_file_without_permission_is_replaced(tmp_path: Path) -> None:
     for index in range(4):
-        picture(tmp_path / "p" / f"{index}.png", seed=index)
+        write_image(tmp_path / "p" / f"{index}.png", seed=index)
     (tmp_path / "p" / "1.png").chmod(0)
     data = folder(tmp_path / "p", tmp_path / "cache", val_share=0.25)
     loaders = [ItemLoader(data, data.split(name), CPU) for name in ("train", "val")]
@@ -249,7 +249,7 @@ def test_a_file_without_permission_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_nothing_but_unreadable_pictures_is_one_sentence(
+def test_nothing_but_unreadable_images_is_one_sentence(
     workers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for index in range(24):
@@ -266,12 +266,12 @@ def test_nothing_but_unreadable_pictures_is_one_sentence(
 
 @pytest.fixture
 def strange_folder(tmp_path: Path) -> Path:
-    root = tmp_path / "strange pictures"
+    root = tmp_path / "strange images"
     for index, name in enumerate(NAMES):
-        picture(root / name, seed=index)
-    Image.fromarray(GREYS.astype(np.uint16) * 257).save(root / "deep.png")
+        write_image(root / name, seed=index)
+    Image.fromarray(GRAYS.astype(np.uint16) * 257).save(root / "deep.png")
     Image.new("1", (9500, 9500)).save(root / "bomb.png")
-    (root / "text\n.jpg").write_text("not a picture")
+    (root / "text\n.jpg").write_text("not an image")
     (root / "loop").symlink_to(root, target_is_directory=True)
     return root
 
@@ -281,7 +281,7 @@ def test_sample_reconstructs_what_it_can_read_and_names_the_rest(
 ) -> None:
     own = [f"run_dir={finished_run}", "mode=reconstruct", f"folder={strange_folder}", f"out={tmp_path / 'out'}"]
     done = run("sample.py", *own)
-    assert "mean PSNR of 7 pictures" in done.stdout
+    assert "mean PSNR of 7 images" in done.stdout
     assert "2 files skipped" in done.stdout
     assert "skipped bomb.png: DecompressionBombWarning" in done.stdout
     assert "skipped text\\n.jpg: UnidentifiedImageError" in done.stdout
@@ -291,7 +291,7 @@ def test_sample_reconstructs_what_it_can_read_and_names_the_rest(
 
 
 @pytest.mark.parametrize("name", ["two words.png", "Grüße 图.PNG", UNDECODABLE, "a,b=[c]'d.png", "line\nend.png"])
-def test_sample_completes_a_picture_of_any_name(
+def test_sample_completes_an_image_of_any_name(
     name: str, finished_run: Path, strange_folder: Path, tmp_path: Path
 ) -> None:
     own = [f"run_dir={finished_run}", "mode=complete", "n=1", f"out={tmp_path / 'out'}"]
@@ -303,7 +303,7 @@ def test_sample_says_in_one_sentence_what_it_cannot_read(
     finished_run: Path, strange_folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "only").mkdir()
-    (tmp_path / "only" / "text.jpg").write_text("not a picture")
+    (tmp_path / "only" / "text.jpg").write_text("not an image")
     cases = {
         f"image={strange_folder / 'bomb.png'}": "bomb.png cannot be read: DecompressionBombWarning",
         f"folder={tmp_path / 'only'}": "holds no file that can be read (1 skipped)",

@@ -1,4 +1,4 @@
-"""Laws of sounds: drawn from a seed, companded within a bound, seen and heard as what they are, trained in both stages."""
+"""Laws of sounds: drawn from a seed, companded within a bound, plotted and written correctly, trained in both stages."""
 
 from __future__ import annotations
 
@@ -196,6 +196,6 @@ def test_a_length_that_does_not_fit_is_named(tmp_path: Path, capsys: pytest.Capt
         ({"val_count": 0}, "val_count must be at least 1, got 0"),
     ],
 )
-def test_settings_that_make_no_sounds_are_one_sentence(settings: dict[str, int], expected: str, tmp_path: Path) -> None:
+def test_impossible_sound_settings_are_one_sentence(settings: dict[str, int], expected: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=expected):
         tones(tmp_path, **settings)

@@ -1,4 +1,4 @@
-"""Laws of shards: the batches of the folder they were made of, at any step; nothing but plain files in them is ever read."""
+"""Laws of shards: they give the batches of the folder they were made from, at any step; only plain files in them are read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import ROOT, SMALL_CODEBOOK, TINY, assert_same_result, error_of, stop_at, train_inside
 from PIL import Image
-from test_data import folder, picture, sets_of
+from test_data import folder, sets_of, write_image
 
 from vqvae.data.loader import ItemLoader
 from vqvae.data.webdataset import WebDataset, find_shards
@@ -67,22 +67,22 @@ def special(kind: bytes, target: str = "") -> tarfile.TarInfo:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes whose names are numbers, not in the order of numbers; odd sizes, one file broken."""
-    root = tmp_path_factory.mktemp("pictures") / "p"
+    root = tmp_path_factory.mktemp("images") / "p"
     for number, (split, name) in enumerate(itertools.product(["train", "val"], ["1", "10", "2"])):
         for index in range(6):
-            picture(
+            write_image(
                 root / split / name / f"{index}.png", 10 * number + index, (20 + index, 16), "L" if index else "RGB"
             )
-    (root / "train" / "10" / "3.png").write_bytes(b"not a picture")
+    (root / "train" / "10" / "3.png").write_bytes(b"not an image")
     return root
 
 
 @pytest.fixture(scope="module")
-def made(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("made") / "shards"
-    make(str(pictures), str(out), "--shard_mb", "0.016")
+    make(str(images), str(out), "--shard_mb", "0.016")
     assert len(list(out.glob("train-*.tar"))) > 2
     return out
 
@@ -90,12 +90,12 @@ def made(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("settings", [{}, {"flip": True, "resize": 15}, {"channels": 1}])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_those_of_the_folder_from_any_step_on(
-    pictures: Path, made: Path, tmp_path: Path, settings: dict[str, Any], workers: int
+    images: Path, made: Path, tmp_path: Path, settings: dict[str, Any], workers: int
 ) -> None:
     last = len(list(made.glob("train-*.tar"))) - 1
     urls = {"urls": f"{made}/train-{{000000..{last:06d}}}.tar", "val_urls": f"{made}/val-*.tar"}
     data = shards(cache=tmp_path / "a", workers=workers, **urls, **settings)  # type: ignore[arg-type]
-    own, other = sets_of(data), sets_of(folder(pictures, tmp_path / "b", resident="stream", **settings))
+    own, other = sets_of(data), sets_of(folder(images, tmp_path / "b", resident="stream", **settings))
     assert data.class_names == ["1", "10", "2"]
     whole = list(itertools.islice(other.train.batches_from(0), 7))
     for start in (0, 3):  # from the start, and as after a stop at step 3
@@ -110,7 +110,7 @@ def test_batches_are_those_of_the_folder_from_any_step_on(
 
 def test_a_share_for_validation_is_the_one_that_a_folder_splits_off(tmp_path: Path) -> None:
     for index in range(20):
-        picture(tmp_path / "p" / f"{index:02d}.png", index)
+        write_image(tmp_path / "p" / f"{index:02d}.png", index)
     make(str(tmp_path / "p"), str(tmp_path / "out"))
     data, other = shards(f"{tmp_path}/out/train-000000.tar", tmp_path), folder(tmp_path / "p", tmp_path)
     assert data.class_names == []
@@ -122,10 +122,10 @@ def test_a_share_for_validation_is_the_one_that_a_folder_splits_off(tmp_path: Pa
 
 
 def test_resized_shards_hold_what_the_folder_reads_and_are_the_same_bytes_again(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("a", "b"):
-        make(str(pictures), str(tmp_path / name), "--size", "15")
+        make(str(images), str(tmp_path / name), "--size", "15")
     said = capsys.readouterr()
     assert "10/3.png: " in said.err, "the broken one is named"
     assert "17 images in train-{000000..000000}.tar, 1 skipped" in said.out
@@ -133,14 +133,14 @@ def test_resized_shards_hold_what_the_folder_reads_and_are_the_same_bytes_again(
     assert files[0] == files[1]
     assert all((tmp_path / "a" / one).read_bytes() == (tmp_path / "b" / one).read_bytes() for one in files[0])
     split = shards(f"{tmp_path}/a/train-*.tar", tmp_path, resize=15).train
-    expected = folder(pictures, tmp_path, resize=15).split("train")
+    expected = folder(images, tmp_path, resize=15).split("train")
     readable = [index for index in range(18) if index != 9]
     assert all(torch.equal(split.read(i), expected.read(j)) for i, j in enumerate(readable))
 
 
 @pytest.mark.slow
-def test_more_processes_write_the_same_shards(pictures: Path, tmp_path: Path) -> None:
-    program = [sys.executable, str(ROOT / "scripts" / "make_shards.py"), str(pictures)]
+def test_more_processes_write_the_same_shards(images: Path, tmp_path: Path) -> None:
+    program = [sys.executable, str(ROOT / "scripts" / "make_shards.py"), str(images)]
     for workers in ("1", "2"):
         arguments = [str(tmp_path / workers), "--size", "15", "--workers", workers]
         done = subprocess.run([*program, *arguments], capture_output=True, text=True, timeout=100, check=False)
@@ -193,7 +193,7 @@ def test_only_plain_files_inside_the_archive_are_read(tmp_path: Path, caplog: py
     assert sorted(p for p in tmp_path.rglob("*") if "cache" not in str(p)) == before
 
 
-def test_a_picture_that_cannot_be_read_is_named_counted_and_replaced(
+def test_an_image_that_cannot_be_read_is_named_counted_and_replaced(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tar_of(tmp_path / "t.tar", {"0.png": png(0), "1.png": b"broken", "2.png": png(2), "3.png": b"", "4.png": png(4)})
@@ -207,7 +207,7 @@ def test_a_picture_that_cannot_be_read_is_named_counted_and_replaced(
     assert torch.equal(images[3], images[4])
 
 
-def test_a_shard_that_shrinks_during_a_run_costs_its_pictures_not_the_run(tmp_path: Path) -> None:
+def test_a_shard_that_shrinks_during_a_run_loses_its_images_and_not_the_run(tmp_path: Path) -> None:
     whole = tar_of(tmp_path / "t.tar", {f"{i}.png": png(i) for i in range(4)})
     data = shards(str(whole), tmp_path / "cache")
     whole.write_bytes(whole.read_bytes()[:2000])
@@ -264,7 +264,7 @@ def test_an_index_is_made_anew_when_the_shard_is_another(tmp_path: Path) -> None
         ([], "names no shards"),
     ],
 )
-def test_shards_that_cannot_be_are_one_sentence(
+def test_malformed_shards_are_one_sentence(
     urls: str | list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -277,13 +277,13 @@ def test_shards_that_cannot_be_are_one_sentence(
 @pytest.mark.parametrize(
     ("members", "expected"),
     [
-        ({"0.txt": b"no picture"}, "no image in"),
+        ({"0.txt": b"no image"}, "no image in"),
         ({"0.png": b"0", "0.cls": b"1", "1.png": b"1"}, "1 of the 2 images in .* have no class"),
         ({"0.png": b"0", "0.cls": b"cat"}, "the class cat is not a class number, and there is no classes.txt"),
         ({"0.png": b"0"}, "1 images are too few to hold some out"),
     ],
 )
-def test_labels_and_counts_that_cannot_be_are_one_sentence(
+def test_impossible_labels_and_counts_are_one_sentence(
     members: dict[str, bytes], expected: str, tmp_path: Path
 ) -> None:
     tar_of(tmp_path / "t.tar", dict(members))
@@ -335,7 +335,7 @@ print(len(loader), peaks[0], peaks[1])
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_pictures_that_were_read(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_images_that_were_read(tmp_path: Path) -> None:
     small = [png(seed) for seed in range(50)]
     for number in range(4):
         tar_of(tmp_path / f"{number}.tar", {f"{i:05d}.png": small[i % 50] for i in range(5000)})
@@ -344,7 +344,7 @@ def test_memory_does_not_grow_with_the_pictures_that_were_read(tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     count, early, late = map(int, done.stdout.split())
     assert count == 19_000
-    assert late - early < 10 * 1024, f"{late - early} kB more after 17,000 further pictures, which decoded are 204 MB"
+    assert late - early < 10 * 1024, f"{late - early} kB more after 17,000 further images, which decoded are 204 MB"
 
 
 @pytest.mark.slow

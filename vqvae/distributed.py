@@ -25,9 +25,8 @@ def init() -> None:
     if "RANK" in os.environ and not dist.is_initialized():
         cuda = torch.cuda.is_available()
         if cuda:
-            torch.cuda.set_device(
-                int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
-            )  # a task may see only its own GPU
+            own = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()  # a task may see only its own GPU
+            torch.cuda.set_device(own)
         dist.init_process_group("nccl" if cuda else "gloo")
 
 

@@ -13,13 +13,13 @@ from vqvae.storage.files import write_bytes
 Show = Callable[[Tensor], Tensor]  # items uint8 (n, C, *S) -> images uint8 (n, 1 or 3, H, W)
 
 
-def normalise(images: Tensor) -> Tensor:
+def normalize(images: Tensor) -> Tensor:
     """Scale uint8 0 .. 255 to float32 -1 .. 1."""
     return images.float().div_(127.5).sub_(1)
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Scale float -1 .. 1 to uint8 0 .. 255: the inverse of `normalise`."""
+    """Scale float -1 .. 1 to uint8 0 .. 255: the inverse of `normalize`."""
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 

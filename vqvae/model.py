@@ -100,7 +100,7 @@ class VQVAE(nn.Module):
         return [codes for q in reversed(self.quantizers) for codes in q.codebooks()]
 
     def code_shapes(self, size: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """Data dims *S -> the dims of each code map, coarse to fine. Raises ValueError where *S does not divide."""
+        """Data dims *S -> the dims of each code map, coarse to fine. Raises UserError where *S does not divide."""
         for length in size:
             if length % self.stride:
                 below = max(self.stride, length - length % self.stride)

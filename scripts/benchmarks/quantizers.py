@@ -78,7 +78,7 @@ def step_row(latents: Tensor, codes: Tensor, overrides: list[str]) -> list[Any]:
         grid.grad = None
         ours.begin_step(0, 1)
         out = ours(grid)
-        extra = sum((one.value * one.weight for one in out.losses.values()), torch.zeros(()))
+        extra = sum((loss.value * loss.weight for loss in out.losses.values()), torch.zeros(()))
         ((out.z_q * grid_upstream).sum() + extra).backward()
         ours.after_step(applied)
         return out.codes[0][0]

@@ -37,17 +37,17 @@ from vqvae.training.stop import StopRequest
 STEPS, ROUNDS = 150, 5
 
 
-class TutorialPictures(Dataset):
-    """PIL pictures through ToTensor, one at a time."""
+class TutorialImages(Dataset):
+    """PIL images through ToTensor, one at a time."""
 
     def __init__(self, images: Tensor) -> None:
-        self.pictures = [to_pil_image(one) for one in images]
+        self.images = [to_pil_image(image) for image in images]
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> Tensor:
-        return to_tensor(self.pictures[index]) - 0.5
+        return to_tensor(self.images[index]) - 0.5
 
 
 class OneHotEMA(nn.Module):
@@ -120,7 +120,7 @@ def bare_step(run: Run, steps: int) -> float:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             output = model(x)
             loss = stage.reconstruction(output.decoded, x) + sum(
-                one.value * one.weight for one in output.losses.values()
+                loss.value * loss.weight for loss in output.losses.values()
             )
         loss.backward()
         optimizer.step()
@@ -144,7 +144,7 @@ def straightforward_loop(run: Run, steps: int, workers: int) -> float:
 def straightforward_loop_here(config: dict[str, Any], images: np.ndarray, steps: int, workers: int) -> float:
     cfg, device = OmegaConf.create(config), distributed.device()
     model, _ = build_model(cfg, build(cfg.data, "data"), variance=0.25)
-    pictures = TutorialPictures(torch.from_numpy(images))
+    dataset = TutorialImages(torch.from_numpy(images))
     encoder, decoder = model.encoders[0].to(device), model.decoders[0].to(device)
     quantizer = OneHotEMA(512, 64).to(device)
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=3e-4)
@@ -155,7 +155,7 @@ def straightforward_loop_here(config: dict[str, Any], images: np.ndarray, steps:
     def batches() -> Any:
         while True:
             yield from DataLoader(
-                pictures, cfg.trainer.batch_size, shuffle=True, drop_last=True, num_workers=workers, **context
+                dataset, cfg.trainer.batch_size, shuffle=True, drop_last=True, num_workers=workers, **context
             )
 
     source = batches()
@@ -208,11 +208,11 @@ def training(overrides: list[str], folder: str) -> None:
         ratio = statistics.median(other / own for own, other in zip(ours, values))
         rows.append([name, run.cfg.trainer.batch_size / statistics.median(values), ratio])
     print(f"\ntraining, batch {run.cfg.trainer.batch_size}, median of {ROUNDS} rounds of {STEPS} steps")
-    print(table(["", "pictures/s", "trainer's speed over it"], rows))
+    print(table(["", "images/s", "trainer's speed over it"], rows))
 
 
 def precision(overrides: list[str], folder: str, steps: int = 2000) -> None:
-    """The same run in float32 and in bf16, compared on validation pictures, both evaluated in float32.
+    """The same run in float32 and in bf16, compared on validation images, both evaluated in float32.
 
     Codes start from data and dead ones are revived: from a random start, how many codes are alive after so few steps is a
     matter of luck that hides the difference.

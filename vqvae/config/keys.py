@@ -1,4 +1,4 @@
-"""Names of config keys. Knows no torch, so that a misspelt key is told at once."""
+"""Names of config keys. Knows no torch, so that a misspelled key is told at once."""
 
 from __future__ import annotations
 

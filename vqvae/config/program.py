@@ -67,7 +67,7 @@ def fail(message: str) -> None:
     """Ends the program with one line and exit code 2."""
     if (
         os.environ.get("RANK", "0") != "0"
-    ):  # all ranks find the same mistake, and rank 0 tells it: then torchrun ends the others
+    ):  # every rank finds the mistake; rank 0 prints it, then torchrun ends the others
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(RANK_0_SPEAKS_SECONDS)
     sys.stderr.write(f"error: {one_line(message)}\n")

@@ -14,18 +14,23 @@ TARGETS = {
     "vqvae.training.logger.Wandb": "vqvae.training.wandb_run.Wandb",
 }
 
+# Arguments of a `_target_`: old -> new.
+ARGUMENTS = {"vqvae.quantizers.lookup.CosineVote": {"neighbours": "neighbors"}}
+
 
 def rename_targets(node: Any) -> Any:
-    """A copy of nested dicts and lists in which every moved `_target_` has its new name."""
+    """A copy of nested dicts and lists in which every `_target_` and its arguments have the names of today."""
     if isinstance(node, list):
         return [rename_targets(item) for item in node]
     if not isinstance(node, dict):
         return node
     renamed = {key: rename_targets(value) for key, value in node.items()}
     target = renamed.get("_target_")
-    if isinstance(target, str):
-        renamed["_target_"] = TARGETS.get(target, target)
-    return renamed
+    if not isinstance(target, str):
+        return renamed
+    renamed["_target_"] = TARGETS.get(target, target)
+    arguments = ARGUMENTS.get(target, {})
+    return {arguments.get(key, key): value for key, value in renamed.items()}
 
 
 def rename_keys(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Pictures and codes: data sets, the index sampler, loaders, the code store."""
+"""Images, sounds and codes: data sets, the index sampler, loaders, the code store."""

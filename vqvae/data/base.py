@@ -76,7 +76,7 @@ class Data(ABC):
     ndim: number of data dims. channels: C. flip: mirror training items at random along their last dim. limit: use only that
     many items of each split, evenly spread; null: all. resident: "device" and "memory" keep all items there as one uint8
     tensor, "stream" decodes them when needed, "auto" decides by size. workers: decoding processes. cache_dir: folder for
-    decoded items. Raises ValueError for values out of range.
+    decoded items. Raises UserError for values out of range.
     """
 
     size_key: ClassVar[str]  # the config key that sets `size`, for messages

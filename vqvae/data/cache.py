@@ -44,10 +44,10 @@ class Cache:
         temporary = [temporary_name(file) for file in (self.images, self.used)]
         try:
             yield temporary[0], temporary[1]
-            sums = {file.name: digest(one) for file, one in zip((self.images, self.used), temporary)}
-            for file, one in zip((self.images, self.used), temporary):
-                one.replace(file)
+            sums = {file.name: digest(new) for file, new in zip((self.images, self.used), temporary)}
+            for file, new in zip((self.images, self.used), temporary):
+                new.replace(file)
             write_bytes(self.sums, json.dumps(sums).encode())
         finally:
-            for one in temporary:
-                one.unlink(missing_ok=True)
+            for new in temporary:
+                new.unlink(missing_ok=True)

@@ -103,7 +103,7 @@ def eight_bits(image: Image.Image) -> Image.Image:
     """Convert any mode to 8 bits per channel, transparent parts on white.
 
     Integers of more bits (0 .. 65535) and floats (0 .. 1) are gray images; Pillow's own conversion would clip them.
-    Raises ValueError for values out of that range.
+    Raises UserError for values out of that range.
     """
     if image.mode.startswith(("I", "F")):
         values, most = np.asarray(image).astype(np.float32), 1 if image.mode == "F" else 65535

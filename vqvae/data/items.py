@@ -12,7 +12,7 @@ from vqvae import distributed
 from vqvae.data.base import Data
 from vqvae.data.loader import ItemLoader
 from vqvae.data.sampler import chunks_of_rank, rank_batches, training_indices
-from vqvae.images import normalise
+from vqvae.images import normalize
 from vqvae.seeding import mix
 
 
@@ -48,7 +48,7 @@ class ItemTrainingSet:
         indices = rank_batches(self.seed, start_step, self.batch_size, len(self), parts)
         for step, (items, labels) in enumerate(self.loader.batches(indices), start_step):
             generator = torch.Generator().manual_seed(mix(self.seed + 1, step))
-            yield ItemBatch(normalise(self._augment(items, generator, parts)), labels)
+            yield ItemBatch(normalize(self._augment(items, generator, parts)), labels)
 
     def indices(self, step: int) -> Tensor:
         """Indices (batch_size,) of the items in a step's global batch."""
@@ -76,13 +76,13 @@ class ItemEvaluationSet:
     def batches(self, chunk: int) -> Iterator[ItemBatch]:
         """This rank's share of the items, in batches of `chunk`."""
         for items, labels in self.loader.batches(chunks_of_rank(len(self.loader), chunk)):
-            yield ItemBatch(normalise(center_crop(items, self.data.size)), labels)
+            yield ItemBatch(normalize(center_crop(items, self.data.size)), labels)
 
     def preview(self, count: int) -> ItemBatch:
         """Items spread over the set: the same in every preview, on every rank."""
         count = min(count, len(self.loader))
         items, labels = next(iter(self.loader.batches([torch.arange(count) * len(self.loader) // count])))
-        return ItemBatch(normalise(center_crop(items, self.data.size)), labels)
+        return ItemBatch(normalize(center_crop(items, self.data.size)), labels)
 
 
 def crop(images: Tensor, corners: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -19,7 +19,7 @@ from vqvae.data import arrays
 from vqvae.data.base import Data, Split, TensorSplit
 from vqvae.data.cache import Cache
 from vqvae.errors import UserError
-from vqvae.images import normalise
+from vqvae.images import normalize
 
 log = logging.getLogger(__name__)
 RESIDENT_BYTES = 4 * 2**30  # resident=auto: larger sets are streamed
@@ -79,7 +79,7 @@ class ItemLoader:
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:most]
         count, total, squares = 0, 0.0, 0.0
         for images, _ in self.batches(order.split(1000)):
-            x = normalise(images).double()
+            x = normalize(images).double()
             count, total, squares = count + x.numel(), total + float(x.sum()), squares + float(x.square().sum())
         return squares / count - (total / count) ** 2
 

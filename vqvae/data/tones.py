@@ -67,11 +67,8 @@ def draw_chunk(labels: Tensor, length: int, sample_rate: int, generator: torch.G
     t = torch.arange(length) / sample_rate  # (T,) in seconds
     end = length / sample_rate
     pitch = LOWEST * 2 ** uniform(0, OCTAVES)
-    start, shape, speed = (
-        uniform(0, 1),
-        uniform(0, 1),
-        uniform(0, 1),
-    )  # phase in periods, two class parameters
+    start = uniform(0, 1)  # phase in periods
+    shape, speed = uniform(0, 1), uniform(0, 1)  # two class parameters
     attack, release = uniform(0.005, 0.05), uniform(0.02, 0.1)
     loudness = 10 ** uniform(-0.6, -0.05)  # -12 .. -1 dB of full scale
     waves = torch.empty(n, length)

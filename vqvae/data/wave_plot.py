@@ -1,4 +1,4 @@
-"""Waves drawn as pictures, with torch alone."""
+"""Waves drawn as images, with torch alone."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 WIDTH, HEIGHT = 192, 64  # pixels of one panel
-PAPER, INK, FRAME = 255, 40, 190  # grey levels
+PAPER, INK, FRAME = 255, 40, 190  # gray levels
 
 
 def plot_waves(waves: Tensor) -> Tensor:
-    """Waves (n, C, T) in [-1, 1] -> grey pictures uint8 (n, 1, 2 C HEIGHT, WIDTH).
+    """Waves (n, C, T) in [-1, 1] -> gray images uint8 (n, 1, 2 C HEIGHT, WIDTH).
 
     Two panels a channel: the whole wave, and below it the WIDTH samples in its middle (all of a shorter wave), so that both
     the envelope and the form of a period can be seen. Full scale is the panel's height.

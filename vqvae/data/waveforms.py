@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vqvae.data.base import Data
 from vqvae.data.wave_plot import plot_waves
-from vqvae.images import normalise, to_uint8
+from vqvae.images import normalize, to_uint8
 from vqvae.ranges import In, PositiveInt, checked
 from vqvae.storage.files import write_bytes
 
@@ -71,7 +71,7 @@ def compand(waves: Tensor) -> Tensor:
 
 def expand(items: Tensor) -> Tensor:
     """Expand uint8 to waves in [-1, 1], float32: the inverse of `compand`."""
-    y = normalise(items)
+    y = normalize(items)
     return y.sign() * torch.expm1(y.abs() * math.log1p(MU)) / MU
 
 

@@ -48,8 +48,8 @@ def write_decoder(trained: TrainedModel, file: Path) -> float:
         if not error < TOLERANCE:
             raise CannotExport(f"its x_hat would be up to {error:.3g} from the decoder's own")
     except CannotExport:
-        for one in file.parent.glob(f"{file.name}*"):
-            one.unlink()
+        for written in file.parent.glob(f"{file.name}*"):
+            written.unlink()
         raise
     return error
 
@@ -58,7 +58,7 @@ def convert(network: nn.Module, codes: list[Tensor], file: Path) -> None:
     """Traces the network on `codes`, their first dim free, and writes it. Raises CannotExport."""
     names = [f"codes_{m}" for m in range(len(codes))]
     batch = torch.export.Dim("batch")
-    size = sum(one.numel() * one.element_size() for one in network.state_dict().values())
+    size = sum(weight.numel() * weight.element_size() for weight in network.state_dict().values())
     muted = logging.root.manager.disable
     logging.disable(logging.CRITICAL)  # torch and onnxscript tell their whole story; what fails is said in one sentence
     fused = torch.backends.mha.get_fastpath_enabled()
@@ -97,7 +97,7 @@ def run_onnx(file: Path, codes: list[Tensor]) -> Tensor:
 
     try:
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-        (x_hat,) = session.run(None, {f"codes_{m}": one.numpy() for m, one in enumerate(codes)})
+        (x_hat,) = session.run(None, {f"codes_{m}": own.numpy() for m, own in enumerate(codes)})
     except Exception as error:  # onnxruntime's own kinds have no common base
         raise CannotExport(f"onnxruntime cannot run it ({' '.join(str(error).split())[:200]})") from error
     return torch.from_numpy(x_hat)

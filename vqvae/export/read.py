@@ -144,7 +144,7 @@ def check_parts(path: str, node: Any) -> None:
 def assemble(node: Any, runtime: dict[str, Any]) -> Any:
     """A checked node -> what it describes; nested nodes first, as hydra builds them."""
     if isinstance(node, list):
-        return [assemble(one, {}) for one in node]
+        return [assemble(item, {}) for item in node]
     if not isinstance(node, dict):
         return node
     built = {key: assemble(value, {}) for key, value in node.items() if key not in ("_target_", "_partial_")}

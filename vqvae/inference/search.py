@@ -30,14 +30,14 @@ def search(
     image has had are returned. (Latents improved by the decoder's gradient: Yang et al. 2020, arXiv 2006.04240.)
     `to_image`: decoder output -> (B, C, *S).
 
-    Costs 4 x 3^dims x M decodings a sweep. Raises ValueError for maps that do not have the dims of the latents.
+    Costs 4 x 3^dims x M decodings a sweep. Raises UserError for maps that do not have the dims of the latents.
     """
     size = tuple(x.shape[2:])
     check_places(model, size)
     rows = max(1, POSITIONS_AT_A_TIME // math.prod(size))
     with torch.inference_mode(False), torch.no_grad():  # there are gradients below, which inference mode cannot have
         vectors = model.code_vectors(size)  # M x (K_m, D)
-        chunks = zip(*(one.clone().split(rows) for one in (x, *codes)))
+        chunks = zip(*(tensor.clone().split(rows) for tensor in (x, *codes)))
         parts = [improve(model, to_image, part[0], list(part[1:]), vectors, sweeps) for part in chunks]
         return [torch.cat(maps) for maps in zip(*parts)]
 
@@ -55,32 +55,32 @@ def improve(
     def errors(latents: list[Tensor]) -> Tensor:
         return (to_image(model.decode_latents(latents)) - x).square().sum(1)  # (B, *S)
 
-    found, best, least = codes, codes, x.new_full((len(x),), torch.inf)
+    current, best, least = codes, codes, x.new_full((len(x),), torch.inf)
     for m, level, places in moves(model, codes, sweeps):
-        latents = model.latents(found)
+        latents = model.latents(current)
         with torch.enable_grad():
             latents[level].requires_grad_()
             now = errors(latents)
             (gradient,) = torch.autograd.grad(now.sum(), latents[level])  # (B, D, *s)
-        best, least = better(found, now, best, least)
-        proposed = found[m].clone()
-        proposed[places] = propose(vectors[m], found[m][places], gradient.movedim(1, -1)[places])
-        change = errors(model.latents([*found[:m], proposed, *found[m + 1 :]])) - now
-        chosen = torch.where(around(cells(change, found[m].shape[1:])) < 0, proposed, found[m])
-        found = [*found[:m], chosen, *found[m + 1 :]]
-    return better(found, errors(model.latents(found)), best, least)[0]
+        best, least = better(current, now, best, least)
+        proposed = current[m].clone()
+        proposed[places] = propose(vectors[m], current[m][places], gradient.movedim(1, -1)[places])
+        change = errors(model.latents([*current[:m], proposed, *current[m + 1 :]])) - now
+        chosen = torch.where(around(cells(change, current[m].shape[1:])) < 0, proposed, current[m])
+        current = [*current[:m], chosen, *current[m + 1 :]]
+    return better(current, errors(model.latents(current)), best, least)[0]
 
 
-def better(found: list[Tensor], errors: Tensor, best: list[Tensor], least: Tensor) -> tuple[list[Tensor], Tensor]:
+def better(current: list[Tensor], errors: Tensor, best: list[Tensor], least: Tensor) -> tuple[list[Tensor], Tensor]:
     """Codes and their errors (B, *S), the best before and their summed error (B,) -> the better of both, and its error."""
     total = errors.detach().flatten(1).sum(1)  # (B,)
     lower = total < least
-    kept = [torch.where(lower.view(-1, *[1] * (new.ndim - 1)), new, old) for new, old in zip(found, best)]
+    kept = [torch.where(lower.view(-1, *[1] * (new.ndim - 1)), new, old) for new, old in zip(current, best)]
     return kept, torch.minimum(total, least)
 
 
 def check_places(model: VQVAE, size: tuple[int, ...]) -> None:
-    """Raises ValueError where codes have no place of their own among the latents."""
+    """Raises UserError where codes have no place of their own among the latents."""
     for level, (encoder, quantizer) in enumerate(zip(model.encoders, model.quantizers)):
         size = tuple(length // encoder.stride for length in size)
         shapes = quantizer.code_shapes(size)

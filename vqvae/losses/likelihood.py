@@ -32,7 +32,7 @@ def to_levels(x: Tensor) -> Tensor:
 
 
 class Likelihood(ReconstructionLoss):
-    """Base. The loss is -log p(x | codes) in nats per dimension; dimensions are the C prod(S) numbers of a picture.
+    """Base. The loss is -log p(x | codes) in nats per dimension; dimensions are the C prod(S) numbers of an item.
 
     x must come from 8-bit data: its integers are recovered by rounding.
     """
@@ -85,7 +85,7 @@ def rows_of(output: Tensor) -> Tensor:
 
 @checked
 class Logistic(Likelihood):
-    """A mixture of discretised logistics per pixel (PixelCNN++, arXiv 1701.05517, sections 2.1 and 2.2).
+    """A mixture of discretized logistics per pixel (PixelCNN++, arXiv 1701.05517, sections 2.1 and 2.2).
 
         p(x | codes) = sum_k pi_k prod_c P(level of x_c | mean_kc + sum_(j<c) a_kcj x_j, scale_kc)
 
@@ -100,7 +100,7 @@ class Logistic(Likelihood):
     output of 0 is as wide as the data, where the means have a gradient. The mass is formed as a product, not as a difference
     (see `log_mass`), so it needs no special case where it is small.
 
-    Raises ValueError for `mixtures` below 1.
+    Raises UserError for `mixtures` below 1.
     """
 
     name = "logistic"
@@ -156,9 +156,9 @@ def log_mass(levels: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     With F the logistic function, F(b) - F(a) = F(b) F(-a) (1 - exp(a - b)), whose factors are all accurate in logarithms.
     """
     inverse = torch.exp(-log_scale)
-    centred = (levels / 127.5 - 1) - mean
-    below = F.logsigmoid((centred + HALF_STEP) * inverse).masked_fill(levels == LEVELS - 1, 0)  # 255 has all above it
-    above = F.logsigmoid((HALF_STEP - centred) * inverse).masked_fill(levels == 0, 0)  # 0 has all below it
+    centered = (levels / 127.5 - 1) - mean
+    below = F.logsigmoid((centered + HALF_STEP) * inverse).masked_fill(levels == LEVELS - 1, 0)  # 255 has all above it
+    above = F.logsigmoid((HALF_STEP - centered) * inverse).masked_fill(levels == 0, 0)  # 0 has all below it
     width = torch.log(-torch.expm1(-2 * HALF_STEP * inverse))
     return below + above + width.masked_fill((levels == 0) | (levels == LEVELS - 1), 0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from vqvae.ranges import NonNegativeFloat, checked
 
 
 @checked
-class ReconstructionLoss(nn.Module):
+class ReconstructionLoss(nn.Module, ABC):
     """forward: decoder output, x (B, C, *S) in [-1, 1] -> scalar before the weight, float32.
 
     Args:
@@ -26,7 +26,7 @@ class ReconstructionLoss(nn.Module):
     def __init__(self, weight: NonNegativeFloat, variance: float) -> None:
         super().__init__()
         if variance <= 0:
-            raise UserError(f"the training pictures are all one colour (variance {variance}): nothing to learn")
+            raise UserError(f"the training images are all one color (variance {variance}): nothing to learn")
         self.weight = weight
 
     @abstractmethod

@@ -37,7 +37,7 @@ def distance_rows(codes: Tensor, order: float) -> Iterator[tuple[Tensor, Tensor]
 
     codes (K, d); order 1, 2 or infinity of the norm. Rows are all codes up to K = 16,384, beyond that evenly spaced ones.
     In float64, because |a|^2 - 2 <a, b> + |b|^2 of near codes loses its digits in float32.
-    Raises ValueError for other orders.
+    Raises UserError for other orders.
     """
     if order not in (1, 2, math.inf):
         raise UserError(f"order must be 1, 2 or infinity, got {order}")

@@ -19,7 +19,7 @@ CONV_TRANSPOSE: dict[int, type[nn.Module]] = {1: nn.ConvTranspose1d, 2: nn.ConvT
 
 
 def conv(ndim: int, *args: Any, **kwargs: Any) -> nn.Module:
-    """nn.Conv1d, 2d or 3d; raises ValueError for another number of dims."""
+    """nn.Conv1d, 2d or 3d; raises UserError for another number of dims."""
     if ndim not in CONV:
         raise UserError(f"ndim must be 1, 2 or 3, got {ndim}")
     return CONV[ndim](*args, **kwargs)
@@ -111,7 +111,7 @@ class SelfAttention(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour doubling, then 3x3: no checkerboard of transposed convolutions. (B, c, *s) -> (B, c, *2s)."""
+    """Nearest-neighbor doubling, then 3x3: no checkerboard of transposed convolutions. (B, c, *s) -> (B, c, *2s)."""
 
     def __init__(self, ndim: int, width: int) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ class Encoder(blocks.Encoder):
 
     At full resolution a convolution of few channels costs memory traffic, not arithmetic: this pair has none, which on CPUs
     buys several times the capacity at the speed of the strided network of conv.py. Patches as in vision transformers
-    (arXiv 2010.11929) and sub-pixel convolutions (arXiv 1609.05158). Raises ValueError for sizes that make no network.
+    (arXiv 2010.11929) and sub-pixel convolutions (arXiv 1609.05158). Raises UserError for sizes that make no network.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,7 +15,7 @@ from vqvae.priors.base import Prior, Scored
 from vqvae.priors.sampling import Known, OnProgress, Sampling, uniform_noise
 
 
-class MapNetwork(nn.Module):
+class MapNetwork(nn.Module, ABC):
     """The network of one code map: p(codes | condition), one code after another in raster order.
 
     A variant writes `forward` for all codes at once, and `begin` and `next_logits` for one after another: its cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ POSITION_STD = 0.3  # of the learned vectors of each axis at the start; those of
 
 @dataclass
 class Scored:
-    """loss: what training minimises, nats per code, scalar. nats: negative log-likelihood of every code, or a bound on it:
+    """loss: what training minimizes, nats per code, scalar. nats: negative log-likelihood of every code, or a bound on it:
 
     M maps (B, *s_m), float32.
     """
@@ -71,7 +71,7 @@ class Positions(nn.Module):
 
 
 def check_heads(heads: int, width: int) -> None:
-    """Raises ValueError unless `heads` divides `width`."""
+    """Raises UserError unless `heads` divides `width`."""
     if width % heads:
         raise UserError(f"heads must divide width={width}, got {heads}")
 
@@ -82,13 +82,13 @@ def plane_of(grid: tuple[int, ...]) -> tuple[int, int]:
 
 
 def check_planes(code_shapes: list[tuple[int, ...]], what: str) -> None:
-    """Raises ValueError for maps of more than 2 dims."""
+    """Raises UserError for maps of more than 2 dims."""
     if any(len(shape) > 2 for shape in code_shapes):
         raise UserError(f"{what} predicts maps of 1 or 2 dims, got {code_shapes}: prior=transformer predicts any")
 
 
 @checked
-class Prior(nn.Module):
+class Prior(nn.Module, ABC):
     """A distribution over M code maps (B, *s_m), given a class where the data has classes.
 
     Maps are predicted in their order, coarse to fine: each has a network of its own, whose condition at each position is the
@@ -162,11 +162,11 @@ class Prior(nn.Module):
             coarser = list(self.contexts[m - 1].get_submodule("embeddings").children()) if m else []
             for embedding, vectors in zip([*coarser, network.get_submodule("embedding")], code_vectors):
                 assert isinstance(embedding, nn.Embedding)
-                centred = vectors.float().cpu() - vectors.float().cpu().mean(0)
-                spread = centred.square().mean().sqrt()
+                centered = vectors.float().cpu() - vectors.float().cpu().mean(0)
+                spread = centered.square().mean().sqrt()
                 if spread > 0:  # else all codes stand for the same
-                    projection = torch.randn(centred.shape[1], embedding.embedding_dim) / centred.shape[1] ** 0.5
-                    embedding.weight[: len(centred)] = centred / spread @ projection  # (K, width)
+                    projection = torch.randn(centered.shape[1], embedding.embedding_dim) / centered.shape[1] ** 0.5
+                    embedding.weight[: len(centered)] = centered / spread @ projection  # (K, width)
 
     def sampling_condition(self, m: int, codes: list[Tensor], labels: Tensor, sampling: Sampling) -> Tensor:
         """`condition` of a chunk that is drawn; where it is guided 2 B, with the class and then without."""
@@ -190,7 +190,7 @@ class Prior(nn.Module):
         """Draws one set of maps per seed, from float32 logits; labels (n,) int64, -1 for no class.
 
         -> M maps (n, *s_m). Sample i depends on seed i, label i, the i-th known codes and `sampling` alone. `on_progress` is
-        called as codes are drawn, chunk by chunk. Raises ValueError for a method that this prior does not have, and for
+        called as codes are drawn, chunk by chunk. Raises UserError for a method that this prior does not have, and for
         guidance without classes. (Guidance also needs training with class_dropout above 0.)
         """
         if sampling.method is not None and sampling.method not in self.methods:

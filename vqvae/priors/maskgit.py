@@ -77,7 +77,7 @@ class MaskGIT(Prior):
         dropout: share of the input's and of every branch's channels that are dropped.
         steps: network calls to draw a map, where Sampling has none; fewer where fewer codes are unknown.
 
-    Raises ValueError for sizes that make no network.
+    Raises UserError for sizes that make no network.
     """
 
     bits_name = "bits_per_code_bound"

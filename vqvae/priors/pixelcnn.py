@@ -94,9 +94,8 @@ class LayerCache:
         for above in range(self.rows.shape[1] - 1):
             self.rows[:, above] = self.rows[:, above + 1]
         self.rows[:, -1, self.left : self.left + v.shape[1]] = v
-        v_in = F.conv2d(
-            self.rows.permute(0, 3, 1, 2), self.weight_vertical, layer.vertical.conv.bias
-        )  # (B, 2 width, 1, W)
+        above_rows = self.rows.permute(0, 3, 1, 2)
+        v_in = F.conv2d(above_rows, self.weight_vertical, layer.vertical.conv.bias)  # (B, 2 width, 1, W)
         v_in = v_in[:, :, 0].transpose(1, 2)  # (B, W, 2 width)
         if layer.vertical_out is not None:
             out = linear(gate(v_in + self.projected, dim=2), layer.vertical_out.weight.flatten(1), None)
@@ -136,9 +135,8 @@ class PixelCNNMap(MapNetwork):
         return logits.view(*logits.shape[:2], *self.grid)  # (B, K, *s)
 
     def begin(self, condition: Tensor) -> list[LayerCache]:
-        condition = (
-            condition.view(*condition.shape[:2], *self.plane).permute(0, 2, 3, 1).contiguous()
-        )  # (B, H, W, width)
+        condition = condition.view(*condition.shape[:2], *self.plane)
+        condition = condition.permute(0, 2, 3, 1).contiguous()  # (B, H, W, width)
         return [LayerCache(layer, condition) for layer in self.layers]
 
     def next_logits(self, cache: list[LayerCache], codes: Tensor, position: int) -> Tensor:
@@ -161,7 +159,7 @@ class PixelCNNMap(MapNetwork):
 class GatedPixelCNN(AutoregressivePrior):
     """One gated PixelCNN per code map, in raster order, coarser maps and the class as conditions (arXiv 1606.05328).
 
-    Raises ValueError for 3-D code maps and for sizes that make no network.
+    Raises UserError for 3-D code maps and for sizes that make no network.
     """
 
     def __init__(

@@ -81,9 +81,8 @@ class CausalAttention(nn.Module):
 
     def read(self, query: Tensor, past: Tensor, causal: bool) -> Tensor:
         """query (B, n, width), past (B, N, 2 width): keys and values -> (B, n, width)."""
-        query, key, value = (
-            x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in (query, *past.chunk(2, dim=2))
-        )  # (B, heads, n, width / heads)
+        parts = query, *past.chunk(2, dim=2)
+        query, key, value = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in parts)  # (B, heads, n, head_dim)
         return attend(query, key, value, causal).transpose(1, 2).flatten(2)
 
 
@@ -249,7 +248,7 @@ class PixelSNAIL(AutoregressivePrior):
     Convolutions see the codes near by, and attention all others. Differs from the paper: a convolution sees 3 codes of the row
     above and 1 before in its own row (paper: 2 and 1, none to the right; then it is the attention that must find the code
     above on the right); gates are tanh times sigmoid (its code: any size times sigmoid, which grows from layer to layer, and
-    rounding with it); ELU is not doubled by its negative, weights are not normalised; queries, keys and values are one
+    rounding with it); ELU is not doubled by its negative, weights are not normalized; queries, keys and values are one
     linear map of their inputs, in several heads (gated residual networks, and one head); the gate after the attention has no
     hidden layer. The condition enters the gate of every residual layer.
 
@@ -259,7 +258,7 @@ class PixelSNAIL(AutoregressivePrior):
         heads: of the attention; they divide width.
         dropout: of the residual layers.
 
-    Raises ValueError for 3-D code maps and for sizes that make no network.
+    Raises UserError for 3-D code maps and for sizes that make no network.
     """
 
     def __init__(

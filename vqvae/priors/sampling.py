@@ -32,7 +32,7 @@ class Sampling:
     logits(no class) + w (logits(class) - logits(no class)) (classifier-free guidance, arXiv 2207.12598; 1 is plain).
     guidance_schedule: over the codes of a sample, w goes from 1 to `guidance` (linear, cosine) or is constant: early codes
     then keep the variety. method: one of the prior's `methods`; None: its first. steps: network calls of a masked prior;
-    None: its own number. Raises ValueError for values out of range.
+    None: its own number. Raises UserError for values out of range.
     """
 
     temperature: NonNegativeFloat = 1.0

@@ -23,7 +23,7 @@ class Block(nn.Module):
     """x + attention(norm(x)), then x + MLP(norm(x)): a pre-norm block, (B, N, width) -> same.
 
     Both norms are scaled and shifted by a vector for the whole sample (adaLN: Peebles & Xie 2022, arXiv 2212.09748, section
-    3.2, without its gates). Queries and keys are normalised (arXiv 2302.05442, section 2; here to a root mean square of 1,
+    3.2, without its gates). Queries and keys are normalized (arXiv 2302.05442, section 2; here to a root mean square of 1,
     with one factor a head) and rotated by their positions (arXiv 2104.09864). The MLP has 4 width hidden channels and GELU.
     Dropout lies on what both branches add.
     """
@@ -59,9 +59,8 @@ class Block(nn.Module):
     def attended(self, x: Tensor, modulation: tuple[Tensor, ...], angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (B, heads, N, head_dim)."""
         scale, shift = modulation[:2]
-        qkv = self.qkv(self.norm(x) * (1 + scale) + shift).unflatten(
-            2, (3 * self.heads, -1)
-        )  # (B, N, 3 heads, head_dim)
+        qkv = self.qkv(self.norm(x) * (1 + scale) + shift)
+        qkv = qkv.unflatten(2, (3 * self.heads, -1))  # (B, N, 3 heads, head_dim)
         q, k, v = qkv.transpose(1, 2).chunk(3, dim=1)  # 3 x (B, heads, N, head_dim)
         q, k = (F.rms_norm(x, x.shape[-1:]) for x in (q, k))
         return rotate(q * self.sharpness.type_as(q), angles), rotate(k, angles), v
@@ -77,7 +76,7 @@ def make_blocks(width: int, layers: int, heads: int, dropout: float) -> nn.Modul
     """`layers` blocks whose branches start small: 2 x layers of them are summed, and their sum should not grow with depth.
 
     They start without modulation. Their matrices are what optimizers.Muon is for.
-    Raises ValueError for a width that heads cannot share in pairs of channels.
+    Raises UserError for a width that heads cannot share in pairs of channels.
     """
     if width % (2 * heads):
         raise UserError(f"heads must divide half of width={width}, got {heads}")
@@ -262,7 +261,7 @@ class Transformer(AutoregressivePrior):
             linearly from 1 to 0 (RAR, arXiv 2411.00776, section 3.2; there it first stays at 1 for half of them). 0: always
             raster order. Evaluation and sampling always follow raster order.
 
-    Raises ValueError for sizes that make no network.
+    Raises UserError for sizes that make no network.
     """
 
     networks: Sequence[TransformerMap]

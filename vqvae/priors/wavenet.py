@@ -167,7 +167,7 @@ class WaveNet(AutoregressivePrior):
         cycle: how many layers it takes until the dilations 1, 2, 4, ... begin again. Together 2^cycle codes long.
         dropout: of the gated outputs.
 
-    Raises ValueError for sizes that make no network.
+    Raises UserError for sizes that make no network.
     """
 
     def __init__(

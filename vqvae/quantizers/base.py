@@ -65,12 +65,12 @@ class Quantizer(nn.Module):
 
     Args:
         dim: latent width D at the interface.
-        code_dim: width d inside; where it differs from D, linear layers project in and out (factorised codes).
+        code_dim: width d inside; where it differs from D, linear layers project in and out (factorized codes).
         codebook_sizes: K of each code map, coarse to fine.
 
     `forward` never moves a codebook: it adds to accumulators, and `after_step` applies them. In eval, `z_q` equals
     `decode(codes)` bit for bit. `init_vectors` is how many latent vectors `begin_run` wants to see (0: none).
-    Raises ValueError for sizes below 1 or above 2^18 (split larger vocabularies into several maps).
+    Raises UserError for sizes below 1 or above 2^18 (split larger vocabularies into several maps).
     """
 
     init_vectors: int = 0

@@ -24,10 +24,10 @@ class LFQ(Quantizer):
     Bits are dealt to code maps of `bits_per_map`, each with K = 2^bits_per_map; the first coordinate is the highest bit.
     With p(c | z) = softmax(2 <z, c> / temperature) over the corners c, the losses are `sample_entropy`, the mean over
     vectors of its entropy, `codebook_entropy`, minus the entropy of its mean over the batch of all ranks, both in nats
-    and summed over maps, and `commitment`, mean |z - sg q|^2. As p factorises over bits, the first costs O(N d); the
+    and summed over maps, and `commitment`, mean |z - sg q|^2. As p factorizes over bits, the first costs O(N d); the
     second is taken a map at a time, in chunks of vectors (of several maps: an upper bound of the whole entropy).
 
-    Raises ValueError where bits_per_map does not divide bits.
+    Raises UserError where bits_per_map does not divide bits.
 
     >>> quantizer = LFQ(8, bits=9, bits_per_map=9, temperature=0.2, sample_entropy_weight=0.01, codebook_entropy_weight=0.02,
     ...                 commitment_weight=0.25)
@@ -63,12 +63,12 @@ class LFQ(Quantizer):
         """The size of each coordinate of the output."""
         return 1.0
 
-    def normalise(self, z: Tensor) -> Tensor:
+    def normalize(self, z: Tensor) -> Tensor:
         """(N, d) -> (N, d), applied before everything else."""
         return z
 
     def quantize(self, z: Tensor) -> FlatQuantized:
-        z = self.normalise(z)
+        z = self.normalize(z)
         bits = (z > 0).long()  # (N, d)
         codes = (bits.unflatten(1, (-1, self.bits_per_map)) * self.get_buffer("powers")).sum(2)  # (N, M)
         q = (2.0 * bits - 1) * self.scale
@@ -82,7 +82,7 @@ class LFQ(Quantizer):
         return FlatQuantized(q, codes, losses)
 
     def estimate(self, z: Tensor, q: Tensor) -> Tensor:
-        return super().estimate(self.normalise(z), q)
+        return super().estimate(self.normalize(z), q)
 
     def lookup(self, codes: Tensor) -> Tensor:
         bits = codes[:, :, None] // self.get_buffer("powers") % 2  # (N, M, bits per map)
@@ -129,5 +129,5 @@ class BSQ(LFQ):
     def scale(self) -> float:
         return 1 / math.sqrt(self.bits)
 
-    def normalise(self, z: Tensor) -> Tensor:
+    def normalize(self, z: Tensor) -> Tensor:
         return unit(z)

@@ -33,5 +33,5 @@ def sum_rows(function: Callable[..., Tensor], rows: Tensor, *others: Tensor, wid
 
 def centered_distances(z: Tensor, codes: Tensor) -> Tensor:
     """z (n, d), codes (K, d) -> |z - e|^2 (n, K), centered on the codes' mean so that little cancels."""
-    centre = codes.detach().mean(0)
-    return squared_distances(z - centre, codes - centre)
+    center = codes.detach().mean(0)
+    return squared_distances(z - center, codes - center)

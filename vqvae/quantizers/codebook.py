@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import Annotated
 
 import torch
@@ -17,7 +17,7 @@ CodebookSize = Annotated[int, Ge(2), Le(MAX_CODEBOOK_SIZE)]
 
 
 @checked
-class Codebook(nn.Module):
+class Codebook(nn.Module, ABC):
     """K codes of width d.
 
     `learns_by_gradient`: a loss on the codes has an effect. `takes_vectors`: `start` makes the given vectors the codes.
@@ -280,8 +280,8 @@ class AffineCodebook(GradientCodebook):
         self.batch.zero_()
 
     def accumulate(self, z: Tensor, indices: Tensor) -> None:
-        centred = z.detach() - self.z_mean  # (N, d); about the mean so far, little cancels
-        self.batch += torch.stack([centred.sum(0), centred.square().sum(0)])
+        centered = z.detach() - self.z_mean  # (N, d); about the mean so far, little cancels
+        self.batch += torch.stack([centered.sum(0), centered.square().sum(0)])
 
     @torch.no_grad()
     def update(self, counts: Tensor, applied: Tensor) -> Tensor:

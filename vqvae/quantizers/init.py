@@ -57,7 +57,7 @@ class Normal(Init):
 class FirstBatch(Init):
     """The first K vectors of the first batch, as they come.
 
-    Raises ValueError when the batch has fewer vectors than codes: copies of one code could never be told apart.
+    Raises UserError when the batch has fewer vectors than codes: copies of one code could never be told apart.
     """
 
     def vectors_wanted(self, size: int) -> int:
@@ -74,7 +74,7 @@ class FirstBatch(Init):
 class DataSample(Init):
     """Different vectors of the training data, drawn at random from `vectors_per_code` x K of them.
 
-    Raises ValueError when there are fewer vectors than codes.
+    Raises UserError when there are fewer vectors than codes.
     """
 
     def __init__(self, vectors_per_code: Count) -> None:
@@ -102,13 +102,13 @@ class KMeans(DataSample):
 
     def choose(self, vectors: Tensor, size: int) -> Tensor:
         refuse_too_few(vectors, size, "use quantizer/init=uniform")
-        centres = spread(vectors, size)
+        centers = spread(vectors, size)
         for _ in range(self.iterations):
-            indices = nearest_code(vectors, centres)  # (n,)
+            indices = nearest_code(vectors, centers)  # (n,)
             counts = torch.bincount(indices, minlength=size).float()[:, None]  # (K, 1)
-            sums = torch.zeros_like(centres).index_add_(0, indices, vectors)
-            centres = torch.where(counts > 0, sums / counts.clamp_min(1), centres)
-        return centres
+            sums = torch.zeros_like(centers).index_add_(0, indices, vectors)
+            centers = torch.where(counts > 0, sums / counts.clamp_min(1), centers)
+        return centers
 
 
 def spread(vectors: Tensor, size: int) -> Tensor:

@@ -33,7 +33,7 @@ class Lookup(nn.Module):
         return (z - q).norm(dim=1)
 
     def check(self, size: int, dim: int) -> None:
-        """Raises ValueError where this lookup does not fit K = size codes of width d = dim."""
+        """Raises UserError where this lookup does not fit K = size codes of width d = dim."""
 
     def begin_run(self, z: Tensor, codes: Tensor) -> None:
         """z (n, d) of the training data, the same on every rank; once, before step 0."""
@@ -88,7 +88,7 @@ class Cosine(Lookup):
 
 @checked
 class CosineVote(Cosine):
-    """The `neighbours` codes at the smallest angles vote by their labels.
+    """The `neighbors` codes at the smallest angles vote by their labels.
 
     The label with most votes wins, the smallest one of a tie. Where its share of the votes is below `min_share`, the vector
     is passed on unquantized, and counted in the stat `identity_mapped`. `labels`: one a code, or null for a label of its
@@ -101,39 +101,39 @@ class CosineVote(Cosine):
 
     def __init__(
         self,
-        neighbours: Count,
+        neighbors: Count,
         labels: Annotated[list[NonNegativeInt], NotEmpty] | None,
         nearest_winner: bool,
         min_share: Share,
     ) -> None:
         super().__init__()
-        self.neighbours, self.nearest_winner, self.min_share = neighbours, nearest_winner, min_share
+        self.neighbors, self.nearest_winner, self.min_share = neighbors, nearest_winner, min_share
         self.given = labels
 
     def check(self, size: int, dim: int) -> None:
-        if self.neighbours > size:
-            raise UserError(f"neighbours={self.neighbours} are more than the {size} codes; choose at most {size}")
+        if self.neighbors > size:
+            raise UserError(f"neighbors={self.neighbors} are more than the {size} codes; choose at most {size}")
         labels = list(range(size)) if self.given is None else self.given
         if len(labels) != size:
             raise UserError(f"{len(labels)} labels for {size} codes; give one label a code, or null")
         self.register_buffer("labels", torch.tensor(labels), persistent=False)
 
     def forward(self, z: Tensor, codes: Tensor) -> LookupResult:
-        neighbours = nearest_codes(unit(z), unit(codes), self.neighbours)[0]  # (N, k)
-        labels = self.labels[neighbours]  # (N, k)
+        neighbors = nearest_codes(unit(z), unit(codes), self.neighbors)[0]  # (N, k)
+        labels = self.labels[neighbors]  # (N, k)
         votes = (labels[:, :, None] == labels[:, None, :]).sum(2)  # (N, k): votes for each neighbor's label
         most = votes.amax(1, keepdim=True)  # (N, 1)
         never = torch.iinfo(labels.dtype).max
         winner = torch.where(votes == most, labels, never).amin(1)  # (N,): the smallest label of a tie
         if self.nearest_winner:
             place = (labels == winner[:, None]).int().argmax(1, keepdim=True)  # (N, 1): neighbors come nearest first
-            indices = neighbours.gather(1, place)[:, 0]
+            indices = neighbors.gather(1, place)[:, 0]
         else:
             sorted_labels, order = self.labels.sort(stable=True)
             indices = order[torch.searchsorted(sorted_labels, winner)]  # (N,)
         if self.min_share == 0:
             return LookupResult(indices)
-        return LookupResult(indices, most[:, 0] < self.min_share * self.neighbours)
+        return LookupResult(indices, most[:, 0] < self.min_share * self.neighbors)
 
 
 @checked
@@ -159,7 +159,7 @@ class PCA(Lookup):
     Vectors and codes are centered with the same mean. This base holds the moments that axes come from; a variant says of what.
     """
 
-    centre: Tensor
+    centre: Tensor  # saved weights call it so
     axes: Tensor
 
     def __init__(self, inner: Lookup, components: PositiveInt) -> None:

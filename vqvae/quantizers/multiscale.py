@@ -27,7 +27,7 @@ class MultiScale(Composition):
     far at full resolution, and phi learns from the output alone, starting at the identity. So that one class serves (T),
     (H, W) and (T, H, W), the convolution is one of width 3 along each axis with common weights, averaged over axes, in place
     of 3 x 3; enlarging is bicubic in 2-D, as in the paper, and (tri)linear else.
-    Raises ValueError unless shares rise to 1, and for an inner quantizer that is not straight-through.
+    Raises UserError unless shares rise to 1, and for an inner quantizer that is not straight-through.
 
     >>> from vqvae import VectorQuantizer
     >>> from vqvae.quantizers import codebook, estimator, init, lookup, revival, space

@@ -41,7 +41,7 @@ def nearest_code(z: Tensor, codes: Tensor, metric: str = "euclidean") -> Tensor:
     On CUDA with Triton the euclidean metric runs in one fused kernel (`nearest_triton`), elsewhere in chunks of rows.
     "l1" and "linf" of large problems are compiled at first use (about 8 s, later runs 2 s), and fall back on `torch.cdist`,
     ten times slower, where there is no C++ compiler. A custom op, so that torch.compile keeps one graph; it has no
-    gradient. A vector with NaN or infinite elements gets some valid index. Raises ValueError for an unknown metric.
+    gradient. A vector with NaN or infinite elements gets some valid index. Raises UserError for an unknown metric.
     """
     z, codes = z.detach(), codes.detach()
     fused = z.is_cuda and z.dtype == torch.float32 and has_triton() and z.shape[1] <= TRITON_MAX_DIM
@@ -147,12 +147,12 @@ def group_size(size: int) -> int:
 def euclidean_scores(codes: Tensor) -> Scores:
     """<z - c, e - c> - |e - c|^2 / 2, by one GEMM; c is the mean code, so that little cancels far from the origin."""
     group = group_size(len(codes))
-    centre = codes.mean(0)  # (d,)
-    weights = codes - centre  # (K, d)
+    center = codes.mean(0)  # (d,)
+    weights = codes - center  # (K, d)
     fill = -len(codes) % group
     bias = F.pad(weights.square().sum(1).mul_(-0.5), (0, fill), value=-math.inf)  # (K',): fillers are never the nearest
     weights = F.pad(weights, (0, 0, 0, fill))  # (K', d)
-    return lambda z: linear(z - centre, weights, bias).unflatten(1, (-1, group))  # (n, groups, size)
+    return lambda z: linear(z - center, weights, bias).unflatten(1, (-1, group))  # (n, groups, size)
 
 
 def absolute_scores(codes: Tensor, metric: str, compile: bool) -> Scores:
@@ -197,7 +197,7 @@ def negative_linf(z: Tensor, blocks: Tensor) -> Tensor:
 def best(scores: Tensor) -> Tensor:
     """scores (n, groups, size) -> index of the highest of each row (n,), the lowest of a tie.
 
-    `amax` is vectorised and `argmax` is not: so amax within groups, argmax over groups, argmax within the winner.
+    `amax` is vectorized and `argmax` is not: so amax within groups, argmax over groups, argmax within the winner.
     """
     group = scores.amax(2).argmax(1)  # (n,)
     return group * scores.shape[2] + of_group(scores, group).argmax(1)

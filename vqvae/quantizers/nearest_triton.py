@@ -58,12 +58,12 @@ def nearest_code_triton(z: Tensor, codes: Tensor, precision: str = "tf32x3") -> 
     for sm_80 and sm_90a: at most 96 KB of shared memory, and registers that are hardly spilled (104 bytes at width 128).
     """
     count, dim = z.shape
-    centre = codes.mean(0)  # (d,)
+    center = codes.mean(0)  # (d,)
     indices = torch.empty(count, dtype=torch.int64, device=z.device)
     width = max(16, triton.next_power_of_2(dim))  # tl.dot multiplies 16 x 16 at least
     rows, stages = TILES[width]
-    z = F.pad(z - centre, (0, width - dim)).contiguous()  # (N, width)
-    codes = F.pad(codes - centre, (0, width - dim)).contiguous()  # (K, width)
+    z = F.pad(z - center, (0, width - dim)).contiguous()  # (N, width)
+    codes = F.pad(codes - center, (0, width - dim)).contiguous()  # (K, width)
     bias = codes.square().sum(1).mul_(-0.5)  # (K,)
     nearest_kernel[(triton.cdiv(count, rows),)](
         z,

@@ -15,7 +15,7 @@ from vqvae.ranges import PositiveInt, checked
 class RandomProjection(Quantizer):
     """BEST-RQ's targets (Chiu et al. 2022, arXiv 2202.01855, section 3.1): all frozen, no gradient for the encoder.
 
-    Each vector is normalised over its coordinates, multiplied by a frozen Xavier-uniform matrix (D, d), and takes the code at
+    Each vector is normalized over its coordinates, multiplied by a frozen Xavier-uniform matrix (D, d), and takes the code at
     the smallest angle among K frozen random ones. The decoder receives the code through a linear layer, which does learn.
 
     >>> quantizer = RandomProjection(8, size=64, code_dim=4)

@@ -52,7 +52,7 @@ class FSQ(ScalarQuantizer):
 
     Coordinate i is bounded by tanh and rounded to one of levels[i] values in [-1, 1]. No losses.
 
-    Raises ValueError for levels below 3: with 2 the paper's shift atanh(0.5 / 0.4995) does not exist.
+    Raises UserError for levels below 3: with 2 the paper's shift atanh(0.5 / 0.4995) does not exist.
 
     >>> quantizer = FSQ(dim=64, levels=[8, 5, 5, 5])
     >>> out = quantizer(torch.randn(2, 64, 4, 4))
@@ -95,7 +95,7 @@ class SymmetricFSQ(ScalarQuantizer):
     """FSQ with levels at -1, .., 1 in equal steps, even counts too (Parker et al. 2024, arXiv 2411.19842, section 3.2).
 
     In training the share `noise` of the vectors gets uniform noise of half a step's width to either side instead of rounding;
-    their code is the rounded one. Raises ValueError for levels below 2.
+    their code is the rounded one. Raises UserError for levels below 2.
 
     >>> SymmetricFSQ(dim=8, levels=[2, 2, 4], noise=0.5).codebook_sizes
     [16]

@@ -27,7 +27,7 @@ class VectorQuantizer(Quantizer):
     """Replaces each latent vector by the nearest of K codes (van den Oord et al. 2017, arXiv 1711.00937).
 
     Every part is one class of the file of its name. The code width d is the codebook's `dim`; where it is not the latent
-    width `dim`, linear layers project in and out. Raises ValueError for parts that cannot go together.
+    width `dim`, linear layers project in and out. Raises UserError for parts that cannot go together.
 
     >>> from vqvae.quantizers import codebook, estimator, init, lookup, regularizers, revival, space
     >>> quantizer = VectorQuantizer(8, space.Raw(), lookup.Euclidean(), codebook.EMACodebook(16, 8, decay=0.99, epsilon=1e-5),
@@ -69,7 +69,7 @@ class VectorQuantizer(Quantizer):
         return isinstance(self.estimator, StraightThrough)
 
     def check_compatible(self) -> None:
-        """Raises ValueError for parts that cannot go together, with what to choose instead."""
+        """Raises UserError for parts that cannot go together, with what to choose instead."""
         book = type(self.codebook).__name__
         learns, estimator = self.codebook.learns_by_gradient, type(self.estimator).__name__
         trainers = {name: r for name, r in self.regularizers.items() if r.trains_codes}

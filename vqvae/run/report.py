@@ -61,7 +61,7 @@ def print_figures(title: str, reported: dict[str, dict[str, Any]]) -> None:
     print(f"\n{title}\n{table(['figure', 'value'], rows)}")
 
 
-def summarise(run: Run, trained: TrainedModel) -> float | None:
+def summarize(run: Run, trained: TrainedModel) -> float | None:
     """Write images of curves, codes and samples, summary.json, and a table. Returns the last stage's monitored metric."""
     folder = run.folder
     looks: list[Path] = []

@@ -29,7 +29,7 @@ def complete(job: Job) -> None:
     settings, n = job.settings, job.settings["n"]
     names = names_in(settings["image"])
     if len(names) != 1:
-        raise UserError(f"mode=complete needs one picture, got image={settings['image']}")
+        raise UserError(f"mode=complete needs one image, got image={settings['image']}")
     region = region_of(settings["mask"] or "right_half", job.run.data.size)
     original, label = read_named(job.run, names[0])
     labels = choose_labels(settings["class"], job.run.data.class_names, job.seeds)
@@ -40,16 +40,18 @@ def complete(job: Job) -> None:
     known = Known([m.expand(n, *m.shape[1:]) for m in given], [m.expand(n, *m.shape) for m in kept])
     items, codes = job.draw(labels, known)
     shown = [original[None], paint(original[None], region[None]), job.decode(given), items]
-    picture = job.write_images("completions.png", torch.cat(shown), min(settings["columns"], n + 3))
-    arrays = {f"codes_{m}": one for m, one in enumerate(codes)} | {f"given_{m}": one[0] for m, one in enumerate(given)}
-    arrays |= {f"kept_{m}": one for m, one in enumerate(kept)}
-    file = job.write_arrays("completions.npz", pictures=items, labels=labels, seeds=job.seeds, mask=region, **arrays)
+    png = job.write_images("completions.png", torch.cat(shown), min(settings["columns"], n + 3))
+    arrays = {f"codes_{m}": drawn for m, drawn in enumerate(codes)} | {
+        f"given_{m}": own[0] for m, own in enumerate(given)
+    }
+    arrays |= {f"kept_{m}": mask for m, mask in enumerate(kept)}
+    file = job.write_arrays("completions.npz", items=items, labels=labels, seeds=job.seeds, mask=region, **arrays)
     if settings["singles"]:
         job.write_singles([f"{seed:06d}" for seed in job.seeds], items)
-    count, every = sum(int(one.sum()) for one in kept), sum(one.numel() for one in kept)
+    count, every = sum(int(mask.sum()) for mask in kept), sum(mask.numel() for mask in kept)
     print(
-        f"original, masked, reconstruction, and {n} completions that keep {count} of {every} codes: {picture}\n"
-        f"pictures, their codes, and those that were given and kept: {file}"
+        f"original, masked, reconstruction, and {n} completions that keep {count} of {every} codes: {png}\n"
+        f"images, their codes, and those that were given and kept: {file}"
     )
 
 

@@ -41,19 +41,19 @@ class Frames:
 
 def render(frames: Frames, job: Job, columns: int) -> list[Tensor]:
     """Images uint8 (1 or 3, H, W), one per frame: decoded codes, gray where the coarsest map is not drawn yet."""
-    pictures = []
+    images = []
     for codes, drawn in frames.frames:
         shown = [m.masked_fill(~known, 0) for m, known in zip(codes, drawn)]  # what is not drawn may be no code at all
         open_codes = (~drawn[0]).float()[:, None]  # (n, 1, *s) of the coarsest map: later ones refine it
         open_places = F.interpolate(open_codes, size=job.run.data.size, mode="nearest")[:, 0] > 0  # (n, *S)
-        pictures.append(grid(rows_of(job.run.data.show(paint(job.decode(shown), open_places)), columns)))
-    return pictures
+        images.append(grid(rows_of(job.run.data.show(paint(job.decode(shown), open_places)), columns)))
+    return images
 
 
-def write_gif(path: Path, pictures: list[Tensor]) -> None:
+def write_gif(path: Path, images: list[Tensor]) -> None:
     """Images uint8 (1 or 3, H, W) -> a GIF that appears under its name when it is whole; the last is shown longer."""
-    images = [Image.fromarray(torch.movedim(one, 0, -1).squeeze(-1).numpy()) for one in pictures]
-    palettes = [one.quantize(256, dither=Image.Dither.NONE) for one in images]
+    frames = [Image.fromarray(torch.movedim(image, 0, -1).squeeze(-1).numpy()) for image in images]
+    palettes = [frame.quantize(256, dither=Image.Dither.NONE) for frame in frames]
     times = [FRAME_MS] * (len(palettes) - 1) + [LAST_MS]
     gif = io.BytesIO()
     palettes[0].save(gif, "GIF", save_all=True, append_images=palettes[1:], duration=times, loop=0)

@@ -14,13 +14,13 @@ def generate(job: Job) -> None:
     frames = Frames(n) if settings["gif"] else None
     items, codes = job.draw(labels, on_progress=frames)
     columns = -(-n // len(names)) if settings["class"] == "all" else min(settings["columns"], n)
-    picture = job.write_images("grid.png", items, columns)
-    maps = {f"codes_{m}": one for m, one in enumerate(codes)}
-    arrays = job.write_arrays("samples.npz", pictures=items, labels=labels, seeds=job.seeds, **maps)
+    png = job.write_images("grid.png", items, columns)
+    maps = {f"codes_{m}": drawn for m, drawn in enumerate(codes)}
+    arrays = job.write_arrays("samples.npz", items=items, labels=labels, seeds=job.seeds, **maps)
     if settings["singles"]:
         classes = [f"_{names[label]}" if label >= 0 else "" for label in labels.tolist()]
         job.write_singles([f"{seed:06d}{name}" for seed, name in zip(job.seeds, classes)], items)
-    print(f"{n} samples: {picture}\npictures and codes: {arrays}")
+    print(f"{n} samples: {png}\nimages and codes: {arrays}")
     if frames is not None:
         file = job.out / "progress.gif"
         write_gif(file, render(frames, job, min(settings["columns"], frames.count)))

@@ -16,16 +16,16 @@ def interpolate(job: Job) -> None:
     """Writes interpolation.png and interpolation.npz, and on request single files."""
     names, n = names_in(job.settings["image"]), job.settings["n"]
     if len(names) != 2:
-        raise UserError(f"mode=interpolate needs two pictures, such as image=[0,1], got image={job.settings['image']}")
+        raise UserError(f"mode=interpolate needs two images, such as image=[0,1], got image={job.settings['image']}")
     ends = torch.stack([read_named(job.run, name)[0] for name in names])  # (2, C, *S)
     path = to_uint8(between(job.trained, job.x(ends), n))
     shown = torch.cat([ends[:1], path, ends[1:]])
-    picture = job.write_images("interpolation.png", shown, len(shown))
-    file = job.write_arrays("interpolation.npz", pictures=path, ends=ends)
+    png = job.write_images("interpolation.png", shown, len(shown))
+    file = job.write_arrays("interpolation.npz", items=path, ends=ends)
     if job.settings["singles"]:
         job.write_singles([f"{i:03d}" for i in range(len(path))], path)
     print(
-        f"an original, its reconstruction, {n} pictures between, and the other's reconstruction and original: {picture}\n"
+        f"an original, its reconstruction, {n} images between, and the other's reconstruction and original: {png}\n"
         f"all but the originals, and these as `ends`: {file}"
     )
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vqvae.data.items import center_crop
 from vqvae.errors import UserError
-from vqvae.images import grid, normalise, rows_of, to_uint8, write_png
+from vqvae.images import grid, normalize, rows_of, to_uint8, write_png
 from vqvae.inference.trained_model import TrainedModel
 from vqvae.priors.sampling import Known, OnProgress
 from vqvae.run.run import Run
@@ -64,7 +64,7 @@ class Job:
 
     def x(self, items: Tensor) -> Tensor:
         """Crop and scale items as read, uint8 (n, C, *R) -> (n, C, *S) in [-1, 1], on the device."""
-        return normalise(center_crop(items, self.run.data.size).to(self.run.device))
+        return normalize(center_crop(items, self.run.data.size).to(self.run.device))
 
     def write_images(self, name: str, items: Tensor, columns: int) -> Path:
         """Write a PNG of items uint8 (n, C, *S), in rows of `columns`."""

@@ -63,7 +63,7 @@ def check_mode(cfg: dict[str, Any], typed: Iterable[str]) -> None:
             raise UserError(message)
     if "image" in KEYS[mode] and cfg["image"] is None:
         example = "image=[0,1]" if mode == "interpolate" else "image=0"
-        raise UserError(f"mode={mode} needs image=...: files, or numbers of validation pictures, such as {example}")
+        raise UserError(f"mode={mode} needs image=...: files, or numbers of validation images, such as {example}")
 
 
 def folder_name(cfg: dict[str, Any], typed: Iterable[str]) -> str:
@@ -82,6 +82,6 @@ def folder_name(cfg: dict[str, Any], typed: Iterable[str]) -> str:
 def plain_name(value: Any) -> str:
     """A value as a part of a file name: paths by their last part, lists joined."""
     if isinstance(value, list):
-        return "-".join(plain_name(one) for one in value)
+        return "-".join(plain_name(item) for item in value)
     last = str(value).rstrip("/").rpartition("/")[2]
     return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in last)

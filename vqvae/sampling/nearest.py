@@ -17,7 +17,7 @@ from vqvae.run.run import Run
 from vqvae.sampling.classes import choose_labels
 from vqvae.sampling.job import Job
 
-NEIGHBOURS = 3  # shown of each sample, by either distance
+NEIGHBORS = 3  # shown of each sample, by either distance
 HELD_OUT = 256  # validation images that samples are compared with, spread over the split
 ELEMENTS = 2**24  # compared at a time: 16 MB of codes, 128 MB of pixels
 
@@ -31,7 +31,7 @@ class Queries:
 
 
 @dataclass
-class Neighbours:
+class Neighbors:
     """The k nearest of n queries, nearest first: distances (n, k), and their numbers in the training set (n, k).
 
     Mirror images of training images have the numbers from the training set's size on.
@@ -52,20 +52,20 @@ def nearest(job: Job) -> None:
     held_out = Queries(job.decode(codes), codes)  # reconstructions, because samples come out of the decoder too
     both = Queries(torch.cat([samples.items, held_out.items]), [torch.cat(m) for m in zip(samples.codes, codes)])
     flips = [False, True] if run.cfg.prior.flip else [False]
-    found = {"codes": by_codes(run, trained, both.codes, flips), "pixels": by_pixels(run, both.items, flips)}
+    neighbors = {"codes": by_codes(run, trained, both.codes, flips), "pixels": by_pixels(run, both.items, flips)}
 
     n = settings["n"]
-    shown = [samples.items[:, None], *(training_items(run, one.numbers[:n]) for one in found.values())]
+    shown = [samples.items[:, None], *(training_items(run, near.numbers[:n]) for near in neighbors.values())]
     tiles = torch.cat(shown, dim=1)  # (n, 1 + 2 k, C, *S)
-    picture = job.write_images("nearest.png", tiles.flatten(0, 1), tiles.shape[1])
-    arrays = {f"{name}_{key}": value[:n] for name, one in found.items() for key, value in vars(one).items()}
-    arrays |= {f"held_out_{name}_distances": one.distances[n:] for name, one in found.items()}
-    maps = {f"codes_{m}": one for m, one in enumerate(samples.codes)}
-    file = job.write_arrays("nearest.npz", pictures=samples.items, labels=labels, seeds=job.seeds, **maps, **arrays)
+    png = job.write_images("nearest.png", tiles.flatten(0, 1), tiles.shape[1])
+    arrays = {f"{name}_{key}": value[:n] for name, near in neighbors.items() for key, value in vars(near).items()}
+    arrays |= {f"held_out_{name}_distances": near.distances[n:] for name, near in neighbors.items()}
+    maps = {f"codes_{m}": drawn for m, drawn in enumerate(samples.codes)}
+    file = job.write_arrays("nearest.npz", items=samples.items, labels=labels, seeds=job.seeds, **maps, **arrays)
     every = sum(m[0].numel() for m in codes)
-    print(f"rows of sample, {NEIGHBOURS} nearest training pictures by codes, and by pixels: {picture}\nnumbers: {file}")
-    print(verdict(f"codes that differ, of {every}", found["codes"].distances[:, 0], n))
-    print(verdict("root mean squared error of values 0 .. 255", found["pixels"].distances[:, 0], n))
+    print(f"rows of sample, {NEIGHBORS} nearest training images by codes, and by pixels: {png}\nnumbers: {file}")
+    print(verdict(f"codes that differ, of {every}", neighbors["codes"].distances[:, 0], n))
+    print(verdict("root mean squared error of values 0 .. 255", neighbors["pixels"].distances[:, 0], n))
 
 
 def verdict(unit: str, distances: Tensor, samples: int) -> str:
@@ -76,13 +76,13 @@ def verdict(unit: str, distances: Tensor, samples: int) -> str:
     relation = "closer to" if median < median_new else "farther from" if median > median_new else "as close to"
     than = "as" if median == median_new else "than"
     return (
-        f"{unit}: samples lie {relation} their nearest training pictures {than} held-out pictures do (medians {median:.4g} of "
+        f"{unit}: samples lie {relation} their nearest training images {than} held-out images do (medians {median:.4g} of "
         f"{len(own)} samples, {median_new:.4g} of {len(new)} held-out reconstructions; the sample is the closer one in "
         f"{float(lower):.0%} of all pairs, 50% being no difference); {int((own == 0).sum())} samples are exact copies"
     )
 
 
-def by_codes(run: Run, trained: TrainedModel, queries: list[Tensor], flips: list[bool]) -> Neighbours:
+def by_codes(run: Run, trained: TrainedModel, queries: list[Tensor], flips: list[bool]) -> Neighbors:
     """M code maps (n, *s_m) -> the training images, or their mirror images, of which the fewest codes differ."""
     wanted = torch.cat([m.flatten(1) for m in queries], dim=1).to(run.device)  # (n, all codes)
 
@@ -96,7 +96,7 @@ def by_codes(run: Run, trained: TrainedModel, queries: list[Tensor], flips: list
     return smallest(distances())
 
 
-def by_pixels(run: Run, queries: Tensor, flips: list[bool]) -> Neighbours:
+def by_pixels(run: Run, queries: Tensor, flips: list[bool]) -> Neighbors:
     """Items uint8 (n, C, *S) -> the training images, or their mirror images, of the least root mean squared error."""
     wanted = queries.to(run.device).flatten(1).double()  # (n, dims): sums of squares of integers are exact in float64
     lengths = wanted.square().sum(1)[:, None]
@@ -114,9 +114,9 @@ def by_pixels(run: Run, queries: Tensor, flips: list[bool]) -> Neighbours:
     return smallest(distances())
 
 
-def smallest(chunks: Iterable[Tensor]) -> Neighbours:
-    """Distances (n, b) to one chunk of the training set after another -> the NEIGHBOURS smallest; of equal ones the first."""
-    best: Neighbours | None = None
+def smallest(chunks: Iterable[Tensor]) -> Neighbors:
+    """Distances (n, b) to one chunk of the training set after another -> the NEIGHBORS smallest; of equal ones the first."""
+    best: Neighbors | None = None
     start = 0
     for distances in chunks:
         numbers = torch.arange(start, start + distances.shape[1]).expand(len(distances), -1)  # (n, b)
@@ -125,7 +125,7 @@ def smallest(chunks: Iterable[Tensor]) -> Neighbours:
         if best is not None:
             nearer, numbers = torch.cat([best.distances, nearer], 1), torch.cat([best.numbers, numbers], 1)
         ranked, order = nearer.sort(dim=1, stable=True)
-        best = Neighbours(ranked[:, :NEIGHBOURS], numbers.gather(1, order[:, :NEIGHBOURS]))
+        best = Neighbors(ranked[:, :NEIGHBORS], numbers.gather(1, order[:, :NEIGHBORS]))
     assert best is not None, "a training set is never empty"
     return best
 
@@ -142,7 +142,7 @@ def training_items(run: Run, numbers: Tensor) -> Tensor:
 
 def bar_of(count: int, chunk: int, title: str) -> Iterator[Tensor]:
     """Indices 0 .. count - 1 in chunks, with a bar."""
-    with tqdm(total=count, desc=title, unit="picture", disable=distributed.bar_hidden()) as bar:
+    with tqdm(total=count, desc=title, unit="image", disable=distributed.bar_hidden()) as bar:
         for rows in torch.arange(count).split(chunk):
             yield rows
             bar.update(len(rows))

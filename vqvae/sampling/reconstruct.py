@@ -37,21 +37,21 @@ def reconstruct(job: Job) -> None:
     if not rows:
         raise UserError(f"folder={job.settings['folder']} holds no file that can be read ({len(skipped)} skipped)")
     text = io.StringIO()
-    csv.writer(text).writerows([("picture", "psnr_db"), *rows])
-    print(table(["picture", "psnr_db"], [list(row) for row in rows[:MOST_SHOWN]]))
+    csv.writer(text).writerows([("image", "psnr_db"), *rows])
+    print(table(["image", "psnr_db"], [list(row) for row in rows[:MOST_SHOWN]]))
     columns = 2 * max(1, min(job.settings["columns"] // 2, len(rows)))
-    picture = job.write_images("reconstructions.png", torch.cat(shown)[: 2 * MOST_SHOWN], columns)
+    png = job.write_images("reconstructions.png", torch.cat(shown)[: 2 * MOST_SHOWN], columns)
     write_bytes(job.out / "psnr.csv", text.getvalue().encode())
     mean = sum(psnr for _, psnr in rows) / len(rows)
-    print(f"mean PSNR of {len(rows)} pictures: {mean:.2f} dB, {len(skipped)} files skipped")
-    print(f"originals and reconstructions, side by side: {picture}\nall PSNRs: {job.out / 'psnr.csv'}")
+    print(f"mean PSNR of {len(rows)} images: {mean:.2f} dB, {len(skipped)} files skipped")
+    print(f"originals and reconstructions, side by side: {png}\nall PSNRs: {job.out / 'psnr.csv'}")
 
 
-def chunks(pictures: Iterable[tuple[str, Tensor | OSError]], skipped: list[str]) -> Iterator[tuple[list[str], Tensor]]:
+def chunks(images: Iterable[tuple[str, Tensor | OSError]], skipped: list[str]) -> Iterator[tuple[list[str], Tensor]]:
     """Names and items -> names and items uint8 (b, C, *S), up to CHUNK at a time; what could not be read goes to `skipped`."""
     names: list[str] = []
     items: list[Tensor] = []
-    for name, item in pictures:
+    for name, item in images:
         if isinstance(item, OSError):
             skipped.append(f"{name}: {item}")
             continue

@@ -21,7 +21,7 @@ from vqvae.run.run import Run
 def names_in(image: Any) -> list[str]:
     """Names in the setting `image`: one, a list, or several separated by commas (unless that is a file)."""
     if isinstance(image, list):
-        return [str(one) for one in image]
+        return [str(name) for name in image]
     return [str(image)] if isfile(str(image)) else str(image).split(",")
 
 
@@ -33,11 +33,11 @@ def read_named(run: Run, name: str) -> tuple[Tensor, int]:
     if name.isdecimal():
         split = run.split("val")
         if int(name) >= len(split):
-            raise UserError(f"image={name}: the validation pictures are numbered 0 .. {len(split) - 1}")
+            raise UserError(f"image={name}: the validation images are numbered 0 .. {len(split) - 1}")
         return crop(run, split.read(int(name))), int(split.labels[int(name)])
     path = Path(expanduser(name))
     if not isfile(path):
-        raise UserError(f"image={name} is neither a file nor the number of a validation picture")
+        raise UserError(f"image={name} is neither a file nor the number of a validation image")
     try:
         return crop(run, run.data.load(path)), -1
     except OSError as error:
@@ -62,7 +62,7 @@ def read_many(run: Run, folder: str | None, count: int | None) -> Iterator[tuple
         if not visible:
             raise UserError(f"folder={folder} holds no files")
         readers = [(printable(p.as_posix()), partial(run.data.load, root / p)) for p in visible]
-    for name, read in tqdm(readers[:count], desc="reconstructing", unit="picture", disable=distributed.bar_hidden()):
+    for name, read in tqdm(readers[:count], desc="reconstructing", unit="image", disable=distributed.bar_hidden()):
         try:
             yield name, crop(run, read())
         except OSError as error:

@@ -137,17 +137,17 @@ class AutoencoderStage(Stage):
         return {"reconstructions": grid([self.show(to_uint8(row)) for row in (batch.x, x_hat)])}
 
     def warnings(self, metrics: dict[str, Any], best: dict[str, Any]) -> dict[str, str]:
-        found = {}
+        warnings = {}
         for m, size in enumerate(self.model.codebook_sizes):
             value = metrics[f"codebook/perplexity_{m}"]
             if value < COLLAPSED_SHARE * size:
-                found[f"codebook {m} has collapsed"] = (
+                warnings[f"codebook {m} has collapsed"] = (
                     f"its perplexity over the validation set is {value:.1f} of {size} codes "
                     f"({metrics[f'codebook/dead_codes_{m}']} never used). Try quantizer/revival=random, "
                     "quantizer/init=data, a smaller quantizer.codebook.size or quantizer.codebook.dim=8, "
                     "a lower learning rate, or quantizer=fsq, which cannot collapse"
                 )
-        return found
+        return warnings
 
     def _weigh(self, reconstruction: Tensor, output: Output) -> dict[str, Tensor]:
         """Every loss term, plain and weighted, and their weighted sum, by the figures' names."""
@@ -170,11 +170,11 @@ class AutoencoderStage(Stage):
         for m, codes in enumerate(self.model.codebooks()):
             if codes is None or len(codes) < 2:  # one code has no distance to others
                 continue
-            found = next((one for other, one in known if torch.equal(other, codes)), None)
-            if found is None:
-                found = figures(codes)
-                known.append((codes, found))
-            metrics |= {f"codebook/{name}_{m}": value for name, value in found.items()}
+            values = next((values for other, values in known if torch.equal(other, codes)), None)
+            if values is None:
+                values = figures(codes)
+                known.append((codes, values))
+            metrics |= {f"codebook/{name}_{m}": value for name, value in values.items()}
         return metrics
 
 

@@ -51,7 +51,7 @@ class PriorStage(Stage):
     The loss is the prior's own; metrics are in bits of all codes, under the name that the prior gives them (`bits_name`).
     `draw` turns codes into images uint8 (B, 1 or 3, H, W), for previews, `sampling` how they are drawn.
     class_dropout: share of examples whose class is hidden (label -1), so that the prior learns p(codes) beside
-    p(codes | class). label_smoothing: share of the loss that all codes have in equal parts. Raises ValueError for values
+    p(codes | class). label_smoothing: share of the loss that all codes have in equal parts. Raises UserError for values
     out of range.
     """
 
@@ -77,7 +77,7 @@ class PriorStage(Stage):
 
     def training_losses(self, batch: CodeBatch) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         scored: Scored = self.forwards["prior"](batch.codes, self._hide_classes(batch.labels), self.label_smoothing)
-        nats = torch.cat([one.detach().flatten() for one in scored.nats]).mean()
+        nats = torch.cat([nats.detach().flatten() for nats in scored.nats]).mean()
         yield "prior", scored.loss, {LOSS: scored.loss, self.monitor: nats / math.log(2)}
 
     def window_metrics(self) -> dict[str, float]:
@@ -110,7 +110,8 @@ class PriorStage(Stage):
     def warnings(self, metrics: dict[str, Any], best: dict[str, Any]) -> dict[str, str]:
         if not best:
             return {}
-        (now, train), (lowest, train_then) = ((one[self.monitor], one[self.train_monitor]) for one in (metrics, best))
+        now, train = metrics[self.monitor], metrics[self.train_monitor]
+        lowest, train_then = best[self.monitor], best[self.train_monitor]
         if now <= lowest * (1 + OVERFITTING) or train >= train_then:
             return {}
         return {
@@ -125,8 +126,8 @@ class PriorStage(Stage):
         labels = torch.arange(count, device=batch.labels.device) % max(1, self.prior.num_classes)
         labels = labels if self.prior.num_classes else labels - 1
         codes = self.prior.sample(list(range(count)), labels, self.sampling)
-        pictures = self.draw(codes)
-        rows = [pictures[: (count + 1) // 2], pictures[(count + 1) // 2 :]] if count > 1 else [pictures]
+        drawn = self.draw(codes)
+        rows = [drawn[: (count + 1) // 2], drawn[(count + 1) // 2 :]] if count > 1 else [drawn]
         return {"samples": grid(rows)}
 
     def _hide_classes(self, labels: Tensor) -> Tensor:

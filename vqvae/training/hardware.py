@@ -53,7 +53,7 @@ def memory_mb(device: torch.device) -> dict[str, float]:
 def keep_freed_memory() -> None:
     """Tells glibc to reuse freed memory instead of returning it: each step's tensors then cause no page faults.
 
-    Measured on 2 cores: 4 to 10 % more pictures/s at batch 32. Does nothing on other systems.
+    Measured on 2 cores: 4 to 10 % more images/s at batch 32. Does nothing on other systems.
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)

@@ -19,7 +19,7 @@ class TrainerConfig:
     batch_size is global: over all ranks and accumulated micro-batches. early_stop_evals: training ends after so many
     evaluations in a row without a new best of the stage's monitored metric, and the best step's weights are its result.
     on_nonfinite: stop or skip, where a loss or its gradient is not finite; with skip, a run ends when more than
-    `max_skipped_steps` were. Raises ValueError for values out of range.
+    `max_skipped_steps` were. Raises UserError for values out of range.
     """
 
     steps: PositiveInt | None

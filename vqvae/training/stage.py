@@ -32,7 +32,7 @@ class Stage(ABC):
     monitor: str
     keeps_best: bool
     headline: tuple[str, ...]  # validation metrics for the one-line report
-    initialised: bool = False  # True if weights were loaded, because `begin_run` would overwrite them
+    initialized: bool = False  # True if weights were loaded, because `begin_run` would overwrite them
     forwards: dict[str, nn.Module]  # the networks as wrapped or compiled by the trainer: training calls these
 
     def begin_run(self, batches: Iterator[Any]) -> None:
@@ -94,7 +94,7 @@ class Stage(ABC):
                     f"{differing[0]} is {given.get(differing[0])} there, {own.get(differing[0])} here)"
                 )
             self.networks[name].load_state_dict(state, strict=False)
-        self.initialised = True
+        self.initialized = True
 
 
 class TrainingSet(Protocol):

@@ -40,7 +40,7 @@ class StopRequest:
         for number, handler in self.before.items():
             signal.signal(number, handler or signal.SIG_DFL)
 
-    def leave(self) -> NoReturn:
+    def exit(self) -> NoReturn:
         """Ends the program, with the exit code that shells report; a launcher may put the job back into its queue first."""
         assert self.number is not None
         if self.number in self.launcher:

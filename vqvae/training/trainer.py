@@ -84,10 +84,10 @@ class Trainer:
         Raises Stopped after a requested stop, UserError if losses are not finite and on_nonfinite=stop.
         """
         with self.stop.deferred():
-            done, todo = self.restore()
-            if done == self.steps and not todo:
+            done, pending = self.restore()
+            if done == self.steps and not pending:
                 return self.finish(done)
-            self.begin(done, todo)
+            self.begin(done, pending)
             batches = self.examples.train.batches_from(done, self.config.accumulation)
             bar = tqdm(total=self.steps, initial=done, desc=self.logger.stage, disable=distributed.bar_hidden())
             clock = Clock()
@@ -99,20 +99,20 @@ class Trainer:
             bar.close()
             self.finish(done)
 
-    def begin(self, done: int, todo: Sequence[str]) -> None:
-        """Prepare training from step `done` on, and do what a stop has left `todo` after that step."""
-        self.logger.start(done, evaluated="evaluate" not in todo)
+    def begin(self, done: int, pending: Sequence[str]) -> None:
+        """Prepare training from step `done` on, then run the evaluation or preview that a stop left `pending`."""
+        self.logger.start(done, evaluated="evaluate" not in pending)
         for network in self.stage.networks.values():
             network.train()
         self.stage.forwards = {name: self.wrap(network) for name, network in self.stage.networks.items()}
-        if done == 0 and not self.stage.initialised:
+        if done == 0 and not self.stage.initialized:
             seed_everything(self.seed, 0)
             with Evaluating(self.stage.networks, average=None), self.stop.at_once():
                 self.stage.begin_run(self.examples.train.batches_from(0, parts=1))
             if self.average is not None:
                 self.average.load(self.average.live)  # it starts from codes that were set from data
-        if todo:
-            self.do_extras(done, todo)
+        if pending:
+            self.do_extras(done, pending)
             self.save(done, [])
 
     def after_step(self, done: int, bar: tqdm, clock: Clock) -> None:
@@ -123,27 +123,27 @@ class Trainer:
             self.log(done, bar, clock)
         clock.pause()
         if self.stop.agreed(may_talk=logs or self.device.type == "cpu"):
-            self.end_here(done, EXTRAS)
+            self.save_and_stop(done, EXTRAS)
         self.do_extras(done, EXTRAS)
         if logs and self.stop.agreed(may_talk=True):  # the extras may have taken long
-            self.end_here(done, [])
+            self.save_and_stop(done, [])
         clock.resume()
 
-    def do_extras(self, step: int, todo: Sequence[str]) -> None:
-        """Do what of `todo` is due after a step, then save if that is due. A stop saves a checkpoint with what is left."""
+    def do_extras(self, step: int, pending: Sequence[str]) -> None:
+        """Run those of `pending` that are due after a step, then save if that is due. A stop saves the rest in a checkpoint."""
         intervals = {"evaluate": self.config.eval_every_steps, "preview": self.config.preview_every_steps}
-        for place, name in enumerate(todo):
+        for place, name in enumerate(pending):
             if due(step, intervals[name], self.steps):
                 try:
                     getattr(self, name)(step)
                 except Stopped:
-                    self.end_here(step, todo[place:])
+                    self.save_and_stop(step, pending[place:])
         if due(step, self.config.checkpoint_every_steps, self.steps):
             self.save(step, [])
 
-    def end_here(self, step: int, todo: Sequence[str]) -> None:
-        """Save a checkpoint that knows what is left `todo` after `step`, and end training."""
-        self.save(step, todo)
+    def save_and_stop(self, step: int, pending: Sequence[str]) -> None:
+        """Save a checkpoint with what is `pending` after `step`, and end training."""
+        self.save(step, pending)
         raise Stopped(f"{self.logger.stage}: stopped on request at step {step} of {self.steps}")
 
     def train_step(self, step: int, batch: Batch) -> None:
@@ -235,14 +235,14 @@ class Trainer:
             networks = {name: copy.deepcopy(network.state_dict()) for name, network in self.stage.networks.items()}
         return {"step": step, "networks": networks}
 
-    def save(self, step: int, todo: Sequence[str]) -> None:
-        """Write the checkpoint from which a later start continues bit-identically, with `todo` first."""
-        checkpoint.save_step(self.checkpoints, step, self.state(step, todo), KEEP_CHECKPOINTS)
+    def save(self, step: int, pending: Sequence[str]) -> None:
+        """Write the checkpoint from which a later start continues bit-identically, beginning with `pending`."""
+        checkpoint.save_step(self.checkpoints, step, self.state(step, pending), KEEP_CHECKPOINTS)
 
-    def state(self, step: int, todo: Sequence[str]) -> dict[str, Any]:
+    def state(self, step: int, pending: Sequence[str]) -> dict[str, Any]:
         return {
             "step": step,
-            "todo": list(todo),
+            "todo": list(pending),
             "steps": self.steps,  # they may have become fewer: an early end
             "networks": {name: network.state_dict() for name, network in self.stage.networks.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
