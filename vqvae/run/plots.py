@@ -5,22 +5,26 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from vqvae.metrics.registry import FIGURES, find, without_split
 from vqvae.storage.files import write_bytes
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 PANELS_A_ROW = 4
+LEFT, RIGHT, BOTTOM, TOP = 0.6, 0.15, 0.45, 0.35  # inches around each panel, for its labels
 
 
 def plot_curves(lines: list[dict[str, Any]], path: Path) -> None:
     """The metrics of one stage over its steps, one panel a subject -> PNG. lines: those of metrics.jsonl."""
-    plt = pyplot()
     panels = panels_of({name for line in lines for name, value in line.items() if not isinstance(value, dict)})
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.2), squeeze=False)
-    for axis, (title, names) in zip(axes[0], panels.items()):
+    figure, axes = subplots(len(panels))
+    for axis, (title, names) in zip(axes, panels.items()):
         for name in names:
             points = [(line["step"], line[name]) for line in lines if name in line]
             axis.plot(*zip(*points), label=name, marker="." if len(points) < 20 else "", linewidth=1.2)
@@ -37,20 +41,13 @@ def plot_codes(counts: list[Tensor], histograms: dict[str, dict[str, list[float]
 
     counts: M x (K_m,). histograms: as made in metrics.codebook, of registered figures.
     """
-    plt = pyplot()
-    panels = len(counts) + len(histograms)
-    columns = min(panels, PANELS_A_ROW)
-    rows = math.ceil(panels / columns)
-    figure, grid = plt.subplots(rows, columns, figsize=(4.8 * columns, 3.2 * rows), squeeze=False)
-    axes = list(grid.flat)
-    for axis in axes[panels:]:
-        axis.set_visible(False)
-    for m, (axis, one) in enumerate(zip(axes, counts)):
-        share = one.double().sort(descending=True).values / one.sum().clamp_min(1) * len(one)
+    figure, axes = subplots(len(counts) + len(histograms))
+    for m, (axis, uses) in enumerate(zip(axes, counts)):
+        share = uses.double().sort(descending=True).values / uses.sum().clamp_min(1) * len(uses)
         axis.fill_between(range(len(share)), share.tolist(), step="mid", alpha=0.6)
         axis.axhline(1, color="black", linewidth=0.8, linestyle="--", label="uniform use")
-        used = int((one > 0).sum())
-        axis.set_title(f"codebook {m}: {used} of {len(one)} codes used", fontsize=10)
+        used = int((uses > 0).sum())
+        axis.set_title(f"codebook {m}: {used} of {len(uses)} codes used", fontsize=10)
         axis.set_xlabel("codes, most used first", fontsize=8)
         axis.set_ylabel("use relative to uniform", fontsize=8)
         axis.legend(fontsize=7)
@@ -58,7 +55,7 @@ def plot_codes(counts: list[Tensor], histograms: dict[str, dict[str, list[float]
         axis.stairs(bins["counts"], bins["edges"], fill=True, alpha=0.6)
         entry = find(name)
         axis.set_title(name, fontsize=10)
-        axis.set_xlabel(entry.panel if entry else "", fontsize=8)
+        axis.set_xlabel(str(entry.panel) if entry else "", fontsize=8)
         axis.set_yticks([])
     for axis in axes:
         axis.tick_params(labelsize=7)
@@ -75,19 +72,31 @@ def panels_of(names: set[str]) -> dict[str, list[str]]:
     return {title: members for title, members in panels.items() if members}
 
 
-def pyplot() -> Any:
-    """matplotlib.pyplot on a backend that needs no screen."""
-    import matplotlib
+def subplots(panels: int) -> tuple[Figure, list[Axes]]:
+    """A figure and its panels, row by row. Fixed margins: matplotlib's layouts take as long as the drawing."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    columns = min(panels, PANELS_A_ROW)
+    rows = math.ceil(panels / columns)
+    width, height = 4.5, 3.2  # inches of a panel with its margins
+    figure = Figure(figsize=(width * columns, height * rows), dpi=110)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    figure.subplots_adjust(
+        left=LEFT / width / columns,
+        right=1 - RIGHT / width / columns,
+        bottom=BOTTOM / height / rows,
+        top=1 - TOP / height / rows,
+        wspace=(LEFT + RIGHT) / (width - LEFT - RIGHT),
+        hspace=(BOTTOM + TOP) / (height - BOTTOM - TOP),
+    )
+    for axis in grid.flat[panels:]:
+        axis.set_visible(False)
+    return figure, list(grid.flat[:panels])
 
-    return plt
 
+def save(figure: Figure, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-def save(figure: Any, path: Path) -> None:
-    figure.tight_layout()
     png = io.BytesIO()
-    figure.savefig(png, dpi=110, format="png")
+    FigureCanvasAgg(figure).print_png(png)
     write_bytes(path, png.getvalue())
-    pyplot().close(figure)
