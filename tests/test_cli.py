@@ -52,7 +52,7 @@ def test_sample_i_is_the_same_whatever_is_asked_for_beside_it(finished_run: Path
             "sample", f"run_dir={finished_run}", f"n={n}", f"seed={seed}", f"out={tmp_path / name}", "singles=true"
         )
     many, one = (np.load(tmp_path / name / "samples.npz", allow_pickle=False) for name in ("many", "one"))
-    for key in ("pictures", "codes_0", "labels"):
+    for key in ("items", "codes_0", "labels"):
         assert np.array_equal(many[key][2], one[key][0])
     assert len(list((tmp_path / "many").glob("*.png"))) == 6
 
@@ -96,7 +96,7 @@ def test_evaluate_gives_the_figures_of_training_with_their_protocol(finished_run
 
 def test_encode_writes_stores_that_decode_to_the_reconstructions(finished_run: Path) -> None:
     done = run("scripts/encode.py", f"run_dir={finished_run}", "splits=[test]")
-    assert "20 pictures, maps of [(8, 8)], codebooks of [16]" in done.stdout
+    assert "20 images, maps of [(8, 8)], codebooks of [16]" in done.stdout
     codes = np.load(finished_run / "codes" / "test" / "codes_0.npy")
     assert (codes.dtype, codes.shape) == (np.uint8, (20, 8, 8))
 
@@ -112,16 +112,16 @@ def test_a_store_of_another_tokenizer_is_refused(finished_run: Path, tmp_path: P
     assert "does not fit: tokenizer is 0123, not" in done.stderr
 
 
-def test_a_folder_of_pictures_trains_both_stages_from_the_command_line(tmp_path: Path) -> None:
-    """Grey pictures of odd sizes, without classes, one broken, in a folder with a space."""
+def test_a_folder_of_images_trains_both_stages_from_the_command_line(tmp_path: Path) -> None:
+    """Gray images of odd sizes, without classes, one broken, in a folder with a space."""
     torch.manual_seed(0)
     for index in range(24):
-        write_png(tmp_path / "my pictures" / f"{index}.png", torch.randint(256, (1, 20 + index, 31), dtype=torch.uint8))
-    (tmp_path / "my pictures" / "broken.jpg").write_bytes(b"\xff\xd8")
+        write_png(tmp_path / "my images" / f"{index}.png", torch.randint(256, (1, 20 + index, 31), dtype=torch.uint8))
+    (tmp_path / "my images" / "broken.jpg").write_bytes(b"\xff\xd8")
     own = [a for a in TINY if not a.startswith("data.")]
-    data = ["data=folder", "data.root=my pictures", "data.image_size=16", "data.channels=1", "data.flip=true"]
+    data = ["data=folder", "data.root=my images", "data.image_size=16", "data.channels=1", "data.flip=true"]
     done = run("train.py", *own, *SMALL_CODEBOOK, *data, "run_dir=run", cwd=tmp_path)
-    assert "cannot decode my pictures/broken.jpg (1 so far)" in done.stdout
+    assert "cannot decode my images/broken.jpg (1 so far)" in done.stdout
     assert (tmp_path / "run" / "samples.png").is_file()
     run("sample.py", "run_dir=run", "n=2", cwd=tmp_path)
 
@@ -153,7 +153,7 @@ def test_identity_is_a_plain_autoencoder(tmp_path: Path) -> None:
 
 def test_overfit_shows_that_the_networks_can_learn(tmp_path: Path) -> None:
     own = [a for a in TINY if not a.startswith(("debug", "model", "quantizer"))]
-    train_inside(*own, "debug=overfit", "stages=[autoencoder]", "model=patch", f"run_dir={tmp_path / 'run'}")
+    train_inside(*own, "debug=overfit", "stages=[autoencoder]", "trainer.steps=60", f"run_dir={tmp_path / 'run'}")
     losses = [
         line["autoencoder/train/loss"]
         for line in lines(tmp_path / "run" / "autoencoder" / "metrics.jsonl")
@@ -176,7 +176,7 @@ def test_a_sweep_makes_a_folder_a_job_one_table_and_skips_what_is_finished(tmp_p
     assert second.stdout.count("autoencoder: finished before") == 2
 
 
-def test_a_failed_job_of_a_sweep_is_told_and_the_others_are_kept(tmp_path: Path) -> None:
+def test_a_failed_job_of_a_sweep_is_reported_and_the_others_are_kept(tmp_path: Path) -> None:
     own = [a for a in [*TINY, *SMALL_CODEBOOK] if not a.startswith("prior")]
     sweep = ["-m", *own, "stages=[autoencoder]", f"run_dir={tmp_path / 'sweep'}"]
     first = run("train.py", *sweep, "trainer.batch_size=500,8", check=False)

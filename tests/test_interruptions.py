@@ -1,13 +1,14 @@
-"""Laws of runs that are stopped or killed, anywhere: they go on as if nothing had happened."""
+"""Laws of runs that are stopped or killed at any moment: they continue as if nothing had happened."""
 
 from __future__ import annotations
 
 import importlib
+import os
 import random
 import signal
-import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,11 @@ from conftest import (
     SMALL_CODEBOOK,
     TINY,
     assert_same_result,
-    command,
     run,
     train_inside,
     weights,
 )
+from forked import Child, Forks
 
 from vqvae.stages.autoencoder import AutoencoderStage
 from vqvae.stages.prior import PriorStage
@@ -38,6 +39,22 @@ RUN = [
 
 INTERVALS = {"log": 1, "eval": 5, "preview": 5, "checkpoint": 2}
 
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    train_inside(*RUN, f"run_dir={run_dir}")
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    forks = Forks(tmp_path_factory.mktemp("forks"))
+    yield forks
+    forks.close()
+
+
 # ---- requests to stop
 
 
@@ -52,10 +69,14 @@ INTERVALS = {"log": 1, "eval": 5, "preview": 5, "checkpoint": 2}
     ],
 )
 def test_sigterm_in_the_middle_of_long_work_ends_it_at_once_and_nothing_is_lost(
-    place: type, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    place: type,
+    what: str,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Not after it: an evaluation may take minutes, and machines give ten seconds."""
-    train_inside(*RUN, f"run_dir={tmp_path / 'whole'}")
     original, calls, finished = getattr(place, what), 0, 0
 
     def interrupted(self: object, *args: object) -> object:
@@ -73,10 +94,10 @@ def test_sigterm_in_the_middle_of_long_work_ends_it_at_once_and_nothing_is_lost(
     assert (stopped.value.code, finished) == (143, 0)
     assert "stopped on request" in capsys.readouterr().err
     train_inside(*RUN, f"run_dir={tmp_path / 'stopped'}")
-    assert_same_result(tmp_path / "whole", tmp_path / "stopped")
+    assert_same_result(whole, tmp_path / "stopped")
 
 
-LONG_WORK = {  # made to last for a minute, in a process of its own
+LONG_WORK = {  # each made to last a minute, in a process of its own
     "decoding": "vqvae.data.shapes:draw_shapes",
     "start from data": "vqvae.stages.autoencoder:AutoencoderStage.begin_run",
     "evaluation": "vqvae.stages.autoencoder:AutoencoderStage.evaluate",
@@ -84,13 +105,12 @@ LONG_WORK = {  # made to last for a minute, in a process of its own
     "encoding": "vqvae.run.encoding:encode",
     "evaluation of the prior": "vqvae.stages.prior:PriorStage.evaluate",
     "preview of the prior": "vqvae.stages.prior:PriorStage.preview",
-    "summary": "vqvae.run.report:summarise",
+    "summary": "vqvae.run.report:summarize",
 }
 SLOWED = """
-import functools, importlib, sys, time
-module, names = sys.argv.pop(1).split(":")
-*owners, name = names.split(".")
-place = functools.reduce(getattr, owners, importlib.import_module(module))
+import functools, importlib, time
+*owners, name = "{names}".split(".")
+place = functools.reduce(getattr, owners, importlib.import_module("{module}"))
 original = getattr(place, name)
 
 def slow(*args, **kwargs):
@@ -104,28 +124,28 @@ train.main()
 """
 
 
-def start_slowed(place: str, seconds: float, *arguments: str) -> subprocess.Popen[str]:
+def start_slowed(forks: Forks, place: str, seconds: float, *arguments: str) -> Child:
     """train.py with a function that first says "now" and sleeps; returns when it does."""
-    code = [command("train.py")[0], "-c", SLOWED.format(seconds=seconds), place, *arguments]
-    process = subprocess.Popen(
-        code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(command("train.py")[1]).parent
-    )
-    assert process.stdout is not None
-    assert any(line == "now\n" for line in process.stdout)
-    return process
+    module, names = place.split(":")
+    child = forks.start(*arguments, code=SLOWED.format(module=module, names=names, seconds=seconds))
+    while "now\n" not in child.out.read_text():
+        assert child.poll(0.05) is None, child.err.read_text()[-2000:]
+    return child
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", LONG_WORK)
-def test_sigterm_in_the_middle_of_long_work_is_obeyed_within_ten_seconds(moment: str, tmp_path: Path) -> None:
+def test_sigterm_in_the_middle_of_long_work_is_obeyed_within_ten_seconds(
+    moment: str, forks: Forks, tmp_path: Path
+) -> None:
     """Exit code 143, with a checkpoint where there was something to keep; started again, the run ends."""
     arguments = [*RUN, f"run_dir={tmp_path / 'run'}", f"data.cache_dir={tmp_path / 'cache'}"]
-    process = start_slowed(LONG_WORK[moment], 60, *arguments)
+    process = start_slowed(forks, LONG_WORK[moment], 60, *arguments)
     began = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=20)
-    assert process.returncode == 143
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(20) == 143
     assert time.monotonic() - began < 10
+    errors = process.err.read_text()
     assert "stopped on request" in errors
     assert "Traceback" not in errors
     if moment.split()[0] in ("evaluation", "preview"):
@@ -135,39 +155,38 @@ def test_sigterm_in_the_middle_of_long_work_is_obeyed_within_ten_seconds(moment:
 
 
 @pytest.mark.slow
-def test_sigterm_in_a_long_step_leaves_its_checkpoint_when_it_is_done(tmp_path: Path) -> None:
-    process = start_slowed("vqvae.training.trainer:Trainer.train_step", 3, *RUN, f"run_dir={tmp_path / 'run'}")
+def test_sigterm_in_a_long_step_leaves_its_checkpoint_when_it_is_done(forks: Forks, tmp_path: Path) -> None:
+    step = "vqvae.training.trainer:Trainer.train_step"
+    process = start_slowed(forks, step, 3, *RUN, f"run_dir={tmp_path / 'run'}")
     began = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=20)
-    assert process.returncode == 143
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(20) == 143
     assert 2 < time.monotonic() - began < 10
-    assert "stopped on request at step 1 of" in errors
+    assert "stopped on request at step 1 of" in process.err.read_text()
     (file,) = checkpoint.find(tmp_path / "run" / "autoencoder" / "checkpoints", "step-*")
     assert checkpoint.load(file)["step"] == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("second", ["in the step", "in the checkpoint"])
-def test_ctrl_c_twice_leaves_at_once_with_nothing_damaged(second: str, tmp_path: Path) -> None:
+def test_ctrl_c_twice_leaves_at_once_with_nothing_damaged(
+    second: str, forks: Forks, whole: Path, tmp_path: Path
+) -> None:
     """The first one waits for the step and its checkpoint, both made long here."""
-    train_inside(*RUN, f"run_dir={tmp_path / 'whole'}")
     place = {
         "in the step": "vqvae.training.trainer:Trainer.train_step",
         "in the checkpoint": "vqvae.storage.checkpoint:save_step",
     }[second]
     arguments = [*RUN, f"run_dir={tmp_path / 'run'}", "trainer.checkpoint_every_steps=1"]
-    process = start_slowed(place, 60, *arguments)
-    process.send_signal(signal.SIGINT)
-    time.sleep(1)
-    assert process.poll() is None, "the first one waits"
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=10)
-    assert process.returncode == 130
-    assert "Traceback" not in errors
+    process = start_slowed(forks, place, 60, *arguments)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.poll(1) is None, "the first one waits"
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(10) == 130
+    assert "Traceback" not in process.err.read_text()
     train_inside(*arguments)
     for stage in ("autoencoder", "prior"):
-        first, second_run = weights(tmp_path / "whole", stage), weights(tmp_path / "run", stage)
+        first, second_run = weights(whole, stage), weights(tmp_path / "run", stage)
         assert all(torch.equal(first[key], second_run[key]) for key in first)
 
 
@@ -175,9 +194,7 @@ def test_ctrl_c_twice_leaves_at_once_with_nothing_damaged(second: str, tmp_path:
 
 KILLED_INSIDE = """
 import os, signal, sys
-import train
-target, times, events = sys.argv.pop(1).split(",")
-times, events = int(times), int(events)
+target, times, events = "{target}", {times}, {events}
 
 def watch(frame, event, argument):
     global times, events
@@ -190,44 +207,34 @@ def watch(frame, event, argument):
                 os.kill(os.getpid(), signal.SIGKILL)
 
 sys.setprofile(watch)
+import train
 train.main()
 """
 KILLS = [
-    *[
-        "begin_run",
-        "train_step",
-        "save",
-        "evaluate",
-        "write_bytes",
-        "log",
-        "preview",
-        "append_line",
-    ],  # of stage 1, mostly
-    *["encode", "write", "digest", "require"],  # of the code stores
-    *["train_step", "save", "evaluate", "write_bytes", "log", "start_embeddings"],  # of stage 2, mostly
-    *["summarise", "write_png"],
+    # of stage 1, mostly
+    *["begin_run", "train_step", "save", "evaluate", "write_bytes", "log", "preview", "append_line"],
+    # of the code stores, then of stage 2, mostly
+    *["encode", "write", "digest", "require"],
+    *["train_step", "save", "evaluate", "write_bytes", "log", "start_embeddings"],
+    *["summarize", "write_png"],
 ]
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_moments_of_its_work_a_run_ends_bit_identical_to_one_never_killed(tmp_path: Path) -> None:
-    """SIGKILL some calls, returns and system calls after a named function was entered for the n-th time, both drawn."""
+def test_killed_at_twenty_moments_of_its_work_a_run_ends_bit_identical_to_one_never_killed(
+    forks: Forks, tmp_path: Path
+) -> None:
+    """SIGKILL a random number of calls and returns after the n-th call of a named function."""
     every = [f"{stage}trainer.{key}_every_steps={n}" for stage in ("", "prior.") for key, n in INTERVALS.items()]
     arguments = [*RUN, *every, "trainer.steps=30", "prior.trainer.steps=30"]
     train_inside(*arguments, f"run_dir={tmp_path / 'whole'}")
     choose = random.Random(0)
     killed_in_stage = []
     for target in KILLS:
-        times = 1 if target in ("begin_run", "start_embeddings", "summarise", "write_png") else choose.randint(1, 3)
-        plan = f"{target},{times},{choose.randint(0, 60)}"
-        done = subprocess.run(
-            [command("train.py")[0], "-c", KILLED_INSIDE, plan, *arguments, f"run_dir={tmp_path / 'killed'}"],
-            cwd=Path(command("train.py")[1]).parent,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == -signal.SIGKILL, (plan, done.stderr[-2000:])
+        times = 1 if target in ("begin_run", "start_embeddings", "summarize", "write_png") else choose.randint(1, 3)
+        code = KILLED_INSIDE.format(target=target, times=times, events=choose.randint(0, 60))
+        process = forks.start(*arguments, f"run_dir={tmp_path / 'killed'}", code=code)
+        assert process.wait() == -signal.SIGKILL, (target, process.err.read_text()[-2000:])
         killed_in_stage.append((tmp_path / "killed" / "codes").is_dir())
     assert 6 <= sum(killed_in_stage) <= 14, "both stages were killed often"
     train_inside(*arguments, f"run_dir={tmp_path / 'killed'}")

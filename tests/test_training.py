@@ -1,7 +1,8 @@
-"""Laws of the trainer: a run that was stopped ends as one that was not; what is skipped changes nothing."""
+"""Laws of the trainer: a stopped run ends as one that was not; a skipped step changes nothing."""
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from conftest import (
     train_inside,
     weights,
 )
+from forked import Forks
 from torch import nn
 
 from vqvae.losses.reconstruction import MSE
@@ -67,14 +69,14 @@ def test_killed_at_any_moment_and_started_again_a_run_ends_bit_identical(tmp_pat
     arguments = [*RUN, *steps, "prior.trainer.checkpoint_every_steps=5"]
     train_inside(*arguments, f"run_dir={whole}")
     moments = random.Random(0)
-    kills = {"autoencoder": 0, "prior": 0}
+    kills, forks = {"autoencoder": 0, "prior": 0}, Forks(tmp_path / "forks")
 
     def written(stage: str) -> int:
         file = killed / stage / "metrics.jsonl"
         return file.read_text().count("\n") if file.is_file() else 0
 
     while True:
-        process = subprocess.Popen(command("train.py", *arguments, f"run_dir={killed}"), stdout=subprocess.DEVNULL)
+        process = forks.start(*arguments, f"run_dir={killed}")
         wanted = written("autoencoder") + written("prior") + moments.randint(15, 30)
         while process.poll() is None and written("autoencoder") + written("prior") < wanted:
             time.sleep(0.002)
@@ -82,8 +84,9 @@ def test_killed_at_any_moment_and_started_again_a_run_ends_bit_identical(tmp_pat
             break
         time.sleep(moments.random() * 0.05)
         kills["prior" if written("prior") else "autoencoder"] += 1
-        process.send_signal(signal.SIGKILL)
+        os.kill(process.pid, signal.SIGKILL)
         process.wait()
+    forks.close()
     assert process.returncode == 0
     assert min(kills.values()) >= 2, kills
     assert_same_result(whole, killed)
@@ -101,7 +104,7 @@ def test_run_dir_alone_continues_with_the_config_that_lies_there(finished_run: P
     assert (finished_run / "train.log").read_text().count("prior: finished before") >= 1
 
 
-def test_a_corrected_mistake_is_not_refused_as_another_config(
+def test_a_config_corrected_after_a_failed_start_is_accepted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [*TINY, *SMALL_CODEBOOK, "stages=[autoencoder]", f"run_dir={tmp_path / 'run'}"]
@@ -116,7 +119,7 @@ def test_another_config_for_the_same_folder_is_refused_with_the_difference(
     assert "optimizer.lr is 0.002 there, 0.5 here" in message
 
 
-def test_a_damaged_last_checkpoint_is_stepped_over_and_the_log_says_so(
+def test_a_damaged_last_checkpoint_is_skipped_and_the_log_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train_inside(*RUN, *LONGER, f"run_dir={tmp_path / 'whole'}")
@@ -180,7 +183,7 @@ def train_inside_quietly(*overrides: str) -> None:
     """Without the summary, which needs an evaluation."""
     from unittest.mock import patch
 
-    with patch("vqvae.run.report.summarise", return_value=None):
+    with patch("vqvae.run.report.summarize", return_value=None):
         train_inside(*overrides)
 
 
@@ -194,7 +197,7 @@ def test_max_time_ends_a_run_early_and_the_prior_goes_on(tmp_path: Path) -> None
 def test_epochs_are_turned_into_steps(tmp_path: Path) -> None:
     epochs = ["trainer.steps=null", "trainer.epochs=0.5", "stages=[autoencoder]"]
     train_inside(*TINY, *SMALL_CODEBOOK, *epochs, f"run_dir={tmp_path / 'run'}")
-    assert lines(tmp_path / "run" / "autoencoder" / "metrics.jsonl")[-1]["step"] == 6  # half of 96 pictures, 8 a step
+    assert lines(tmp_path / "run" / "autoencoder" / "metrics.jsonl")[-1]["step"] == 6  # half of 96 images, 8 a step
 
 
 def test_a_second_prior_on_a_tokenizer_keeps_it_bit_for_bit(finished_run: Path, tmp_path: Path) -> None:

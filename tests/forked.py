@@ -1,0 +1,81 @@
+"""Programs in forks of a process that has imported PyTorch already: a second to start, in place of ten."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import ROOT
+
+PARENT = """
+import json, os, sys
+import hydra, matplotlib.backends.backend_agg, torch, torchmetrics.functional.image
+for line in sys.stdin:
+    request = json.loads(line)
+    child = os.fork()
+    if not child:
+        break
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    sys.exit()
+os.setsid()
+for name, number in (("out", 1), ("err", 2)):
+    os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+sys.argv = ["train.py", *request["arguments"]]
+exec(request["code"])
+"""
+TRAIN = "import train; train.main()"
+
+
+class Child:
+    """A program that runs. Its output is in the files `out` and `err`."""
+
+    pid: int
+
+    def __init__(self, parent: subprocess.Popen[str], folder: Path) -> None:
+        folder.mkdir()
+        self.parent, self.out, self.err = parent, folder / "out", folder / "err"
+        self.out.touch()
+        self.returncode: int | None = None
+
+    def poll(self, seconds: float = 0) -> int | None:
+        """The exit code, or None if it still runs after so many seconds; -9 if SIGKILL ended it."""
+        assert self.parent.stdout is not None
+        if self.returncode is None and select.select([self.parent.stdout], [], [], seconds)[0]:
+            self.returncode = int(self.parent.stdout.readline())
+        return self.returncode
+
+    def wait(self, seconds: float = 300) -> int:
+        code = self.poll(seconds)
+        if code is None:
+            os.killpg(self.pid, signal.SIGKILL)
+            raise TimeoutError(f"still running after {seconds} s: {self.err.read_text()[-2000:]}")
+        return code
+
+
+class Forks:
+    """Starts one program at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+        self.folder, self.started = folder, 0
+        self.parent = subprocess.Popen([sys.executable, "-c", PARENT], cwd=ROOT, **pipes)  # type: ignore[call-overload]
+
+    def start(self, *arguments: str, code: str = TRAIN) -> Child:
+        """Runs `code` with the given command line."""
+        self.started += 1
+        child = Child(self.parent, self.folder / str(self.started))
+        request = {"out": str(child.out), "err": str(child.err), "arguments": arguments, "code": code}
+        self.parent.stdin.write(json.dumps(request) + "\n")
+        child.pid = int(self.parent.stdout.readline())
+        return child
+
+    def close(self) -> None:
+        self.parent.stdin.close()
+        self.parent.wait(timeout=10)
