@@ -15,6 +15,8 @@ from conftest import lines
 from vqvae.metrics import codebook, spacing
 from vqvae.metrics.codebook import CodeCounts, binned, count_codes, describe, histogram, perplexity
 from vqvae.metrics.reconstruction import reconstruction_metrics, reconstruction_sums
+from vqvae.training import metric_window
+from vqvae.training.metric_window import MetricWindow
 from vqvae.training.wandb_run import to_wandb
 
 
@@ -78,6 +80,33 @@ def test_a_checkpoint_holds_the_sum_over_ranks_and_restores_it_once(monkeypatch:
         monkeypatch.setattr(codebook.distributed, "is_main", lambda rank=rank: rank == 0)
         one.load_state_dict(states[0])
     assert torch.equal(sum(one.counts for one in ranks), total)
+
+
+def test_a_window_restored_on_every_rank_closes_with_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean over ranks in a checkpoint would round otherwise than the sums of a run that was not stopped."""
+    yes, losses = torch.tensor(True), torch.rand(2, 7, generator=torch.Generator().manual_seed(0)) + 0.1
+
+    def steps(window: MetricWindow, values: torch.Tensor) -> MetricWindow:
+        for value in values:
+            window.add({"loss": value})
+            window.end_step(yes)
+        return window
+
+    whole = [steps(MetricWindow(torch.device("cpu")), own) for own in losses]
+    stopped = [steps(MetricWindow(torch.device("cpu")), own[:3]) for own in losses]
+    monkeypatch.setattr(metric_window.distributed, "gather_rows", lambda rows: torch.stack([w.sums for w in stopped]))
+    monkeypatch.setattr(metric_window.distributed, "world_size", lambda: 2)
+    state = stopped[0].state_dict()
+    again = []
+    for rank, own in enumerate(losses):
+        monkeypatch.setattr(metric_window.distributed, "rank", lambda rank=rank: rank)
+        window = MetricWindow(torch.device("cpu"))
+        window.load_state_dict({**state, "counted": state["counted"].clone()})
+        again.append(steps(window, own[3:]))
+    assert all(torch.equal(a.sums, b.sums) and a.counted == b.counted for a, b in zip(again, whole))
+    means = state["sums"].mean(0)
+    window.load_state_dict({**state, "sums": torch.stack([means] * 3)})  # of three ranks, on two
+    assert torch.equal(window.sums, means)
 
 
 FOUR_CODES = torch.tensor([[3.0, 3], [1, 2], [5, -1], [0, 0]])

@@ -36,26 +36,25 @@ class MetricWindow:
         self.counted += applied
         self.step, self.steps = {}, self.steps + 1
 
-    def share(self) -> None:
-        """Every rank's sums become the mean over ranks, so that a checkpoint holds what all of them need."""
-        if self.names:
-            self.sums = distributed.all_reduce_sum([self.sums])[0] / distributed.world_size()
-
     def close(self) -> dict[str, float]:
         """Means over steps and ranks, by name in order (none where all steps were skipped); the window is empty then.
 
         The host waits for the device.
         """
-        self.share()
-        counted, *sums = torch.cat([self.counted[None], self.sums]).tolist()
+        shared = distributed.all_reduce_sum([self.sums])[0] / distributed.world_size() if self.names else self.sums
+        counted, *sums = torch.cat([self.counted[None], shared]).tolist()
         means = {name: total / counted for name, total in zip(self.names, sums)} if counted else {}
         self.names, self.steps = [], 0
         self.counted.zero_()
         return dict(sorted(means.items()))
 
     def state_dict(self) -> dict[str, Any]:
-        self.share()
-        return {"names": self.names, "sums": self.sums, "counted": self.counted, "steps": self.steps}
+        """With the sums of every rank (ranks, names): a mean would round otherwise than in a run that was not stopped."""
+        sums = distributed.gather_rows(self.sums[None]) if self.names else self.sums[None]
+        return {"names": self.names, "sums": sums, "counted": self.counted, "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.names, self.sums, self.counted, self.steps = (state[k] for k in ("names", "sums", "counted", "steps"))
+        self.names, sums, self.counted, self.steps = (state[k] for k in ("names", "sums", "counted", "steps"))
+        if sums.ndim == 2:  # version 0.1 saved the mean of the ranks
+            sums = sums[distributed.rank()] if len(sums) == distributed.world_size() else sums.mean(0)
+        self.sums = sums
