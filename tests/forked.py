@@ -39,7 +39,7 @@ class Child:
     pid: int
 
     def __init__(self, parent: subprocess.Popen[str], folder: Path) -> None:
-        folder.mkdir()
+        folder.mkdir(parents=True)
         self.parent, self.out, self.err = parent, folder / "out", folder / "err"
         self.out.touch()
         self.returncode: int | None = None
