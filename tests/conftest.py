@@ -9,11 +9,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import Forks
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -116,6 +118,14 @@ def assert_same_result(a: Path, b: Path) -> None:
         assert (a / stage / "metrics.jsonl").read_text() == (b / stage / "metrics.jsonl").read_text()
     stores = [{p.relative_to(one): p.read_bytes() for p in (one / "codes").rglob("*") if p.is_file()} for one in (a, b)]
     assert stores[0] == stores[1] != {}
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Starts train.py in a second: see forked.py."""
+    forks = Forks(tmp_path_factory.mktemp("forks"), ROOT)
+    yield forks
+    forks.close()
 
 
 @pytest.fixture(scope="session")

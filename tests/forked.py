@@ -10,11 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import ROOT
-
 PARENT = """
 import json, os, sys
 import hydra, matplotlib.backends.backend_agg, torch, torchmetrics.functional.image
+print("ready", flush=True)
 for line in sys.stdin:
     request = json.loads(line)
     child = os.fork()
@@ -62,10 +61,11 @@ class Child:
 class Forks:
     """Starts one program at a time."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, project: Path) -> None:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
         self.folder, self.started = folder, 0
-        self.parent = subprocess.Popen([sys.executable, "-c", PARENT], cwd=ROOT, **pipes)  # type: ignore[call-overload]
+        self.parent = subprocess.Popen([sys.executable, "-c", PARENT], cwd=project, **pipes)  # type: ignore[call-overload]
+        self.parent.stdout.readline()
 
     def start(self, *arguments: str, code: str = TRAIN) -> Child:
         """Runs `code` with the given command line."""

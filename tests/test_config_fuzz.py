@@ -8,7 +8,6 @@ import os
 import re
 import resource
 import shutil
-import subprocess
 import tempfile
 import time
 import traceback
@@ -16,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, command
+from conftest import ROOT
+from forked import Forks
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -165,53 +165,50 @@ WHOLE = {
 }
 
 
-def limit_memory() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))
+IN_FOLDER = """
+import os, resource, train
+os.chdir({folder!r})
+resource.setrlimit(resource.RLIMIT_AS, ({memory}, {memory}))
+train.main()
+"""
 
 
-def run_whole(overrides: list[str], folder: Path) -> tuple[subprocess.CompletedProcess[str], float]:
-    """train.py as a shell runs it, and its seconds from start to end."""
+def run_whole(forks: Forks, overrides: list[str], folder: Path) -> tuple[int, str, float]:
+    """train.py as a shell runs it in `folder`: exit code, stderr, and seconds, but those of importing PyTorch."""
     started = time.perf_counter()
-    done = subprocess.run(
-        command("train.py", *overrides),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        preexec_fn=limit_memory,
-    )
-    return done, time.perf_counter() - started
+    process = forks.start(*overrides, code=IN_FOLDER.format(folder=str(folder), memory=8 * 2**30))
+    return process.wait(120), process.err.read_text(), time.perf_counter() - started
 
 
-def assert_one_sentence(done: subprocess.CompletedProcess[str], seconds: float) -> None:
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert str(ROOT) not in done.stderr
+def assert_one_sentence(code: int, error: str, seconds: float) -> None:
+    assert code == 2, error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert str(ROOT) not in error
     assert seconds < SECONDS
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("override", WHOLE)
-def test_what_is_wrong_with_a_whole_command_is_one_sentence(override: str, tmp_path: Path) -> None:
+def test_what_is_wrong_with_a_whole_command_is_one_sentence(override: str, forks: Forks, tmp_path: Path) -> None:
     own = ["logger=off", "debug=fast", *DEFAULTS, *(o for one in DEFAULTS for o in SMALL[one]), "run_dir=run", override]
-    done, seconds = run_whole(own, tmp_path)
-    assert_one_sentence(done, seconds)
-    assert WHOLE[override] in done.stderr
+    code, error, seconds = run_whole(forks, own, tmp_path)
+    assert_one_sentence(code, error, seconds)
+    assert WHOLE[override] in error
 
 
 @pytest.mark.slow
-def test_random_whole_commands_run_or_end_in_one_sentence(tmp_path: Path) -> None:
+def test_random_whole_commands_run_or_end_in_one_sentence(forks: Forks, tmp_path: Path) -> None:
     outcomes = []
 
     @settings(max_examples=15, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(commands())
     def try_one(overrides: list[str]) -> None:
         folder = Path(tempfile.mkdtemp(dir=tmp_path))
-        done, seconds = run_whole([*overrides, "trainer.steps=2", "prior.trainer.steps=2"], folder)
-        outcomes.append(done.returncode)
-        if done.returncode:
-            assert_one_sentence(done, seconds)
+        code, error, seconds = run_whole(forks, [*overrides, "trainer.steps=2", "prior.trainer.steps=2"], folder)
+        outcomes.append(code)
+        if code:
+            assert_one_sentence(code, error, seconds)
 
     try_one()
     assert {0, 2} <= set(outcomes)

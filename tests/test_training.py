@@ -62,14 +62,14 @@ def test_sigterm_leaves_a_checkpoint_and_the_next_start_ends_as_if_nothing_had_h
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_and_started_again_a_run_ends_bit_identical(tmp_path: Path) -> None:
+def test_killed_at_any_moment_and_started_again_a_run_ends_bit_identical(forks: Forks, tmp_path: Path) -> None:
     """SIGKILL again and again while lines are being written, through both stages; compared with a run never killed."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     steps = ["trainer.steps=150", "prior.trainer.steps=150", "trainer.checkpoint_every_steps=7"]
     arguments = [*RUN, *steps, "prior.trainer.checkpoint_every_steps=5"]
     train_inside(*arguments, f"run_dir={whole}")
     moments = random.Random(0)
-    kills, forks = {"autoencoder": 0, "prior": 0}, Forks(tmp_path / "forks")
+    kills = {"autoencoder": 0, "prior": 0}
 
     def written(stage: str) -> int:
         file = killed / stage / "metrics.jsonl"
@@ -86,7 +86,6 @@ def test_killed_at_any_moment_and_started_again_a_run_ends_bit_identical(tmp_pat
         kills["prior" if written("prior") else "autoencoder"] += 1
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    forks.close()
     assert process.returncode == 0
     assert min(kills.values()) >= 2, kills
     assert_same_result(whole, killed)
