@@ -54,6 +54,7 @@ class Child:
         code = self.poll(seconds)
         if code is None:
             os.killpg(self.pid, signal.SIGKILL)
+            self.poll(10)
             raise TimeoutError(f"still running after {seconds} s: {self.err.read_text()[-2000:]}")
         return code
 
@@ -64,13 +65,17 @@ class Forks:
     def __init__(self, folder: Path, project: Path) -> None:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
         self.folder, self.started = folder, 0
+        self.child: Child | None = None
         self.parent = subprocess.Popen([sys.executable, "-c", PARENT], cwd=project, **pipes)  # type: ignore[call-overload]
         self.parent.stdout.readline()
 
     def start(self, *arguments: str, code: str = TRAIN) -> Child:
         """Runs `code` with the given command line."""
+        if self.child is not None and self.child.poll() is None:  # of a test that failed
+            os.killpg(self.child.pid, signal.SIGKILL)
+            self.child.wait(10)
         self.started += 1
-        child = Child(self.parent, self.folder / str(self.started))
+        child = self.child = Child(self.parent, self.folder / str(self.started))
         request = {"out": str(child.out), "err": str(child.err), "arguments": arguments, "code": code}
         self.parent.stdin.write(json.dumps(request) + "\n")
         child.pid = int(self.parent.stdout.readline())

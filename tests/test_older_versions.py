@@ -18,6 +18,7 @@ import torch
 from conftest import call_inside, lines, train_inside, weights
 
 import vqvae
+from vqvae.config.renames import rename_targets
 from vqvae.metrics.registry import find, without_split
 from vqvae.metrics.renames import rename, rename_checkpoint, rename_line
 from vqvae.training.logger import read_lines
@@ -70,6 +71,14 @@ def test_a_run_with_best_metrics_of_an_older_version_goes_on_with_those_of_today
     assert renamed["best"] == {"step": 4, "autoencoder/mse": 0.5, "codebook/usage_0": 1.0}
     assert renamed["window"]["names"] == ["autoencoder/loss", "autoencoder/grad_norm"]
     assert rename_checkpoint(renamed, "autoencoder") == renamed
+
+
+def test_arguments_that_have_another_name_are_renamed_wherever_they_stand() -> None:
+    older = {
+        "quantizer": {"stages": [{"_target_": "vqvae.quantizers.lookup.CosineVote", "neighbours": 3}], "neighbours": 1}
+    }
+    renamed = {"_target_": "vqvae.quantizers.lookup.CosineVote", "neighbors": 3}
+    assert rename_targets(older) == {"quantizer": {"stages": [renamed], "neighbours": 1}}
 
 
 def test_a_prior_goes_on_from_the_older_version_s_checkpoint(older: Path) -> None:

@@ -65,9 +65,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
 
 def fail(message: str) -> None:
     """Ends the program with one line and exit code 2."""
-    if (
-        os.environ.get("RANK", "0") != "0"
-    ):  # every rank finds the mistake; rank 0 prints it, then torchrun ends the others
+    # under torchrun every rank finds the mistake: rank 0 prints it, then the others are ended
+    if os.environ.get("RANK", "0") != "0":
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(RANK_0_SPEAKS_SECONDS)
     sys.stderr.write(f"error: {one_line(message)}\n")

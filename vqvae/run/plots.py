@@ -55,7 +55,7 @@ def plot_codes(counts: list[Tensor], histograms: dict[str, dict[str, list[float]
         axis.stairs(bins["counts"], bins["edges"], fill=True, alpha=0.6)
         entry = find(name)
         axis.set_title(name, fontsize=10)
-        axis.set_xlabel(str(entry.panel) if entry else "", fontsize=8)
+        axis.set_xlabel((entry.panel or "") if entry else "", fontsize=8)
         axis.set_yticks([])
     for axis in axes:
         axis.tick_params(labelsize=7)

@@ -41,9 +41,8 @@ def complete(job: Job) -> None:
     items, codes = job.draw(labels, known)
     shown = [original[None], paint(original[None], region[None]), job.decode(given), items]
     png = job.write_images("completions.png", torch.cat(shown), min(settings["columns"], n + 3))
-    arrays = {f"codes_{m}": drawn for m, drawn in enumerate(codes)} | {
-        f"given_{m}": own[0] for m, own in enumerate(given)
-    }
+    arrays = {f"codes_{m}": drawn for m, drawn in enumerate(codes)}
+    arrays |= {f"given_{m}": own[0] for m, own in enumerate(given)}
     arrays |= {f"kept_{m}": mask for m, mask in enumerate(kept)}
     file = job.write_arrays("completions.npz", items=items, labels=labels, seeds=job.seeds, mask=region, **arrays)
     if settings["singles"]:
