@@ -89,14 +89,14 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, stage: str, step: int) -> None:
     """Makes the next run receive a SIGTERM while it does `step` of `stage`."""
     from vqvae.training.trainer import Trainer
 
-    original = Trainer.train_step
+    original = Trainer.begin_step
 
-    def train_step(self: Trainer, at: int, batch: object) -> None:
+    def begin_step(self: Trainer, at: int) -> object:
         if self.logger.stage == stage and at == step:
             signal.raise_signal(signal.SIGTERM)
-        original(self, at, batch)  # type: ignore[arg-type]
+        return original(self, at)
 
-    monkeypatch.setattr(Trainer, "train_step", train_step)
+    monkeypatch.setattr(Trainer, "begin_step", begin_step)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -112,7 +112,7 @@ def test_a_full_disk_ends_a_run_in_one_line_and_the_same_command_continues_when_
         monkeypatch.setattr(place, name, fills)
 
     if moment in ("autoencoder", "prior"):
-        filling(Trainer, "train_step", lambda self, at, batch: self.logger.stage == moment and at == 2)
+        filling(Trainer, "begin_step", lambda self, at: self.logger.stage == moment and at == 2)
     else:
         place, name = {"codes": (CodeStore, "write"), "images": (vqvae.run.report, "plot_curves")}[moment]
         filling(place, name, lambda *_: True)

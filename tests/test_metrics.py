@@ -88,6 +88,7 @@ def test_a_window_restored_on_every_rank_closes_with_the_same_bits(monkeypatch: 
 
     def steps(window: MetricWindow, values: torch.Tensor) -> MetricWindow:
         for value in values:
+            window.begin_step()
             window.add({"loss": value})
             window.end_step(yes)
         return window

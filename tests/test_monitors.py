@@ -75,12 +75,17 @@ def test_between_logs_no_step_waits_for_the_device(tmp_path: Path, monkeypatch: 
     for reads in (float, lambda x: x[x > 0]):
         with pytest.raises(AssertionError, match="makes the host wait"), NoReading():
             reads(torch.ones(()))
-    original = Trainer.train_step
+    originals = Trainer.begin_step, Trainer.train_step
 
-    def train_step(self: Trainer, at: int, batch: Any) -> None:
+    def begin_step(self: Trainer, at: int) -> Any:
         with NoReading():
-            original(self, at, batch)
+            return originals[0](self, at)
 
+    def train_step(self: Trainer, inputs: Any) -> None:
+        with NoReading():
+            originals[1](self, inputs)
+
+    monkeypatch.setattr(Trainer, "begin_step", begin_step)
     monkeypatch.setattr(Trainer, "train_step", train_step)
     train_inside(*TINY, *SMALL_CODEBOOK, "quantizer.revival.every_steps=1", f"run_dir={tmp_path / 'run'}")
 

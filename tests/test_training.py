@@ -265,7 +265,8 @@ def test_the_weight_average_is_used_in_evaluation_only() -> None:
     start = network.weight.item()
     with torch.no_grad():
         network.weight += 1
-    average.update(100, torch.tensor(True), {})
+    average.begin_step(100)
+    average.update(torch.tensor(True), {})
     with Evaluating({"net": network}, average):
         assert network.weight.item() == pytest.approx(start + 0.5)
         assert not network.training
@@ -316,7 +317,7 @@ def test_codes_start_from_data_with_and_without_a_weight_average(
         chosen.append(choose(self, vectors, size))
         return chosen[-1]
 
-    def look(self: Trainer, at: int, batch: object) -> None:
+    def look(self: Trainer, inputs: object) -> None:
         codebook = self.stage.networks["model"].quantizers[0].codebook  # type: ignore[index, union-attr]
         seen.append(codebook.codes().detach().clone())
         with self.evaluating():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -197,9 +197,9 @@ class VQVAE(nn.Module):
             if latents:
                 quantizer.begin_run(torch.cat([distributed.gather_rows(z_e) for z_e in latents]))
 
-    def begin_step(self, step: int, steps: int) -> None:
-        for quantizer in self.quantizers:
-            quantizer.begin_step(step, steps)
+    def begin_step(self, step: int, steps: int) -> Hashable:
+        """Let quantizers set their schedules. Returns the kind of step: see Quantizer.begin_step."""
+        return tuple([quantizer.begin_step(step, steps) for quantizer in self.quantizers])
 
     def after_step(self, applied: Tensor) -> dict[nn.Parameter, Tensor]:
         """Let quantizers update their codebooks. Returns {parameter: (K,) bool mask of replaced rows}."""

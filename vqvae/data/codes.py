@@ -49,6 +49,14 @@ class CodeTrainingSet:
 
     def batches_from(self, start_step: int, parts: int = 1) -> Iterator[CodeBatch]:
         """Endless batches of this rank from `start_step` on, ordered by `parts` micro-batches."""
+        return map(self.prepare, self.inputs_from(start_step, parts))
+
+    def prepare(self, inputs: CodeBatch) -> CodeBatch:
+        """Return the inputs, which are a batch already."""
+        return inputs
+
+    def inputs_from(self, start_step: int, parts: int = 1) -> Iterator[CodeBatch]:
+        """Those batches, before `prepare`."""
         own = distributed.rows_of_rank(self.batch_size, parts)
         batches = rank_batches(self.seed, start_step, self.batch_size, len(self), parts)
         for step, indices in enumerate(batches, start_step):

@@ -27,6 +27,19 @@ class ItemBatch(NamedTuple):
         return [ItemBatch(*part) for part in zip(self.x.chunk(parts), self.labels.chunk(parts))]
 
 
+class ItemInputs(NamedTuple):
+    """What a training batch is made of.
+
+    items uint8 (B, C, *R), or indices (B,) of a set that is on the device; labels (B,); corners (B, dims) of the crops and
+    flipped (B,) bool, where the data is cropped or flipped.
+    """
+
+    items: Tensor
+    labels: Tensor
+    corners: Tensor | None
+    flipped: Tensor | None
+
+
 class ItemTrainingSet:
     """Training batches of items, cropped and flipped at random.
 
@@ -45,26 +58,40 @@ class ItemTrainingSet:
 
     def batches_from(self, start_step: int, parts: int = 1) -> Iterator[ItemBatch]:
         """Endless batches of this rank from `start_step` on, ordered by `parts` micro-batches."""
+        return map(self.prepare, self.inputs_from(start_step, parts))
+
+    def inputs_from(self, start_step: int, parts: int = 1) -> Iterator[ItemInputs]:
+        """What those batches are made of, on the device."""
         indices = rank_batches(self.seed, start_step, self.batch_size, len(self), parts)
-        for step, (items, labels) in enumerate(self.loader.batches(indices), start_step):
+        for step, (items, labels) in enumerate(self.loader.inputs(indices), start_step):
             generator = torch.Generator().manual_seed(mix(self.seed + 1, step))
-            yield ItemBatch(normalize(self._augment(items, generator, parts)), labels)
+            yield ItemInputs(items, labels, *self._draw(generator, parts))
+
+    def prepare(self, inputs: ItemInputs) -> ItemBatch:
+        """Read items that are on the device, crop and flip them."""
+        items = self.loader.items(inputs.items)
+        if inputs.corners is not None:
+            items = crop(items, inputs.corners, self.data.size)
+        if inputs.flipped is not None:
+            items = torch.where(inputs.flipped.view(-1, *[1] * (items.ndim - 1)), items.flip(-1), items)
+        return ItemBatch(normalize(items), inputs.labels)
 
     def indices(self, step: int) -> Tensor:
         """Indices (batch_size,) of the items in a step's global batch."""
         return training_indices(self.seed, step, self.batch_size, len(self))
 
-    def _augment(self, items: Tensor, generator: torch.Generator, parts: int) -> Tensor:
-        """Crop and flip. Draws are made for the global batch, so that they do not depend on the number of ranks."""
+    def _draw(self, generator: torch.Generator, parts: int) -> tuple[Tensor | None, Tensor | None]:
+        """Corners and flips. They are drawn for the global batch, so that they do not depend on the number of ranks."""
         own = distributed.rows_of_rank(self.batch_size, parts)
+        corners = flipped = None
         if self.data.read_size != self.data.size:
             rooms = [read - kept + 1 for read, kept in zip(self.data.read_size, self.data.size)]
             draws = [torch.randint(room, (self.batch_size,), generator=generator)[own] for room in rooms]
-            items = crop(items, torch.stack(draws, 1).to(items.device), self.data.size)
+            corners = torch.stack(draws, 1).to(self.loader.device, non_blocking=True)
         if self.data.flip:
-            flipped = torch.rand(self.batch_size, generator=generator)[own].to(items.device) < 0.5
-            items = torch.where(flipped.view(-1, *[1] * (items.ndim - 1)), items.flip(-1), items)
-        return items
+            flipped = torch.rand(self.batch_size, generator=generator)[own] < 0.5
+            flipped = flipped.to(self.loader.device, non_blocking=True)
+        return corners, flipped
 
 
 class ItemEvaluationSet:

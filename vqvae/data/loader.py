@@ -70,9 +70,24 @@ class ItemLoader:
 
     def batches(self, indices: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of indices -> items uint8 (b, C, *R) and labels (b,) on the device."""
-        source = self._stream(indices) if self.images is None else self._gather(indices)
-        for images, labels in source:
-            yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+        for items, labels in self.inputs(indices):
+            yield self.items(items), labels
+
+    def inputs(self, indices: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `batches`, but of items that are on the device the indices alone, for `items` to read."""
+        if self.images is not None and self.images.device == self.device:
+            for chosen in indices:
+                yield (
+                    chosen.to(self.device, non_blocking=True),
+                    self.split.labels[chosen].to(self.device, non_blocking=True),
+                )
+        else:
+            source = self._stream(indices) if self.images is None else self._gather(indices)
+            yield from copied_aside(source, self.device)
+
+    def items(self, inputs: Tensor) -> Tensor:
+        """Items of `inputs`: uint8 (b, C, *R)."""
+        return inputs if self.images is None or inputs.dtype == torch.uint8 else self.images[inputs]
 
     def variance(self, most: int = 20_000) -> float:
         """Variance over all values in [-1, 1]; of `most` items in a fixed random order if there are more."""
@@ -86,7 +101,7 @@ class ItemLoader:
     def _gather(self, indices: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         assert self.images is not None
         for chosen in indices:
-            yield self.images[chosen.to(self.images.device)], self.split.labels[chosen]
+            yield self.images[chosen], self.split.labels[chosen]
 
     def _stream(self, indices: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         for images, used, wanted in self._decode(indices):
@@ -148,6 +163,21 @@ class ItemLoader:
                 for batch, used, wanted in self._decode(torch.arange(count).split(256)):
                     images[wanted.numpy()], used_indices[wanted.numpy()] = batch.numpy(), used.numpy()
                     bar.update(len(wanted))
+
+
+def copied_aside(batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same on the device; to CUDA by a stream of its own, while the step before is still running."""
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    for batch in batches:
+        if stream is None:
+            yield batch[0].to(device), batch[1].to(device)
+            continue
+        with torch.cuda.stream(stream):
+            items, labels = (part.to(device, non_blocking=True) for part in batch)
+        for part in (items, labels):
+            part.record_stream(torch.cuda.current_stream(device))
+        torch.cuda.current_stream(device).wait_stream(stream)
+        yield items, labels
 
 
 def ignore_signals(worker: int) -> None:

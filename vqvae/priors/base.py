@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -141,8 +141,9 @@ class Prior(nn.Module, ABC):
         """
         return min(64, max(16, 16384 // self.codes_per_sample))
 
-    def begin_step(self, step: int, steps: int) -> None:
-        """Sets what follows a schedule; called before every training step."""
+    def begin_step(self, step: int, steps: int) -> Hashable:
+        """Sets what follows a schedule, before every training step. Returns its kind, as Quantizer.begin_step does."""
+        return None
 
     def condition(self, m: int, coarser: list[Tensor], labels: Tensor) -> Tensor:
         """Maps before m, labels (B,), -1 for no class -> (B, width, *s_m)."""

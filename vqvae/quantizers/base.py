@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple
 
@@ -175,8 +176,13 @@ class Quantizer(nn.Module):
     def begin_run(self, z_e: Tensor) -> None:
         """Starts codes from latents (B, D, *s) of the training data, gathered over ranks; once, before step 0."""
 
-    def begin_step(self, step: int, steps: int) -> None:
-        """Sets schedules for step `step` of `steps` and empties the accumulators."""
+    def begin_step(self, step: int, steps: int) -> Hashable:
+        """Sets schedules for step `step` of `steps` and empties the accumulators.
+
+        Returns the kind of step, which differs where the host decides otherwise (a revival is due, say): steps of one kind run
+        the same operations on the same tensors, so that a GPU can replay them. Numbers that change are kept in tensors.
+        """
+        return None
 
     def after_step(self, applied: Tensor) -> dict[nn.Parameter, Tensor]:
         """Applies what the step's forwards accumulated. `applied`: 0-d bool, False leaves all as it was.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -40,9 +41,8 @@ class Composition(Quantizer):
         for part in self.parts:
             part.redraw()
 
-    def begin_step(self, step: int, steps: int) -> None:
-        for part in self.parts:
-            part.begin_step(step, steps)
+    def begin_step(self, step: int, steps: int) -> Hashable:
+        return tuple([part.begin_step(step, steps) for part in self.parts])
 
     def after_step(self, applied: Tensor) -> dict[nn.Parameter, Tensor]:
         replaced: dict[nn.Parameter, Tensor] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Annotated
 
 import torch
@@ -26,8 +27,9 @@ class Revival(nn.Module):
     def attach(self, codebook: Codebook) -> None:
         """Makes buffers for this codebook; once, when the quantizer is built."""
 
-    def begin_step(self, step: int, steps: int) -> None:
-        """step: 0-based, of `steps`."""
+    def begin_step(self, step: int, steps: int) -> Hashable:
+        """step: 0-based, of `steps`. Returns the kind of step, as Quantizer.begin_step does."""
+        return None
 
     def observe(self, z: Tensor, distance: Tensor, codes: Tensor) -> None:
         """One training forward: vectors z (N, d), their distance (N,) in the lookup's metric, and all codes (K, d)."""
@@ -62,11 +64,12 @@ class BatchRevival(Revival):
         self.register_buffer("priority", torch.full((codebook.size,), -1), persistent=False)  # random; -1: no vector
         self.register_buffer("next_row", torch.zeros((), dtype=torch.int64), persistent=False)
 
-    def begin_step(self, step: int, steps: int) -> None:
+    def begin_step(self, step: int, steps: int) -> Hashable:
         self.due = (step + 1) % self.every_steps == 0 and step < self.until * steps
         if self.due:
             self.priority.fill_(-1)
             self.next_row.fill_(int(torch.randint(2**32, ())))  # the same on every rank; on the CPU, so nothing waits
+        return self.due
 
     @torch.no_grad()
     def observe(self, z: Tensor, distance: Tensor, codes: Tensor) -> None:
@@ -183,10 +186,11 @@ class FarthestRevival(Revival):
         self.register_buffer("step_farthest", torch.zeros(self.replaced, codebook.dim), persistent=False)
         self.register_buffer("step_distance", torch.full((self.replaced,), -1.0), persistent=False)
 
-    def begin_step(self, step: int, steps: int) -> None:
+    def begin_step(self, step: int, steps: int) -> Hashable:
         self.active = step < self.until * steps
         self.due = (step + 1) % self.every_steps == 0
         self.step_distance.fill_(-1)
+        return self.active, self.due
 
     @torch.no_grad()
     def observe(self, z: Tensor, distance: Tensor, codes: Tensor) -> None:
@@ -243,9 +247,10 @@ class AnchorRevival(Revival):
         self.register_buffer("anchors", torch.zeros(codebook.size, codebook.dim), persistent=False)  # of this step
         self.register_buffer("squared", torch.full((codebook.size,), torch.inf), persistent=False)  # distances to them
 
-    def begin_step(self, step: int, steps: int) -> None:
+    def begin_step(self, step: int, steps: int) -> Hashable:
         self.active = step < self.until * steps
         self.squared.fill_(torch.inf)
+        return self.active
 
     @torch.no_grad()
     def observe(self, z: Tensor, distance: Tensor, codes: Tensor) -> None:

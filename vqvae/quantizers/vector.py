@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Hashable
 
 import torch
 import torch.nn.functional as F
@@ -167,11 +168,11 @@ class VectorQuantizer(Quantizer):
             self.codebook.start(self.init.choose(vectors, self.codebook.size))
         self.nearest.begin_run(vectors, self.spaced_codes())
 
-    def begin_step(self, step: int, steps: int) -> None:
+    def begin_step(self, step: int, steps: int) -> Hashable:
         self.counts.zero_()
         self.codebook.begin_step()
         self.nearest.begin_step()
-        self.revival.begin_step(step, steps)
+        return self.revival.begin_step(step, steps)
 
     def after_step(self, applied: Tensor) -> dict[nn.Parameter, Tensor]:
         counts = self.codebook.update(self.counts, applied)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -80,13 +80,14 @@ class AutoencoderStage(Stage):
     def begin_run(self, batches: Iterator[ItemBatch]) -> None:
         self.model.begin_run(batch.x for batch in batches)
 
-    def begin_step(self, step: int, steps: int) -> None:
-        self.model.begin_step(step, steps)
+    def begin_step(self, step: int, steps: int) -> Hashable:
+        self.counted = []
         self.meters.reset("batch")
         if self.epoch_steps is not None:
             self.epochs = (step + 1) / self.epoch_steps  # when this step is done
             if step // self.epoch_steps != (step - 1) // self.epoch_steps:
                 self.meters.reset("epoch")  # a batch across the border counts towards the epoch that ends
+        return self.model.begin_step(step, steps)
 
     def training_losses(self, batch: ItemBatch) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         output: Output = self.forwards["model"](batch.x)
@@ -96,7 +97,6 @@ class AutoencoderStage(Stage):
 
     def after_step(self, applied: Tensor) -> dict[nn.Parameter, Tensor]:
         self.meters.add([sum(counts) * applied for counts in zip(*self.counted)])
-        self.counted = []
         return self.model.after_step(applied)
 
     def window_metrics(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
@@ -72,8 +72,8 @@ class PriorStage(Stage):
         self.networks: dict[str, nn.Module] = {"prior": prior}
         self.meters = nn.Module()
 
-    def begin_step(self, step: int, steps: int) -> None:
-        self.prior.begin_step(step, steps)
+    def begin_step(self, step: int, steps: int) -> Hashable:
+        return self.prior.begin_step(step, steps)
 
     def training_losses(self, batch: CodeBatch) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         scored: Scored = self.forwards["prior"](batch.codes, self._hide_classes(batch.labels), self.label_smoothing)

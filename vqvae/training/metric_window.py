@@ -15,10 +15,13 @@ class MetricWindow:
 
     def __init__(self, device: torch.device) -> None:
         self.step: dict[str, Tensor] = {}  # of the step at hand
-        self.names: list[str] = []
+        self.names: list[str] = []  # known from the first step on
         self.sums = torch.zeros(0, device=device)  # (names,)
         self.counted = torch.zeros((), device=device)  # steps in the sums
         self.steps = 0  # since the last log, skipped ones too
+
+    def begin_step(self) -> None:
+        self.step, self.steps = {}, self.steps + 1
 
     def add(self, metrics: dict[str, Tensor], weight: float = 1.0) -> None:
         """Adds to the step at hand."""
@@ -27,14 +30,13 @@ class MetricWindow:
             self.step[name] = self.step[name] + term if name in self.step else term
 
     def end_step(self, applied: Tensor) -> None:
-        """Adds the step at hand to the sums if `applied` (0-d bool)."""
+        """Adds the step at hand to the sums, in place, if `applied` (0-d bool)."""
         names, values = list(self.step), torch.stack([value.float() for value in self.step.values()])
-        kept = torch.where(applied, values, 0.0)
-        assert self.names in ([], names), "a stage has the same metrics in every step"
-        self.sums = self.sums + kept if self.names else kept
-        self.names = names
+        if not self.names:
+            self.names, self.sums = names, torch.zeros_like(values)
+        assert self.names == names, "a stage has the same metrics in every step"
+        self.sums += torch.where(applied, values, 0.0)
         self.counted += applied
-        self.step, self.steps = {}, self.steps + 1
 
     def close(self) -> dict[str, float]:
         """Means over steps and ranks, by name in order (none where all steps were skipped); the window is empty then.
@@ -44,14 +46,16 @@ class MetricWindow:
         shared = distributed.all_reduce_sum([self.sums])[0] / distributed.world_size() if self.names else self.sums
         counted, *sums = torch.cat([self.counted[None], shared]).tolist()
         means = {name: total / counted for name, total in zip(self.names, sums)} if counted else {}
-        self.names, self.steps = [], 0
+        self.steps = 0
+        self.sums.zero_()
         self.counted.zero_()
         return dict(sorted(means.items()))
 
     def state_dict(self) -> dict[str, Any]:
         """With the sums of every rank (ranks, names): a mean would round otherwise than in a run that was not stopped."""
-        sums = distributed.gather_rows(self.sums[None]) if self.names else self.sums[None]
-        return {"names": self.names, "sums": sums, "counted": self.counted, "steps": self.steps}
+        names = self.names if self.steps else []
+        sums = distributed.gather_rows(self.sums[None]) if names else self.sums[None]
+        return {"names": names, "sums": sums, "counted": self.counted, "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.names, sums, self.counted, self.steps = (state[k] for k in ("names", "sums", "counted", "steps"))

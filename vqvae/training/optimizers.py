@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from vqvae import distributed
 from vqvae.metrics.registry import figure
 from vqvae.ranges import LessThanOne, NonNegativeFloat, checked
+from vqvae.training.graphs import captures_on
 
 NORM = "gradient norm"  # the panel
 figure("{stage}/grad_norm", "norm of the whole gradient before it is clipped", panel=NORM, report=False)
@@ -36,8 +38,26 @@ def reset_rows(optimizers: Iterable[torch.optim.Optimizer], replaced: dict[nn.Pa
                     value.masked_fill_(rows.view(-1, *[1] * (value.ndim - 1)), 0)
 
 
+class LearningRate:
+    """The learning rate of an optimizer: a number, or where steps can be captured a tensor, which graphs read."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+        self.optimizer, self.value = optimizer, float(optimizer.param_groups[0]["lr"])
+        fused = captures_on(device) and optimizer.defaults.get("fused")
+        self.tensor = torch.tensor(self.value, device=device) if fused else None
+
+    def set(self, value: float) -> None:
+        self.value = value
+        if self.tensor is not None:
+            self.tensor.fill_(value)
+        for group in self.optimizer.param_groups:
+            group["lr"] = value if self.tensor is None else self.tensor
+            if "capturable" in group and self.tensor is not None:
+                group["capturable"] = True
+
+
 def guarded_step(
-    optimizer: torch.optim.Optimizer, network: nn.Module, lr: float, clip_norm: float | None, applied: Tensor
+    optimizer: torch.optim.Optimizer, network: nn.Module, clip_norm: float | None, applied: Tensor
 ) -> tuple[Tensor, Tensor]:
     """One step of a network, a no-op on the device unless `applied` (0-d bool), and the gradient is finite, on all ranks.
 
@@ -49,8 +69,6 @@ def guarded_step(
         nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     applied = applied & torch.isfinite(norm)
     applied = distributed.all_reduce_sum([(~applied).float()])[0] == 0
-    for group in optimizer.param_groups:
-        group["lr"] = lr
     if optimizer.defaults.get("fused"):
         optimizer.grad_scale = None  # type: ignore[attr-defined]  # what torch's GradScaler sets
         optimizer.found_inf = (~applied).float()  # type: ignore[attr-defined]
@@ -59,6 +77,19 @@ def guarded_step(
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return applied, norm
+
+
+def orthogonal(matrix: Tensor, settings: dict[str, Any]) -> Tensor:
+    """U V^T of a matrix U S V^T, roughly, by Newton-Schulz steps in bfloat16. settings: a parameter group of torch's Muon."""
+    a, b, c = settings["ns_coefficients"]
+    x = matrix.bfloat16()
+    tall = len(x) > x.shape[1]
+    x = x.T if tall else x
+    x = x / x.norm().clamp(min=settings["eps"])
+    for _ in range(settings["ns_steps"]):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
 
 
 @checked
@@ -111,17 +142,23 @@ class Muon(torch.optim.Optimizer):
         if "muon" in self.parts:
             self._step_muon(self.parts["muon"])
 
+    @torch.no_grad()
     def _step_muon(self, muon: torch.optim.Optimizer) -> None:
-        """torch's knows no `found_inf`: what it has moved is taken back."""
-        weights = [p for group in muon.param_groups for p in group["params"] if p.grad is not None]
-        for weight in weights:  # as torch starts them: then they can be taken back, too
-            muon.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
-        moved = [tensor for p in weights for tensor in (p.data, muon.state[p]["momentum_buffer"])]
-        skipped = torch.zeros(()) if self.found_inf is None else self.found_inf
-        before = [tensor.clone() for tensor in moved]
-        muon.step()
-        for tensor, old in zip(moved, before):
-            tensor.copy_(torch.where(skipped.to(tensor.device) > 0, old, tensor))
+        """The step of torch's, which knows no `found_inf` and reads a learning rate that is a tensor on the host."""
+        for group in muon.param_groups:
+            lr, momentum = group["lr"], group["momentum"]
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                skipped = torch.zeros((), device=weight.device) if self.found_inf is None else self.found_inf
+                buffer = muon.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
+                average = buffer.lerp(weight.grad, 1 - momentum)
+                move = orthogonal(weight.grad.lerp(average, momentum), group).float()
+                speed = -lr * (0.2 * math.sqrt(max(weight.shape)))  # as far as AdamW would move it
+                new = weight * (1 - lr * group["weight_decay"])
+                new = new.addcmul_(move, speed) if isinstance(lr, Tensor) else new.add_(move, alpha=speed)
+                buffer.copy_(torch.where(skipped > 0, buffer, average))
+                weight.copy_(torch.where(skipped > 0, weight, new))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         for part in self.parts.values():

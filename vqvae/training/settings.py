@@ -19,7 +19,8 @@ class TrainerConfig:
     batch_size is global: over all ranks and accumulated micro-batches. early_stop_evals: training ends after so many
     evaluations in a row without a new best of the stage's monitored metric, and the best step's weights are its result.
     on_nonfinite: stop or skip, where a loss or its gradient is not finite; with skip, a run ends when more than
-    `max_skipped_steps` were. Raises UserError for values out of range.
+    `max_skipped_steps` were. cuda_graph: auto replays steps as CUDA graphs where one process
+    trains on CUDA. Raises UserError for values out of range.
     """
 
     steps: PositiveInt | None
@@ -40,6 +41,7 @@ class TrainerConfig:
     channels_last: bool
     on_nonfinite: Literal["stop", "skip"]
     max_skipped_steps: NonNegativeInt
+    cuda_graph: Literal["auto", "off"] = "auto"
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):

@@ -21,10 +21,14 @@ class SkippedSteps:
         self.count = torch.zeros((), dtype=torch.int64, device=device)
         # A ring: step n is at n % REMEMBERED if it was skipped.
         self.steps = torch.full((REMEMBERED,), -1, device=device)
+        self.step = torch.zeros(1, dtype=torch.int64, device=device)  # the step at hand
 
-    def add(self, step: int, applied: Tensor) -> None:
-        """After step `step`; `applied` (0-d bool) is False where it was skipped."""
-        self.steps[step % REMEMBERED] = torch.where(applied, -1, step)
+    def begin_step(self, step: int) -> None:
+        self.step.fill_(step)
+
+    def add(self, applied: Tensor) -> None:
+        """After the step at hand; `applied` (0-d bool) is False where it was skipped."""
+        self.steps.index_copy_(0, self.step % REMEMBERED, torch.where(applied, -1, self.step))
         self.count += ~applied
 
     def take(self) -> tuple[int, list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -38,8 +38,9 @@ class Stage(ABC):
     def begin_run(self, batches: Iterator[Any]) -> None:
         """Start from data, once before step 0, on all ranks."""
 
-    def begin_step(self, step: int, steps: int) -> None:
-        """Set schedules and empty accumulators."""
+    def begin_step(self, step: int, steps: int) -> Hashable:
+        """Set schedules and empty accumulators. Returns the kind of step, which differs where the host decides otherwise."""
+        return None
 
     @abstractmethod
     def training_losses(self, batch: Any) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
@@ -101,7 +102,15 @@ class TrainingSet(Protocol):
     """Endless training batches: see data/items.py and data/codes.py."""
 
     def __len__(self) -> int: ...
-    def batches_from(self, start_step: int, parts: int) -> Iterator[Any]: ...
+    def inputs_from(self, start_step: int, parts: int) -> Iterator[Any]:
+        """What batches are made of, as trees of tensors on the device, of the same shapes in every step."""
+
+    def prepare(self, inputs: Any) -> Any:
+        """The batch made of inputs."""
+
+    def batches_from(self, start_step: int, parts: int) -> Iterator[Any]:
+        """Batches, prepared."""
+
     def indices(self, step: int) -> Tensor: ...
 
 

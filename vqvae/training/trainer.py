@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -16,10 +16,11 @@ from vqvae import distributed
 from vqvae.metrics.renames import rename_checkpoint
 from vqvae.seeding import seed_everything
 from vqvae.storage import checkpoint
+from vqvae.training.graphs import StepGraphs, captures_on
 from vqvae.training.hardware import RATE, SECONDS, Clock, choose_precision, memory_mb, to_channels_last
 from vqvae.training.logger import Logger
 from vqvae.training.metric_window import MetricWindow
-from vqvae.training.optimizers import guarded_step, parameter_groups, reset_rows
+from vqvae.training.optimizers import LearningRate, guarded_step, parameter_groups, reset_rows
 from vqvae.training.schedules import Schedule
 from vqvae.training.settings import TrainerConfig
 from vqvae.training.skipped_steps import SkippedSteps
@@ -70,10 +71,13 @@ class Trainer:
                 to_channels_last(network)
         self.optimizers = {name: optimizer(parameter_groups(n)) for name, n in stage.networks.items()}
         self.base_lr = {name: o.param_groups[0]["lr"] for name, o in self.optimizers.items()}
+        self.lr = {name: LearningRate(optimizer, self.device) for name, optimizer in self.optimizers.items()}
         decay = config.weight_average_decay
         self.average = WeightAverage(stage.networks, decay) if decay else None
         self.window = MetricWindow(self.device)
         self.skipped = SkippedSteps(self.device)
+        captured = config.cuda_graph == "auto" and captures_on(self.device)
+        self.graphs = StepGraphs(self.train_step, self.drop_step) if captured else None
         self.best: dict[str, Any] = {}  # step and metrics of the best evaluation
         self.alerted: list[str] = []
         self.seconds = 0.0  # of training steps, over all starts of this run
@@ -88,11 +92,15 @@ class Trainer:
             if done == self.steps and not pending:
                 return self.finish(done)
             self.begin(done, pending)
-            batches = self.examples.train.batches_from(done, self.config.accumulation)
+            inputs = self.examples.train.inputs_from(done, self.config.accumulation)
             bar = tqdm(total=self.steps, initial=done, desc=self.logger.stage, disable=distributed.bar_hidden())
             clock = Clock()
             while done < self.steps:
-                self.train_step(done, next(batches))
+                kind = self.begin_step(done)
+                if self.graphs is None:
+                    self.train_step(next(inputs))
+                else:
+                    self.graphs(kind, next(inputs))
                 done += 1
                 bar.update()
                 self.after_step(done, bar, clock)
@@ -146,10 +154,24 @@ class Trainer:
         self.save(step, pending)
         raise Stopped(f"{self.logger.stage}: stopped on request at step {step} of {self.steps}")
 
-    def train_step(self, step: int, batch: Batch) -> None:
-        """Forward, backward and update of every network, then of what the stage updates itself. The host never waits."""
+    def begin_step(self, step: int) -> Hashable:
+        """Set all that depends on the step's number. Returns the kind of step: `train_step` does the same in all of a kind."""
         seed_everything(self.seed, step)
-        self.stage.begin_step(step, self.steps)
+        kind = self.stage.begin_step(step, self.steps)
+        for name, base in self.base_lr.items():
+            self.lr[name].set(base * self.schedule(step, self.steps))
+        if self.average is not None:
+            self.average.begin_step(step)
+        self.skipped.begin_step(step)
+        self.window.begin_step()
+        return kind
+
+    def train_step(self, inputs: Any) -> None:
+        """Forward, backward and update of every network, then of what the stage updates itself. The host never waits.
+
+        Whatever differs from step to step lies in tensors by now: this may run as a CUDA graph.
+        """
+        batch: Batch = self.examples.train.prepare(inputs)
         parts = self.config.accumulation
         losses = [self.stage.training_losses(part) for part in batch.split(parts)]
         applied = torch.ones((), dtype=torch.bool, device=self.device)
@@ -167,19 +189,25 @@ class Trainer:
                 self.window.add(metrics, weight=1 / parts)
             if name is None:
                 break
-            applied = self.update(name, step, applied)
+            applied = self.update(name, applied)
         replaced = self.stage.after_step(applied)
         reset_rows(self.optimizers.values(), replaced)
         if self.average is not None:
-            self.average.update(step, applied, replaced)
-        self.skipped.add(step, applied)
+            self.average.update(applied, replaced)
+        self.skipped.add(applied)
         self.window.end_step(applied)
 
-    def update(self, name: str, step: int, applied: Tensor) -> Tensor:
+    def drop_step(self) -> None:
+        """Forget what a step has left that broke off while it was recorded, and begin it again."""
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        self.window.steps -= 1
+        self.begin_step(int(self.skipped.step))
+
+    def update(self, name: str, applied: Tensor) -> Tensor:
         """One optimizer step of one network; a no-op on the device unless loss and gradient are finite on all ranks."""
-        lr = self.base_lr[name] * self.schedule(step, self.steps)
         network, clip = self.stage.networks[name], self.config.clip_grad_norm
-        applied, norm = guarded_step(self.optimizers[name], network, lr, clip, applied)
+        applied, norm = guarded_step(self.optimizers[name], network, clip, applied)
         self.window.add({self.figure("grad_norm", name): norm})
         return applied
 
@@ -189,7 +217,7 @@ class Trainer:
         seconds = clock.lap()
         self.seconds = distributed.broadcast_object(self.seconds + seconds)
         skipped, latest = self.skipped.take()
-        rates = {self.figure("learning_rate", name): o.param_groups[0]["lr"] for name, o in self.optimizers.items()}
+        rates = {self.figure("learning_rate", name): lr.value for name, lr in self.lr.items()}
         skips = {f"{self.logger.stage}/skipped_steps": skipped}
         self.logger.log(step, "train", {**means, **rates, **self.stage.window_metrics(), **skips})
         rate = steps * self.config.batch_size / max(seconds, 1e-9)

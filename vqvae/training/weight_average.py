@@ -18,16 +18,19 @@ class WeightAverage:
         self.decay = decay
         self.live: list[Tensor] = [p for network in networks.values() for p in network.parameters()]
         self.weights = [p.detach().clone() for p in self.live]
+        self.share = torch.zeros((), device=self.live[0].device)  # 1 - decay_t of the step at hand
+
+    def begin_step(self, step: int) -> None:
+        self.share.fill_(1 - min(self.decay, (1 + step) / (10 + step)))
 
     @torch.no_grad()
-    def update(self, step: int, applied: Tensor, replaced: dict[nn.Parameter, Tensor]) -> None:
-        """Update after step `step`; a no-op on the device unless `applied` (0-d bool).
+    def update(self, applied: Tensor, replaced: dict[nn.Parameter, Tensor]) -> None:
+        """Update after the step at hand; a no-op on the device unless `applied` (0-d bool).
 
         Replaced rows are copied, not averaged.
         """
-        decay = min(self.decay, (1 + step) / (10 + step))
         moves = torch._foreach_sub(self.live, self.weights)
-        torch._foreach_mul_(moves, applied * (1 - decay))
+        torch._foreach_mul_(moves, applied * self.share)
         torch._foreach_add_(self.weights, moves)
         for average, live in zip(self.weights, self.live):
             if isinstance(live, nn.Parameter) and live in replaced:
