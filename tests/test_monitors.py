@@ -81,9 +81,9 @@ def test_between_logs_no_step_waits_for_the_device(tmp_path: Path, monkeypatch: 
         with NoReading():
             return originals[0](self, at)
 
-    def train_step(self: Trainer, inputs: Any) -> None:
+    def train_step(self: Trainer, kind: Any, inputs: Any) -> None:
         with NoReading():
-            originals[1](self, inputs)
+            originals[1](self, kind, inputs)
 
     monkeypatch.setattr(Trainer, "begin_step", begin_step)
     monkeypatch.setattr(Trainer, "train_step", train_step)

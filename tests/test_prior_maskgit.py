@@ -222,14 +222,14 @@ def test_the_most_confident_codes_come_first(tiny: MaskGIT, monkeypatch: pytest.
 @pytest.mark.parametrize("steps", [1, 2, 12, 63, 64, 65])
 def test_every_network_call_draws_a_code_until_all_are_drawn(steps: int) -> None:
     unknown = torch.arange(65)
-    rows = torch.stack([unknown, *plan(unknown, steps)])  # (1 + calls, 65)
+    rows = torch.stack([unknown, *plan(unknown, steps, min(steps, int(unknown.max())))])  # (1 + calls, 65)
     assert len(rows) == 1 + min(steps, 64)
     assert torch.all((rows[1:] < rows[:-1]) | (rows[:-1] == 0))
     assert torch.all(rows[-1] == 0)
     for count in (1, 5, 64):
         assert [int(row) for row in rows[: 1 + min(steps, count), count]] == [
             count,
-            *(int(row) for row in plan(torch.tensor([count]), steps)),
+            *(int(row) for row in plan(torch.tensor([count]), steps, min(steps, count))),
         ]
     if steps == 12:  # between the third and the fourth call of twelve a cosine has most still unknown
         assert rows[4, 64] == int(64 * math.cos(math.pi / 6))

@@ -57,8 +57,8 @@ def test_a_skipped_step_changes_no_weight_no_average_and_no_count(
     states: list[dict[str, Tensor]] = []
     train_step = Trainer.train_step
 
-    def watch(self: Trainer, inputs: object) -> None:
-        train_step(self, inputs)
+    def watch(self: Trainer, kind: object, inputs: object) -> None:
+        train_step(self, kind, inputs)
         assert self.average is not None
         state = {**self.stage.networks["model"].state_dict(), "counts": self.stage.meters.counts[-1]}  # type: ignore[dict-item, index]
         state |= {f"average{i}": weight for i, weight in enumerate(self.average.weights)}
@@ -87,10 +87,10 @@ def test_a_skipped_step_of_the_second_stage_changes_nothing_either_whatever_its_
     states: list[dict[str, Tensor]] = []
     train_step, forward, at = Trainer.train_step, Transformer.forward, 0
 
-    def watch(self: Trainer, inputs: object) -> None:
+    def watch(self: Trainer, kind: object, inputs: object) -> None:
         nonlocal at
         at = int(self.skipped.step)
-        train_step(self, inputs)
+        train_step(self, kind, inputs)
         moments = [one for of in self.optimizers["prior"].state.values() for one in of.values() if one.ndim]
         state = {**self.stage.networks["prior"].state_dict(), **{str(i): one for i, one in enumerate(moments)}}
         states.append({key: value.clone() for key, value in state.items()})

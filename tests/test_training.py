@@ -317,7 +317,7 @@ def test_codes_start_from_data_with_and_without_a_weight_average(
         chosen.append(choose(self, vectors, size))
         return chosen[-1]
 
-    def look(self: Trainer, inputs: object) -> None:
+    def look(self: Trainer, kind: object, inputs: object) -> None:
         codebook = self.stage.networks["model"].quantizers[0].codebook  # type: ignore[index, union-attr]
         seen.append(codebook.codes().detach().clone())
         with self.evaluating():

@@ -170,8 +170,9 @@ class TrainedModel:
                 rows = slice(start, start + size)
                 progress = Progress(bar, chunk * self.prior.codes_per_sample, None if start else on_progress)
                 part = None if known is None else known.rows(rows, self.device)
-                report = progress if progress.needed else None
+                report = progress if (progress.needed and self.device.type == "cpu") or progress.on_progress else None
                 drawn.append(self.prior.sample(list(seeds[rows]), chosen[rows], sampling, part, report))
+                bar.update((chunk + 1) * self.prior.codes_per_sample - bar.n)
         return [torch.cat(maps).cpu() for maps in zip(*drawn)]
 
     def sampling_with(self, settings: dict[str, Any]) -> Sampling:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae.priors.base import Prior, Scored
-from vqvae.priors.sampling import Known, OnProgress, Sampling, uniform_noise
+from vqvae.priors.sampling import Known, OnProgress, Sampling
 
 
 class MapNetwork(nn.Module, ABC):
@@ -66,10 +66,12 @@ class AutoregressivePrior(Prior):
             losses.append(nats[-1] if not label_smoothing else torch.lerp(nats[-1], -log_p.mean(1), label_smoothing))
         return Scored(sum(m.sum() for m in losses) / sum(m.numel() for m in losses), nats)  # type: ignore[arg-type]
 
+    def noise_count(self, sampling: Sampling) -> int:
+        return self.codes_per_sample
+
     def sample_chunk(
-        self, seeds: list[int], labels: Tensor, sampling: Sampling, known: Known | None, on_progress: OnProgress | None
+        self, noise: Tensor, labels: Tensor, sampling: Sampling, known: Known | None, on_progress: OnProgress | None
     ) -> list[Tensor]:
-        noise = uniform_noise(seeds, self.codes_per_sample).to(labels.device)  # (B, all codes)
         progress = torch.arange(self.codes_per_sample, device=labels.device) / self.codes_per_sample
         codes, done = self.start_codes(labels, known)
         draw_map = {"cached": draw_cached, "jacobi": draw_by_guesses, "uncached": draw_uncached}
@@ -77,7 +79,8 @@ class AutoregressivePrior(Prior):
         for m, network in enumerate(self.networks):
             flat, known_here = codes[m].flatten(1), done[m].flatten(1)  # (B, N), views
             span = slice(start, start + flat.shape[1])
-            draw = CodeSampler(sampling, noise[:, span], progress[span], flat.clone(), known_here.clone())
+            kept = known_here.clone() if known is not None else None
+            draw = CodeSampler(sampling, noise[:, span], progress[span], flat.clone(), kept)
             way = draw_map[sampling.method or self.methods[0]]
             for count in way(network, self.sampling_condition(m, codes, labels, sampling), flat, draw):
                 if on_progress is not None:
@@ -90,21 +93,20 @@ class AutoregressivePrior(Prior):
 class CodeSampler:
     """Codes of one map from their logits, by guidance, the sampling's settings, and the noise; known codes stay.
 
-    noise (B, N), progress (N,), codes (B, N) of which those are kept where `kept` (B, N).
+    noise (B, N), progress (N,), codes (B, N) of which those are kept where `kept` (B, N), if there are any.
     """
 
-    def __init__(self, sampling: Sampling, noise: Tensor, progress: Tensor, codes: Tensor, kept: Tensor) -> None:
+    def __init__(self, sampling: Sampling, noise: Tensor, progress: Tensor, codes: Tensor, kept: Tensor | None) -> None:
         self.sampling, self.noise, self.progress = sampling, noise, progress
         self.copies = 2 if sampling.guided else 1
         self.codes, self.kept = codes, kept
-        self.keeps = bool(kept.any())
 
     def __call__(self, logits: Tensor, span: slice) -> Tensor:
         """logits (copies B, K, n) of the positions in `span` -> their codes (B, n)."""
         logits = self.sampling.guide(logits, self.progress[span])  # (B, K, n)
         noise = self.noise[:, span]
         drawn = self.sampling.draw(logits.transpose(1, 2).flatten(0, 1), noise.flatten()).view(noise.shape)  # (B, n)
-        return torch.where(self.kept[:, span], self.codes[:, span], drawn) if self.keeps else drawn
+        return drawn if self.kept is None else torch.where(self.kept[:, span], self.codes[:, span], drawn)
 
 
 # Each writes the codes of one map into flat (B, N), and yields how many are final. condition (copies B, width, *s).

@@ -6,14 +6,17 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary, WeakMethod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqvae.devices.graphs import Graphs, captures_on
 from vqvae.errors import UserError
 from vqvae.networks.blocks import conv
-from vqvae.priors.sampling import Known, OnProgress, Sampling
+from vqvae.priors.sampling import Known, OnProgress, Sampling, uniform_noise
 from vqvae.ranges import PositiveInt, checked
 
 POSITION_STD = 0.3  # of the learned vectors of each axis at the start; those of classes have 1
@@ -68,6 +71,18 @@ class Positions(nn.Module):
         for axis in list(self.axes)[1:]:
             total = total + axis  # broadcast over the other axes
         return total
+
+
+GRAPHS: WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], Graphs]] = WeakKeyDictionary()
+
+
+def graphs_of(prior: Prior) -> Graphs:
+    """The graphs that draw from a prior; new ones when its weights have moved in memory."""
+    places = tuple(tensor.data_ptr() for tensor in [*prior.parameters(), *prior.buffers()])
+    if prior not in GRAPHS or GRAPHS[prior][0] != places:
+        method = WeakMethod(prior.draw)  # else the graphs would keep the prior
+        GRAPHS[prior] = places, Graphs("sampling", lambda kind, inputs: method()(kind[0], inputs))  # type: ignore[misc]
+    return GRAPHS[prior][1]
 
 
 def check_heads(heads: int, width: int) -> None:
@@ -137,9 +152,13 @@ class Prior(nn.Module, ABC):
         """Samples are drawn in padded chunks of this size, so that none depends on how many are asked for.
 
         Large for small grids, where many small matrix products cost more than a few large ones; small for large ones,
-        where padding would cost the most.
+        where padding would cost the most. On a GPU, where a small chunk takes as long as a large one, up to 1,024, as long as
+        a GiB holds the logits of all codes at once.
         """
-        return min(64, max(16, 16384 // self.codes_per_sample))
+        if self.classes.weight.device.type != "cuda":
+            return min(64, max(16, 16384 // self.codes_per_sample))
+        logits = sum(math.prod(shape) * size for shape, size in zip(self.code_shapes, self.codebook_sizes))
+        return max(16, min(1024, 2**18 // self.codes_per_sample, 2**28 // logits))
 
     def begin_step(self, step: int, steps: int) -> Hashable:
         """Sets what follows a schedule, before every training step. Returns its kind, as Quantizer.begin_step does."""
@@ -199,20 +218,34 @@ class Prior(nn.Module, ABC):
         if sampling.guided and not self.num_classes:
             raise UserError(f"guidance={sampling.guidance} needs a prior that was trained with classes")
         chunks = []
+        known_maps = () if known is None else (known.codes, known.kept)
         for start in range(0, len(seeds), self.samples_at_a_time):
             rows = torch.arange(start, start + self.samples_at_a_time).clamp_max(len(seeds) - 1)  # padded by the last
             part = rows.to(labels.device)
-            chunk_known = Known([m[part] for m in known.codes], [m[part] for m in known.kept]) if known else None
             with torch.inference_mode(), torch.autocast(labels.device.type, enabled=False):
-                maps = self.sample_chunk([seeds[i] for i in rows], labels[part], sampling, chunk_known, on_progress)
-            chunks.append([m[: len(seeds) - start] for m in maps])
+                noise = uniform_noise([seeds[i] for i in rows], self.noise_count(sampling), labels.device)
+                inputs = noise, labels[part], *([m[part] for m in maps] for maps in known_maps)
+                if on_progress is None and captures_on(labels.device):
+                    maps = graphs_of(self)((sampling, known is None), inputs)
+                else:
+                    maps = self.draw(sampling, inputs, on_progress)
+            chunks.append([m[: len(seeds) - start].clone() for m in maps])
         return [torch.cat(maps) for maps in zip(*chunks)]
+
+    def draw(self, sampling: Sampling, inputs: Sequence[Any], on_progress: OnProgress | None = None) -> list[Tensor]:
+        """`sample_chunk` of inputs as a sequence, the codes and the masks of known ones behind the others."""
+        noise, labels, *known = inputs
+        return self.sample_chunk(noise, labels, sampling, Known(*known) if known else None, on_progress)
+
+    @abstractmethod
+    def noise_count(self, sampling: Sampling) -> int:
+        """Uniform numbers that a sample takes."""
 
     @abstractmethod
     def sample_chunk(
-        self, seeds: list[int], labels: Tensor, sampling: Sampling, known: Known | None, on_progress: OnProgress | None
+        self, noise: Tensor, labels: Tensor, sampling: Sampling, known: Known | None, on_progress: OnProgress | None
     ) -> list[Tensor]:
-        """`sample` for one chunk."""
+        """`sample` for one chunk: noise (B, noise_count), labels (B,)."""
 
     def start_codes(self, labels: Tensor, known: Known | None) -> tuple[list[Tensor], list[Tensor]]:
         """Start of sampling: M maps (B, *s_m) of codes to be filled in, the known ones in their places, and masks of those."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vqvae import distributed
 from vqvae.networks.blocks import Dropout
 from vqvae.priors.base import Prior, Scored
-from vqvae.priors.sampling import Known, OnProgress, Sampling, uniform_noise
+from vqvae.priors.sampling import Known, OnProgress, Sampling
 from vqvae.priors.transformer import Block, angles_of, make_blocks
 from vqvae.ranges import Count, LessThanOne, PositiveInt, checked
 
@@ -125,25 +125,33 @@ class MaskGIT(Prior):
             losses.append((weight * cost).sum())
         return Scored(sum(losses) / sum(map(torch.numel, codes)), nats)
 
+    def rounds(self, sampling: Sampling) -> list[int]:
+        """How often a position of each map is drawn."""
+        counts, steps = map(math.prod, self.code_shapes), sampling.steps or self.steps
+        redrawn = (sampling.method or self.methods[0]) == "confidence"
+        return [min(steps, count) if redrawn else 1 for count in counts]
+
+    def noise_count(self, sampling: Sampling) -> int:
+        return sum(2 * rounds * math.prod(shape) for rounds, shape in zip(self.rounds(sampling), self.code_shapes))
+
     def sample_chunk(
-        self, seeds: list[int], labels: Tensor, sampling: Sampling, known: Known | None, on_progress: OnProgress | None
+        self, noise: Tensor, labels: Tensor, sampling: Sampling, known: Known | None, on_progress: OnProgress | None
     ) -> list[Tensor]:
-        steps = sampling.steps or self.steps
-        scores_of, redrawn = {"halton": (in_halton_order, False), "confidence": (by_confidence, True)}[
-            sampling.method or self.methods[0]
-        ]
+        steps, rounds = sampling.steps or self.steps, self.rounds(sampling)
+        scores_of = {"halton": in_halton_order, "confidence": by_confidence}[sampling.method or self.methods[0]]
         codes, done = self.start_codes(labels, known)
         copies = 2 if sampling.guided else 1  # with the class, and without
         counts = [math.prod(shape) for shape in self.code_shapes]
-        rounds = [min(steps, count) if redrawn else 1 for count in counts]  # how often a position is drawn
-        columns = [2 * r * count for r, count in zip(rounds, counts)]
-        noises = uniform_noise(seeds, sum(columns)).to(labels.device).split(columns, dim=1)
+        noises = noise.split([2 * r * count for r, count in zip(rounds, counts)], dim=1)
         for m, network in enumerate(self.networks):
             condition = self.sampling_condition(m, codes, labels, sampling)
             flat, here = codes[m].view(len(labels), -1), done[m].view(len(labels), -1)  # (B, N)
-            noise = noises[m].unflatten(1, (rounds[m], 2, -1))  # (B, rounds, 2, N)
-            for step, remaining in enumerate(plan(here.logical_not().sum(1), steps)):
-                for_code, for_order = noise[:, min(step, rounds[m] - 1)].unbind(1)  # (B, N)
+            unknown = here.logical_not().sum(1)  # (B,)
+            some_known = known is not None and not unknown.is_cuda  # where the host can look, it needs fewer calls
+            calls = min(steps, int(unknown.max()) if some_known else counts[m])
+            of_map = noises[m].unflatten(1, (rounds[m], 2, -1))  # (B, rounds, 2, N)
+            for step, remaining in enumerate(plan(unknown, steps, calls)):
+                for_code, for_order = of_map[:, min(step, rounds[m] - 1)].unbind(1)  # (B, N)
                 logits = network(flat.repeat(copies, 1), here.repeat(copies, 1), condition)
                 progress = (sum(counts[:m]) + here.sum(1)) / self.codes_per_sample  # (B,)
                 logits = sampling.guide(logits, progress[:, None, None])  # (B, N, K)
@@ -174,15 +182,15 @@ def by_confidence(rank: Tensor, logits: Tensor, drawn: Tensor, share: Tensor, no
     return log_p + GUMBEL_SCALE * share[:, None] * gumbel
 
 
-def plan(unknown: Tensor, steps: int) -> list[Tensor]:
-    """unknown (B,) codes, at most `steps` network calls -> after each call, how many remain unknown (B,).
+def plan(unknown: Tensor, steps: int, rounds: int) -> list[Tensor]:
+    """unknown (B,) codes, at most `steps` network calls a sample -> after each of `rounds` calls, how many remain (B,).
 
     A cosine, as in MaskGIT, but every sample's calls give it at least one code each, and a sample needs no more calls than it
     has unknown codes; what others need has no influence.
     """
     calls = unknown.clamp(max=steps)
     rows = []
-    for call in range(1, int(calls.max()) + 1):
+    for call in range(1, rounds + 1):
         share = (call / calls.clamp(min=1).double()).clamp(max=1)  # a sample without unknown codes has no calls
         cosine = (unknown * torch.cos(math.pi / 2 * share)).floor().long()
         rows.append(torch.minimum(cosine, (unknown - call).clamp(min=0)))  # (B,)

@@ -23,7 +23,7 @@ OnProgress = Callable[[list[Tensor], list[Tensor]], None]
 
 
 @checked
-@dataclass
+@dataclass(frozen=True)
 class Sampling:
     """The way in which codes are drawn from their distribution.
 
@@ -93,7 +93,39 @@ class Known:
         return Known([m[rows].to(device) for m in self.codes], [m[rows].to(device) for m in self.kept])
 
 
-def uniform_noise(seeds: list[int], count: int) -> Tensor:
-    """(len(seeds), count) float64 in [0, 1): row i depends on seed i alone, and is drawn on the CPU."""
+def uniform_noise(seeds: list[int], count: int, device: torch.device) -> Tensor:
+    """(len(seeds), count) float64 in [0, 1): row i depends on seed i alone.
+
+    On CUDA by a counter-based generator, all rows at once; elsewhere by torch's on the CPU, whose numbers are others.
+    """
+    if device.type == "cuda":
+        return philox_uniform(torch.tensor([seed % 2**63 for seed in seeds], device=device), count)
     rows = (torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) for seed in seeds)
-    return torch.stack(list(rows))
+    return torch.stack(list(rows)).to(device)
+
+
+def philox_uniform(seeds: Tensor, count: int) -> Tensor:
+    """seeds (n,) int64 -> (n, count) float64 in [0, 1): 53 bits of Philox with the seed as its key, and the column counted."""
+    a, b, c, d = philox(seeds[:, None], torch.arange(-(-count // 2), device=seeds.device)[None])  # (n, count / 2)
+    high, low = torch.stack([a, c], dim=2).flatten(1), torch.stack([b, d], dim=2).flatten(1)  # (n, count or one more)
+    return (((high >> 5) << 26) + (low >> 6))[:, :count].double() * 2.0**-53
+
+
+def philox(key: Tensor, counter: Tensor) -> list[Tensor]:
+    """Philox4x32-10 (Salmon et al. 2011, doi 10.1145/2063384.2063405): int64 key and counter -> four numbers below 2^32.
+
+    The product of two numbers below 2^32 overflows int64, but its bits are right.
+    """
+    mask = 0xFFFFFFFF
+    key_low, key_high = key & mask, (key >> 32) & mask
+    x = [counter & mask, (counter >> 32) & mask, torch.zeros_like(counter), torch.zeros_like(counter)]
+    for _ in range(10):
+        first, second = x[0] * 0xD2511F53, x[2] * 0xCD9E8D57
+        x = [
+            ((second >> 32) & mask) ^ x[1] ^ key_low,
+            second & mask,
+            ((first >> 32) & mask) ^ x[3] ^ key_high,
+            first & mask,
+        ]
+        key_low, key_high = (key_low + 0x9E3779B9) & mask, (key_high + 0xBB67AE85) & mask
+    return x

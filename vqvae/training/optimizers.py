@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from vqvae import distributed
+from vqvae.devices.graphs import captures_on
 from vqvae.metrics.registry import figure
 from vqvae.ranges import LessThanOne, NonNegativeFloat, checked
-from vqvae.training.graphs import captures_on
 
 NORM = "gradient norm"  # the panel
 figure("{stage}/grad_norm", "norm of the whole gradient before it is clipped", panel=NORM, report=False)

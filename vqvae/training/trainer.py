@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vqvae import distributed
+from vqvae.devices.graphs import Graphs, captures_on
 from vqvae.metrics.renames import rename_checkpoint
 from vqvae.seeding import seed_everything
 from vqvae.storage import checkpoint
-from vqvae.training.graphs import StepGraphs, captures_on
 from vqvae.training.hardware import RATE, SECONDS, Clock, choose_precision, memory_mb, to_channels_last
 from vqvae.training.logger import Logger
 from vqvae.training.metric_window import MetricWindow
@@ -77,7 +77,7 @@ class Trainer:
         self.window = MetricWindow(self.device)
         self.skipped = SkippedSteps(self.device)
         captured = config.cuda_graph == "auto" and captures_on(self.device)
-        self.graphs = StepGraphs(self.train_step, self.drop_step) if captured else None
+        self.graphs = Graphs("training", self.train_step, self.drop_step) if captured else None
         self.best: dict[str, Any] = {}  # step and metrics of the best evaluation
         self.alerted: list[str] = []
         self.seconds = 0.0  # of training steps, over all starts of this run
@@ -98,7 +98,7 @@ class Trainer:
             while done < self.steps:
                 kind = self.begin_step(done)
                 if self.graphs is None:
-                    self.train_step(next(inputs))
+                    self.train_step(kind, next(inputs))
                 else:
                     self.graphs(kind, next(inputs))
                 done += 1
@@ -166,10 +166,10 @@ class Trainer:
         self.window.begin_step()
         return kind
 
-    def train_step(self, inputs: Any) -> None:
+    def train_step(self, kind: Hashable, inputs: Any) -> None:
         """Forward, backward and update of every network, then of what the stage updates itself. The host never waits.
 
-        Whatever differs from step to step lies in tensors by now: this may run as a CUDA graph.
+        Whatever differs between steps of a `kind` lies in tensors by now: this may run as a CUDA graph.
         """
         batch: Batch = self.examples.train.prepare(inputs)
         parts = self.config.accumulation
@@ -288,7 +288,12 @@ class Trainer:
         state = checkpoint.load_newest(self.checkpoints, set(self.state(0, [])), self.device)
         if state is None:
             return 0, []
-        state = rename_checkpoint(state, self.logger.stage)
+        self.load(rename_checkpoint(state, self.logger.stage))
+        log.info("%s: continuing from step %d of %d", self.logger.stage, state["step"], self.steps)
+        return int(state["step"]), state["todo"]
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gives."""
         for name, network in self.stage.networks.items():
             checkpoint.load_weights(network, state["networks"][name], self.checkpoints)
             self.optimizers[name].load_state_dict(state["optimizers"][name])
@@ -299,8 +304,6 @@ class Trainer:
         self.skipped.load_state_dict(state["skipped"])
         for name in ("steps", "best", "alerted", "seconds"):
             setattr(self, name, state[name])
-        log.info("%s: continuing from step %d of %d", self.logger.stage, state["step"], self.steps)
-        return int(state["step"]), state["todo"]
 
     def finish(self, step: int) -> None:
         """Write the stage's result: its last weights, or those of its best step if the stage or an early stop asks for them."""

@@ -41,6 +41,7 @@ class WeightAverage:
         for index, live in enumerate(self.live):
             live.data, self.weights[index] = self.weights[index], live.data
 
+    @torch.no_grad()
     def load(self, weights: list[Tensor]) -> None:
         """Takes up the average of a checkpoint."""
         for average, saved in zip(self.weights, weights, strict=True):
