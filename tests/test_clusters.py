@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL_CODEBOOK, TINY, command, lines, run, weights
+from conftest import ROOT, SMALL_CODEBOOK, TINY, lines, run, weights
+from forked import Forks
 from test_data import write_image
 from two_processes import free_ports, under_torchrun
 
@@ -49,9 +50,13 @@ def output(process: subprocess.Popen[str]) -> str:
         raise
 
 
-def wait_for_lines(run_dir: Path, count: int, process: subprocess.Popen[str]) -> None:
+def has_lines(run_dir: Path, count: int) -> bool:
     file = run_dir / "autoencoder" / "metrics.jsonl"
-    while process.poll() is None and not (file.is_file() and file.read_text().count("\n") >= count):
+    return file.is_file() and file.read_text().count("\n") >= count
+
+
+def wait_for_lines(run_dir: Path, count: int, process: subprocess.Popen[str]) -> None:
+    while process.poll() is None and not has_lines(run_dir, count):
         time.sleep(0.01)
     assert process.poll() is None, output(process)[-3000:]
 
@@ -115,20 +120,22 @@ def test_torchrun_told_to_end_leaves_a_checkpoint_of_that_step_and_the_next_goes
     assert_same_result(undisturbed, tmp_path / "run")
 
 
-def test_a_signal_to_a_whole_group_leaves_the_checkpoint_that_one_to_the_program_leaves(tmp_path: Path) -> None:
+def test_a_signal_to_a_whole_group_leaves_the_checkpoint_that_one_to_the_program_leaves(
+    forks: Forks, tmp_path: Path
+) -> None:
     """As Slurm and service managers send SIGTERM: to the processes that decode images as well."""
     for index in range(40):
         write_image(tmp_path / "images" / f"{index}.png", seed=index)
     own = [a for a in RUN if not a.startswith("data.")]
     data = ["data=folder", f"data.root={tmp_path / 'images'}", "data.image_size=16", "data.resident=stream"]
     more = ["data.workers=2", "data.val_share=0.2", "trainer.checkpoint_every_steps=100000", "trainer.steps=5000"]
-    arguments = command("train.py", *own, *data, *more, f"run_dir={tmp_path / 'run'}")
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(arguments, start_new_session=True, **pipes)  # type: ignore[call-overload]
-    wait_for_lines(tmp_path / "run", 3, process)
+    process = forks.start(*own, *data, *more, f"run_dir={tmp_path / 'run'}")  # which begins a group
+    while not has_lines(tmp_path / "run", 3):
+        assert process.poll(0.01) is None, process.err.read_text()[-3000:]
     os.killpg(process.pid, signal.SIGTERM)
-    text = output(process)
-    assert process.returncode == 128 + signal.SIGTERM, text[-3000:]
+    code = process.wait(60)
+    text = process.err.read_text()
+    assert code == 128 + signal.SIGTERM, text[-3000:]
     (step,) = re.findall(r"stopped on request at step (\d+) of 5000", text)
     assert list((tmp_path / "run/autoencoder/checkpoints").glob(f"step-{int(step):09d}-*.pt"))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import time
 import traceback
 from pathlib import Path
@@ -20,7 +19,6 @@ from conftest import (
     TINY,
     assert_same_result,
     call_inside,
-    command,
     error_of,
     lines,
     stop_at,
@@ -297,18 +295,14 @@ def test_a_checkpoint_is_whole_or_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_within_a_step_and_leaves_a_clear_line(tmp_path: Path) -> None:
-    arguments = [*RUN, "trainer.steps=100000", f"run_dir={tmp_path / 'run'}"]
-    process = subprocess.Popen(
-        command("train.py", *arguments), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
+def test_ctrl_c_stops_within_a_step_and_leaves_a_clear_line(forks: Forks, tmp_path: Path) -> None:
+    process = forks.start(*RUN, "trainer.steps=100000", f"run_dir={tmp_path / 'run'}")
     metrics = tmp_path / "run" / "autoencoder" / "metrics.jsonl"
     while not (metrics.is_file() and metrics.stat().st_size > 2000):
-        time.sleep(0.2)
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
-    assert process.returncode == 130, errors
+        assert process.poll(0.05) is None
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(20) == 130, process.err.read_text()
+    errors = process.err.read_text()
     assert "stopped on request" in errors
     assert "Traceback" not in errors
 
