@@ -38,6 +38,10 @@ TINY = [
 SMALL_CODEBOOK = ["quantizer.codebook.size=16"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("longest") is None)
+
+
 def command(program: str, *arguments: str) -> list[str]:
     return [sys.executable, str(ROOT / program), *arguments]
 

@@ -222,6 +222,7 @@ def test_a_damaged_code_store_is_refused_wherever_the_damage_is(finished_run: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_two_thousand_steps_of_each_stage_do_not_grow_memory(tmp_path: Path) -> None:
     """Memory grows by less than 2 % after the first 200 steps, with logging on."""
     code = (

@@ -54,6 +54,7 @@ def share_recognized(model: nn.Module, folder: Path) -> tuple[float, float]:
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_samples_of_a_pixelcnn_and_of_a_transformer_show_the_class_that_was_asked_for(tmp_path: Path) -> None:
     """At least 0.90 and 0.97 times as often as reconstructions of real images do, on images of 16x16.
 
