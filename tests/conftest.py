@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,10 @@ TINY = [
     "prior.network.layers=2",
 ]
 SMALL_CODEBOOK = ["quantizer.codebook.size=16"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("longest") is None)
 
 
 def command(program: str, *arguments: str) -> list[str]:
@@ -118,6 +123,59 @@ def assert_same_result(a: Path, b: Path) -> None:
         assert (a / stage / "metrics.jsonl").read_text() == (b / stage / "metrics.jsonl").read_text()
     stores = [{p.relative_to(one): p.read_bytes() for p in (one / "codes").rglob("*") if p.is_file()} for one in (a, b)]
     assert stores[0] == stores[1] != {}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_programs() -> Iterator[None]:
+    """Leaves out what takes half of a tiny run in this process and is the same in each of them."""
+    from hydra._internal.hydra import Hydra
+
+    from vqvae.run import plots, report
+
+    mode_of = Hydra.get_mode
+
+    def get_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
+        """Hydra composes the whole config only to read hydra.mode, which no config of ours sets."""
+        return mode_of(self, config_name, overrides) if any("hydra.mode" in one for one in overrides) else None
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Hydra, "get_mode", get_mode)
+        patched.setattr(report, "plot_curves", drawn_once(plots.plot_curves, kind_of_curves))
+        patched.setattr(report, "plot_codes", drawn_once(plots.plot_codes, kind_of_codes))
+        yield
+
+
+def drawn_once(plot: Callable[..., None], kind_of: Callable[..., object]) -> Callable[..., None]:
+    """`plot`, which draws the first of each kind, and writes its file again for the others of that kind."""
+    from vqvae.storage.files import write_bytes
+
+    files: dict[str, bytes] = {}
+
+    def draw(*arguments: Any) -> None:
+        *shown, path = arguments
+        kind = repr(kind_of(*shown))
+        if kind in files:
+            write_bytes(path, files[kind])
+        else:
+            plot(*shown, path)
+            files[kind] = path.read_bytes()
+
+    return draw
+
+
+def kind_of_curves(metrics: list[dict[str, Any]]) -> object:
+    """{name: whether it has one point, several, or so many that they get no markers, and whether all are finite}."""
+    values: dict[str, list[float]] = {}
+    for line in metrics:
+        for name, value in line.items():
+            if not isinstance(value, dict):
+                values.setdefault(name, []).append(value)
+    return {name: (len(of) > 1, len(of) < 20, all(map(math.isfinite, of))) for name, of in sorted(values.items())}
+
+
+def kind_of_codes(counts: list[torch.Tensor], histograms: dict[str, dict[str, list[float]]]) -> object:
+    """The size of each codebook, whether any code was used, and the names and sizes of the histograms."""
+    return [(len(uses), bool(uses.any())) for uses in counts], {k: len(v["counts"]) for k, v in histograms.items()}
 
 
 @pytest.fixture(scope="session")

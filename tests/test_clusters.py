@@ -13,8 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL_CODEBOOK, TINY, command, lines, run, weights
+from conftest import ROOT, SMALL_CODEBOOK, TINY, lines, run, weights
+from forked import Forks
 from test_data import write_image
+from two_processes import free_ports, under_torchrun
 
 pytestmark = pytest.mark.slow
 
@@ -48,9 +50,13 @@ def output(process: subprocess.Popen[str]) -> str:
         raise
 
 
-def wait_for_lines(run_dir: Path, count: int, process: subprocess.Popen[str]) -> None:
+def has_lines(run_dir: Path, count: int) -> bool:
     file = run_dir / "autoencoder" / "metrics.jsonl"
-    while process.poll() is None and not (file.is_file() and file.read_text().count("\n") >= count):
+    return file.is_file() and file.read_text().count("\n") >= count
+
+
+def wait_for_lines(run_dir: Path, count: int, process: subprocess.Popen[str]) -> None:
+    while process.poll() is None and not has_lines(run_dir, count):
         time.sleep(0.01)
     assert process.poll() is None, output(process)[-3000:]
 
@@ -82,12 +88,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the ranks in /proc")
-@pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_rank_is_started_again_by_torchrun_and_the_run_ends_bit_identical(
-    victim: int, undisturbed: Path, tmp_path: Path
+    undisturbed: Path, tmp_path: Path
 ) -> None:
+    """First rank 0, then rank 1 of those that were started again."""
     process = launch(tmp_path / "run", "--max-restarts=3")
-    for count in (12, 40):  # lines of metrics: after the first checkpoint, and again after the restart
+    for victim, count in ((0, 12), (1, 40)):  # lines of metrics: after the first checkpoint, and after the restart
         wait_for_lines(tmp_path / "run", count, process)
         os.kill(workers(process)[victim], signal.SIGKILL)
         time.sleep(1)
@@ -114,26 +120,37 @@ def test_torchrun_told_to_end_leaves_a_checkpoint_of_that_step_and_the_next_goes
     assert_same_result(undisturbed, tmp_path / "run")
 
 
-def test_a_signal_to_a_whole_group_leaves_the_checkpoint_that_one_to_the_program_leaves(tmp_path: Path) -> None:
+def test_a_signal_to_a_whole_group_leaves_the_checkpoint_that_one_to_the_program_leaves(
+    forks: Forks, tmp_path: Path
+) -> None:
     """As Slurm and service managers send SIGTERM: to the processes that decode images as well."""
     for index in range(40):
         write_image(tmp_path / "images" / f"{index}.png", seed=index)
     own = [a for a in RUN if not a.startswith("data.")]
     data = ["data=folder", f"data.root={tmp_path / 'images'}", "data.image_size=16", "data.resident=stream"]
     more = ["data.workers=2", "data.val_share=0.2", "trainer.checkpoint_every_steps=100000", "trainer.steps=5000"]
-    arguments = command("train.py", *own, *data, *more, f"run_dir={tmp_path / 'run'}")
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(arguments, start_new_session=True, **pipes)  # type: ignore[call-overload]
-    wait_for_lines(tmp_path / "run", 3, process)
+    process = forks.start(*own, *data, *more, f"run_dir={tmp_path / 'run'}")  # which begins a group
+    while not has_lines(tmp_path / "run", 3):
+        assert process.poll(0.01) is None, process.err.read_text()[-3000:]
     os.killpg(process.pid, signal.SIGTERM)
-    text = output(process)
-    assert process.returncode == 128 + signal.SIGTERM, text[-3000:]
+    code = process.wait(60)
+    text = process.err.read_text()
+    assert code == 128 + signal.SIGTERM, text[-3000:]
     (step,) = re.findall(r"stopped on request at step (\d+) of 5000", text)
     assert list((tmp_path / "run/autoencoder/checkpoints").glob(f"step-{int(step):09d}-*.pt"))
 
 
-def test_torchrun_trains_both_stages_evaluates_and_draws_as_one_process_does(tmp_path: Path) -> None:
+def run_on_port(port: int, program: str, *arguments: str) -> None:
+    os.environ["MASTER_PORT"] = str(port)
+    run(program, *arguments)
+
+
+def test_two_ranks_train_both_stages_evaluate_and_draw_as_one_process_does(tmp_path: Path) -> None:
     """Metrics up to rounding; figures and samples of the same run are those of one process."""
+
+    def torchrun(program: str, *arguments: str) -> None:
+        under_torchrun(tmp_path, run_on_port, *free_ports(1), program, *arguments)
+
     own = [*TINY, *SMALL_CODEBOOK, "trainer.precision=fp32", "prior.trainer.precision=fp32"]
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     run("train.py", *own, f"run_dir={alone}")
@@ -154,12 +171,6 @@ def test_torchrun_trains_both_stages_evaluates_and_draws_as_one_process_does(tmp
     assert files[0] == pytest.approx(files[1], rel=1e-6)
     for png in (tmp_path / "one").glob("*.png"):
         assert png.read_bytes() == (tmp_path / "two" / png.name).read_bytes()
-
-
-def torchrun(program: str, *arguments: str) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*LAUNCH, program, *arguments], cwd=ROOT, env=environment, capture_output=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="network namespaces need root and ip")

@@ -146,6 +146,7 @@ def fault(overrides: list[str]) -> str | None:
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 @settings(max_examples=500, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(commands())
 def test_a_random_command_runs_or_ends_in_one_sentence(overrides: list[str]) -> None:

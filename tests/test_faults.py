@@ -89,16 +89,23 @@ def test_disk_space_is_allocated_when_an_array_is_created(small_disk: Path) -> N
     assert not array.any()
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that always had room."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    train_inside(*RUN, f"run_dir={run_dir}")
+    return run_dir
+
+
 @pytest.mark.parametrize("moment", ["autoencoder", "codes", "prior", "images"])
 def test_a_full_disk_ends_a_run_in_one_line_and_the_same_command_continues_when_there_is_room(
-    moment: str, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    moment: str, whole: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The disk fills up while the run is at work; bit-identical in the end."""
     import vqvae.run.encoding
     import vqvae.run.report
     from vqvae.training.trainer import Trainer
 
-    train_inside(*RUN, f"run_dir={tmp_path / 'whole'}")
     ballast: list[Path] = []
 
     def filling(place: object, name: str, when: Callable[..., bool]) -> None:
@@ -122,7 +129,7 @@ def test_a_full_disk_ends_a_run_in_one_line_and_the_same_command_continues_when_
     assert message.count("\n") == 1
     ballast[0].unlink()
     train_inside(*RUN, f"run_dir={small_disk / 'run'}")
-    assert_same_result(tmp_path / "whole", small_disk / "run")
+    assert_same_result(whole, small_disk / "run")
     assert (small_disk / "run" / "samples.png").is_file()
 
 
@@ -215,6 +222,7 @@ def test_a_damaged_code_store_is_refused_wherever_the_damage_is(finished_run: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_two_thousand_steps_of_each_stage_do_not_grow_memory(tmp_path: Path) -> None:
     """Memory grows by less than 2 % after the first 200 steps, with logging on."""
     code = (
@@ -233,7 +241,7 @@ def test_two_thousand_steps_of_each_stage_do_not_grow_memory(tmp_path: Path) -> 
     long = ["trainer.steps=2000", "prior.trainer.steps=2000", "trainer.log_every_steps=10", "logger=wandb"]
     quiet = ["trainer.checkpoint_every_steps=500", "prior.trainer.checkpoint_every_steps=500", "logger.mode=offline"]
     every = ["trainer.eval_every_steps=100", "prior.trainer.eval_every_steps=100", "prior.trainer.log_every_steps=10"]
-    own = [a for a in RUN if not a.startswith("logger")]
+    own = [*(a for a in RUN if not a.startswith("logger")), "data.image_size=8"]
     done = subprocess.run(
         [command("train.py")[0], "-c", code, *own, *long, *quiet, *every, f"run_dir={tmp_path / 'run'}"],
         capture_output=True,

@@ -213,6 +213,7 @@ KILLS = [
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_killed_at_twenty_moments_of_its_work_a_run_ends_bit_identical_to_one_never_killed(
     forks: Forks, tmp_path: Path
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import itertools
 import math
 import shutil
@@ -11,11 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from conftest import SMALL_CODEBOOK, TINY, assert_same_result, lines, stop_at, train_inside, weights
 from omegaconf import OmegaConf
 from torch import Tensor
+from two_processes import in_a_group
 
 from vqvae.data.code_store import CodeStore
 from vqvae.data.codes import CodeBatch, CodeEvaluationSet, CodeTrainingSet
@@ -228,21 +226,14 @@ def test_the_warning_comes_where_validation_rises_clearly_while_training_falls(
     assert not stage.warnings(now, {})
 
 
-def worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    patience = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", f"file://{folder}/rendezvous", world_size=2, rank=rank, timeout=patience)
-    codes = Path(folder) / "codes"
+def drawn_and_measured(codes: Path) -> dict[str, Any]:
     drawn = [tuple(batch) for batch in batches(training_set_of(codes), 5, 20)]
-    result = {"batches": drawn, "metrics": evaluate(stage_of(Plain()), evaluation_set_of(codes), chunk=3)}
-    torch.save(result, f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
+    return {"batches": drawn, "metrics": evaluate(stage_of(Plain()), evaluation_set_of(codes), chunk=3)}
 
 
 def test_two_processes_draw_the_same_flips_as_one_and_measure_the_same(tmp_path: Path) -> None:
     examples = training_set_of(tmp_path / "codes")
-    mp.start_processes(worker, (str(tmp_path),), nprocs=2, start_method="spawn")
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+    ranks = in_a_group(tmp_path, drawn_and_measured, tmp_path / "codes")
     joint = []
     for (codes, labels, origin), (more_codes, more_labels, more_origin) in zip(
         *(result["batches"] for result in ranks)

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from omegaconf import DictConfig
 from quantizer_cases import (
     BATCH,
@@ -20,6 +18,7 @@ from quantizer_cases import (
     small_config,
     small_quantizer,
 )
+from two_processes import in_a_group
 
 # Made of pieces that the other presets have too, or slow to compile: their turn comes among the slow tests.
 REPEATS = ["cosine", "ema_l2", "frozen", "fvq", "kmeans_ema", "l1", "lfq", "linf"]
@@ -65,15 +64,12 @@ def test_generated_code_trains_as_eager_code(name: str) -> None:
     assert_same_training(*eager_and_compiled(name, "inductor"), 6)
 
 
-def worker(rank: int, folder: str, configs: dict[str, DictConfig]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/rendezvous", world_size=2, rank=rank)
+def assert_all_train_as_eager_code(configs: dict[str, DictConfig]) -> None:
     for name, cfg in configs.items():
         assert_same_training(*eager_and_compiled(name, "aot_eager", cfg), 6)
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_one_graph_holds_the_collectives_of_two_processes(tmp_path: Path) -> None:
     configs = {name: small_config(name) for name in ["ema", "lfq", "ibq", "gumbel", "cvq"]}
-    mp.start_processes(worker, (str(tmp_path), configs), nprocs=2, start_method="spawn")
+    in_a_group(tmp_path, assert_all_train_as_eager_code, configs)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import command
+from conftest import train_inside
 from torch import Tensor, nn
 
 from vqvae.data.shapes import draw_shapes
@@ -18,11 +17,6 @@ from vqvae.run.folder import RunFolder
 from vqvae.run.run import Run
 
 SAMPLES, SIDE = 1000, 16
-
-
-def train(*overrides: str) -> None:
-    """train.py as a user runs it."""
-    subprocess.run(command("train.py", "logger=off", *overrides), check=True, capture_output=True)
 
 
 def classifier(images: Tensor, labels: Tensor) -> nn.Module:
@@ -60,17 +54,18 @@ def share_recognized(model: nn.Module, folder: Path) -> tuple[float, float]:
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_samples_of_a_pixelcnn_and_of_a_transformer_show_the_class_that_was_asked_for(tmp_path: Path) -> None:
     """At least 0.90 and 0.97 times as often as reconstructions of real images do, on images of 16x16.
 
     The same shares hold for the quick start's 32x32 images (docs/results.md), which take ten times as long.
     """
     pixelcnn, transformer = tmp_path / "pixelcnn", tmp_path / "transformer"
-    data = [f"data.image_size={SIDE}", "data.val_count=1000", "quantizer.codebook.size=256"]
+    data = ["logger=off", f"data.image_size={SIDE}", "data.val_count=1000", "quantizer.codebook.size=256"]
     steps = ["trainer.steps=1000", "trainer.batch_size=32", "prior.trainer.steps=800"]
-    train(*data, *steps, "prior.network.width=48", "prior.network.layers=6", f"run_dir={pixelcnn}")
+    train_inside(*data, *steps, "prior.network.width=48", "prior.network.layers=6", f"run_dir={pixelcnn}")
     prior = ["prior=transformer", "prior.network.width=64", "prior.trainer.steps=600"]
-    train(f"tokenizer={pixelcnn}", *prior, f"run_dir={transformer}")
+    train_inside("logger=off", f"tokenizer={pixelcnn}", *prior, f"run_dir={transformer}")
     images, labels = draw_shapes(20_000, SIDE, seed=12345)  # not the run's own images
     model = classifier(images, labels)
     fresh, fresh_labels = draw_shapes(1000, SIDE, seed=54321)

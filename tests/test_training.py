@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import time
 import traceback
 from pathlib import Path
@@ -20,7 +19,6 @@ from conftest import (
     TINY,
     assert_same_result,
     call_inside,
-    command,
     error_of,
     lines,
     stop_at,
@@ -46,11 +44,23 @@ RUN = [
 LONGER = ["trainer.steps=12", "prior.trainer.steps=12"]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    train_inside(*RUN, *LONGER, f"run_dir={run_dir}")
+    return run_dir
+
+
 @pytest.mark.parametrize(("stage", "step"), [("autoencoder", 4), ("prior", 2)])
 def test_sigterm_leaves_a_checkpoint_and_the_next_start_ends_as_if_nothing_had_happened(
-    stage: str, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    stage: str,
+    step: int,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    train_inside(*RUN, *LONGER, f"run_dir={tmp_path / 'whole'}")
     with monkeypatch.context() as patched:
         stop_at(patched, stage, step)
         with pytest.raises(SystemExit) as stopped:
@@ -58,7 +68,7 @@ def test_sigterm_leaves_a_checkpoint_and_the_next_start_ends_as_if_nothing_had_h
     assert stopped.value.code == 143
     assert f"{stage}: stopped on request at step {step + 1} of 12" in capsys.readouterr().err
     train_inside(*RUN, *LONGER, f"run_dir={tmp_path / 'stopped'}")
-    assert_same_result(tmp_path / "whole", tmp_path / "stopped")
+    assert_same_result(whole, tmp_path / "stopped")
 
 
 @pytest.mark.slow
@@ -119,9 +129,8 @@ def test_another_config_for_the_same_folder_is_refused_with_the_difference(
 
 
 def test_a_damaged_last_checkpoint_is_skipped_and_the_log_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_inside(*RUN, *LONGER, f"run_dir={tmp_path / 'whole'}")
     with monkeypatch.context() as patched:
         stop_at(patched, "autoencoder", 8)
         with pytest.raises(SystemExit):
@@ -130,7 +139,7 @@ def test_a_damaged_last_checkpoint_is_skipped_and_the_log_says_so(
     newest.write_bytes(newest.read_bytes()[:-100])
     train_inside(*RUN, *LONGER, f"run_dir={tmp_path / 'run'}")
     assert "is damaged" in (tmp_path / "run" / "train.log").read_text()
-    assert_same_result(tmp_path / "whole", tmp_path / "run")
+    assert_same_result(whole, tmp_path / "run")
 
 
 def test_the_last_two_checkpoints_and_the_best_are_kept(finished_run: Path) -> None:
@@ -155,10 +164,11 @@ def test_accumulated_gradients_train_as_one_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(first[key], second[key], rtol=2e-3, atol=2e-4)
 
 
-def test_two_seeds_differ_and_one_seed_repeats(tmp_path: Path) -> None:
-    for name, seed in {"a": 0, "b": 0, "c": 1}.items():
-        train_inside(*TINY, *SMALL_CODEBOOK, "stages=[autoencoder]", f"seed={seed}", f"run_dir={tmp_path / name}")
-    logs = [(tmp_path / name / "autoencoder" / "metrics.jsonl").read_text() for name in "abc"]
+def test_two_seeds_differ_and_one_seed_repeats(finished_run: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        train_inside(*TINY, *SMALL_CODEBOOK, "stages=[autoencoder]", f"seed={seed}", f"run_dir={tmp_path / str(seed)}")
+    folders = (finished_run, tmp_path / "0", tmp_path / "1")
+    logs = [(folder / "autoencoder" / "metrics.jsonl").read_text() for folder in folders]
     assert logs[0] == logs[1] != logs[2]
 
 
@@ -286,18 +296,14 @@ def test_a_checkpoint_is_whole_or_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_within_a_step_and_leaves_a_clear_line(tmp_path: Path) -> None:
-    arguments = [*RUN, "trainer.steps=100000", f"run_dir={tmp_path / 'run'}"]
-    process = subprocess.Popen(
-        command("train.py", *arguments), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
+def test_ctrl_c_stops_within_a_step_and_leaves_a_clear_line(forks: Forks, tmp_path: Path) -> None:
+    process = forks.start(*RUN, "trainer.steps=100000", f"run_dir={tmp_path / 'run'}")
     metrics = tmp_path / "run" / "autoencoder" / "metrics.jsonl"
     while not (metrics.is_file() and metrics.stat().st_size > 2000):
-        time.sleep(0.2)
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
-    assert process.returncode == 130, errors
+        assert process.poll(0.05) is None
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(20) == 130, process.err.read_text()
+    errors = process.err.read_text()
     assert "stopped on request" in errors
     assert "Traceback" not in errors
 

@@ -19,14 +19,20 @@ PATIENCE = datetime.timedelta(seconds=60)  # of a collective: a rank that waits 
 
 def in_a_group(folder: Path, work: Callable[..., Any], *arguments: Any) -> list[Any]:
     """What `work(*arguments)` returns on each of two ranks."""
-    mp.start_processes(_member, (str(folder), work, arguments), nprocs=2, start_method="spawn")
+    _on_two_ranks(_member, str(folder), work, arguments)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
 
 
 def under_torchrun(folder: Path, work: Callable[..., Any], *arguments: Any) -> list[Any]:
     """The same with no group yet, but what torchrun leaves in the environment. `work` sets MASTER_PORT, once a group."""
-    mp.start_processes(_launched, (str(folder), work, arguments), nprocs=2, start_method="spawn")
+    _on_two_ranks(_launched, str(folder), work, arguments)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+def _on_two_ranks(start: Callable[..., None], *arguments: Any) -> None:
+    """In forks of a process that has only imported PyTorch: to import it in each takes as long as most of the work."""
+    mp.set_forkserver_preload(["torch.distributed", "torch._dynamo", "torchmetrics.functional.image", "hydra"])
+    mp.start_processes(start, arguments, nprocs=2, start_method="forkserver")
 
 
 def free_ports(count: int) -> list[int]:
