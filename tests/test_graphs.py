@@ -100,25 +100,30 @@ def state_after(self: Trainer, steps: Graphs | None) -> dict[str, Any]:
     return copy.deepcopy(self.state(STEPS, []))
 
 
+def compare(trainer: Trainer, steps: Graphs) -> None:
+    """Train twice from one state, as it is and by `steps`; raise Compared where all tensors are equal in the end."""
+    trainer.begin(0, [])
+    start = copy.deepcopy(trainer.state(0, []))
+    eager = state_after(trainer, None)
+    trainer.load(start)
+    replayed = state_after(trainer, steps)
+    assert steps.enabled
+    assert steps.replays
+    pairs = list(zip(tree_leaves(eager), tree_leaves(replayed), strict=True))
+    assert len(pairs) > 20
+    for one, other in pairs:
+        assert torch.equal(one, other) if isinstance(one, Tensor) else one == other
+    raise Compared
+
+
 @pytest.fixture
 def compared(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
     """Makes training compare its steps with replayed ones, as if this were a GPU, and end."""
     seen: list[Recorded] = []
 
     def fit(self: Trainer) -> None:
-        self.begin(0, [])
-        start = copy.deepcopy(self.state(0, []))
-        eager = state_after(self, None)
-        self.load(start)
         seen.append(Recorded("training", self.train_step, self.drop_step))
-        replayed = state_after(self, seen[0])
-        assert seen[0].replays
-        assert self.steps == eager["steps"]
-        pairs = list(zip(tree_leaves(eager), tree_leaves(replayed), strict=True))
-        assert len(pairs) > 20
-        for one, other in pairs:
-            assert torch.equal(one, other) if isinstance(one, Tensor) else one == other
-        raise Compared
+        compare(self, seen[0])
 
     for module in (trainer, optimizers):
         monkeypatch.setattr(module, "captures_on", lambda device: True)

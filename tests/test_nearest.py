@@ -255,7 +255,7 @@ import torch
 from vqvae.quantizers.nearest import nearest_code
 from vqvae.quantizers.nearest_triton import nearest_code_triton
 torch.manual_seed(0)
-for n, k, d in [(1, 1, 1), (130, 70, 3), (33, 40, 128)]:
+for n, k, d in [(1, 1, 1), (130, 70, 3), (33, 40, 128), (33, 150, 200)]:
     z, codes = torch.randn(n, d), torch.randn(k, d) + 3
     expected = nearest_code(z, codes)
     assert torch.equal(nearest_code_triton(z, codes), expected), (n, k, d)
