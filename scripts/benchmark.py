@@ -6,6 +6,7 @@
     python scripts/benchmark.py quantizers               a quantizer's step against vector-quantize-pytorch, and its parts
     python scripts/benchmark.py sampling                 codes drawn from a cache against the whole network for each
     python scripts/benchmark.py distributed              bytes that two processes exchange, for every quantizer, and their speed
+    python scripts/benchmark.py gpu                      on a GPU: trainer, graphs, plain loop, priors, draws, lookups
     python scripts/benchmark.py training data=folder data.root=... data.image_size=32     on your own images
 
 The network and its settings are those of experiment=cifar10_sonnet; overrides of train.py go behind (quantizers: of the
@@ -25,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from scripts.benchmarks.distributed import processes
+from scripts.benchmarks.gpu import gpu
 from scripts.benchmarks.quantizers import quantizers
 from scripts.benchmarks.sampling import sampling
 from scripts.benchmarks.training import precision, training
@@ -37,6 +39,7 @@ PARTS = {
     "sampling": sampling,
     "distributed": processes,
 }
+ON_GPU = {"gpu": gpu}
 
 
 def main() -> None:
@@ -44,14 +47,15 @@ def main() -> None:
     parser.add_argument(
         "what",
         nargs="*",
-        help=f"{', '.join(PARTS)} (default: all), then overrides of train.py",
+        help=f"{', '.join(PARTS)} (default: these), gpu; then overrides of train.py",
     )
     words = parser.parse_args().what
     overrides = [word for word in words if "=" in word]
     chosen = [word for word in words if "=" not in word] or list(PARTS)
-    unknown = [word for word in chosen if word not in PARTS]
+    parts = {**PARTS, **ON_GPU}
+    unknown = [word for word in chosen if word not in parts]
     if unknown:
-        parser.error(f"{unknown[0]} is not one of {', '.join(PARTS)}")
+        parser.error(f"{unknown[0]} is not one of {', '.join(parts)}")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     print(
         f"{platform.machine()}, {torch.get_num_threads()} threads, {gpu}, bf16 in CPU hardware: {cpu_has_bf16()}, "
@@ -59,7 +63,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         for word in chosen:
-            PARTS[word](overrides, folder)
+            parts[word](overrides, folder)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from vqvae import distributed
 from vqvae.config.build import build
 from vqvae.config.compose import check_train, compose, plain, resolve
 from vqvae.data.items import ItemEvaluationSet, ItemTrainingSet
+from vqvae.devices.graphs import Graphs, captures_on
 from vqvae.run.folder import RunFolder
 from vqvae.run.process import set_up_process
 from vqvae.run.run import Run, build_model
@@ -30,7 +31,7 @@ from vqvae.run.train import make_trainer, train_autoencoder
 from vqvae.storage import checkpoint
 from vqvae.training.hardware import choose_precision, to_channels_last
 from vqvae.training.logger import read_lines
-from vqvae.training.optimizers import parameter_groups
+from vqvae.training.optimizers import LearningRate, parameter_groups
 from vqvae.training.stage import Examples
 from vqvae.training.stop import StopRequest
 
@@ -77,8 +78,8 @@ class OneHotEMA(nn.Module):
         return (rows + (q - rows).detach()).permute(0, 3, 1, 2), loss, perplexity
 
 
-def new_run(overrides: list[str], folder: str) -> Run:
-    chosen = ["experiment=cifar10_sonnet", "data=shapes", "logger=off", *overrides, f"run_dir={folder}"]
+def new_run(overrides: list[str], folder: str, base: tuple[str, ...] = ("experiment=cifar10_sonnet",)) -> Run:
+    chosen = [*base, "data=shapes", "logger=off", *overrides, f"run_dir={folder}"]
     cfg = resolve(compose("train", chosen))
     check_train(cfg)
     set_up_process()
@@ -103,20 +104,22 @@ def through_the_trainer(run: Run, folder: str, **settings: Any) -> tuple[Any, fl
     return trainer, trainer.seconds / trainer.steps
 
 
-def bare_step(run: Run, steps: int) -> float:
-    """Seconds per step of forward, backward, optimizer and codebook on a batch that lies there."""
+def bare_step(run: Run, steps: int, captured: bool = False) -> float:
+    """Seconds per step of forward, backward, optimizer and codebook on a batch that lies there; captured: as a CUDA graph."""
     device = run.device
     stage = run.autoencoder_stage(0.25)
     model = stage.model.to(device).train()
     to_channels_last(model)
     stage.meters.to(device)
     optimizer = build(run.cfg.optimizer, "optimizer")(parameter_groups(model))
+    if captured:
+        LearningRate(optimizer, device).set(1e-3)
     bf16 = choose_precision(run.cfg.trainer.precision, device) == "bf16"
     x = next(ItemTrainingSet(run.data, run.loader("train"), run.cfg.trainer.batch_size, 0).batches_from(0)).x
     applied = torch.tensor(True, device=device)
 
-    def step(index: int) -> None:
-        model.begin_step(index, steps)
+    def step(index: Any, inputs: Any = None) -> None:
+        model.begin_step(0, steps)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             output = model(x)
             loss = stage.reconstruction(output.decoded, x) + sum(
@@ -127,7 +130,8 @@ def bare_step(run: Run, steps: int) -> float:
         optimizer.zero_grad(set_to_none=True)
         model.after_step(applied)
 
-    return seconds_per(step, steps, device)
+    graphs = Graphs("the bare step", step)
+    return seconds_per((lambda index: graphs(None, None)) if captured and captures_on(device) else step, steps, device)
 
 
 def straightforward_loop(run: Run, steps: int, workers: int) -> float:
