@@ -29,7 +29,7 @@ ALLOWED = {
     "losses": {"errors", "metrics", "ranges"},
     "model": {"distributed", "errors", "networks", "quantizers", "ranges"},
     "priors": {"devices", "distributed", "errors", "networks", "ranges"},
-    "data": {"distributed", "errors", "images", "ranges", "seeding", "storage"},
+    "data": {"devices", "distributed", "errors", "images", "ranges", "seeding", "storage"},
     "training": {"devices", "distributed", "errors", "images", "metrics", "ranges", "seeding", "storage"},
     "stages": {"data", "distributed", "errors", "images", "metrics", "training"} | LAYERS,
     "inference": {"distributed", "errors", "images"} | LAYERS,

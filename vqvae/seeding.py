@@ -14,10 +14,16 @@ def mix(seed: int, number: int) -> int:
 
 
 def seed_everything(seed: int, number: int) -> None:
-    """Seed torch on all devices. Nothing in this package draws from Python's or NumPy's global state.
+    """Seed torch on the CPU and the current device. Nothing in this package draws from Python's or NumPy's global state.
 
-    On a CPU-only machine the default generator is seeded directly, because `torch.manual_seed` records a stack trace for
-    every other kind of device, each step.
+    The generators of the CPU and of CUDA are seeded directly, because `torch.manual_seed` records a stack trace for every
+    other kind of device, each step.
     """
-    only_cpu = not torch.accelerator.is_available()
-    (torch.default_generator.manual_seed if only_cpu else torch.manual_seed)(mix(seed, number))
+    mixed = mix(seed, number)
+    if torch.cuda.is_initialized():
+        torch.default_generator.manual_seed(mixed)
+        torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(mixed)
+    elif torch.accelerator.is_available():
+        torch.manual_seed(mixed)
+    else:
+        torch.default_generator.manual_seed(mixed)

@@ -12,6 +12,7 @@ from torch import Tensor
 from vqvae import distributed
 from vqvae.data.code_store import CodeStore
 from vqvae.data.sampler import chunks_of_rank, rank_batches, training_indices
+from vqvae.devices.copies import send
 from vqvae.seeding import mix
 
 VALIDATION, TRAINING = 0, 1  # the set that an example of an evaluation is from
@@ -100,7 +101,7 @@ class CodeEvaluationSet:
 
 def to_device(codes: list[Tensor], labels: Tensor, origin: int, device: torch.device) -> CodeBatch:
     """Batch of codes and labels from one set, on a device."""
-    codes, labels = [m.to(device, non_blocking=True) for m in codes], labels.to(device, non_blocking=True)
+    codes, labels = [send(m, device) for m in codes], send(labels, device)
     return CodeBatch(codes, labels, torch.full_like(labels, origin))
 
 

@@ -12,6 +12,7 @@ from vqvae import distributed
 from vqvae.data.base import Data
 from vqvae.data.loader import ItemLoader
 from vqvae.data.sampler import chunks_of_rank, rank_batches, training_indices
+from vqvae.devices.copies import send
 from vqvae.images import normalize
 from vqvae.seeding import mix
 
@@ -87,10 +88,9 @@ class ItemTrainingSet:
         if self.data.read_size != self.data.size:
             rooms = [read - kept + 1 for read, kept in zip(self.data.read_size, self.data.size)]
             draws = [torch.randint(room, (self.batch_size,), generator=generator)[own] for room in rooms]
-            corners = torch.stack(draws, 1).to(self.loader.device, non_blocking=True)
+            corners = send(torch.stack(draws, 1), self.loader.device)
         if self.data.flip:
-            flipped = torch.rand(self.batch_size, generator=generator)[own] < 0.5
-            flipped = flipped.to(self.loader.device, non_blocking=True)
+            flipped = send(torch.rand(self.batch_size, generator=generator)[own] < 0.5, self.loader.device)
         return corners, flipped
 
 

@@ -18,6 +18,7 @@ from vqvae import distributed
 from vqvae.data import arrays
 from vqvae.data.base import Data, Split, TensorSplit
 from vqvae.data.cache import Cache
+from vqvae.devices.copies import send
 from vqvae.errors import UserError
 from vqvae.images import normalize
 
@@ -77,10 +78,7 @@ class ItemLoader:
         """As `batches`, but of items that are on the device the indices alone, for `items` to read."""
         if self.images is not None and self.images.device == self.device:
             for chosen in indices:
-                yield (
-                    chosen.to(self.device, non_blocking=True),
-                    self.split.labels[chosen].to(self.device, non_blocking=True),
-                )
+                yield send(chosen, self.device), send(self.split.labels[chosen], self.device)
         else:
             source = self._stream(indices) if self.images is None else self._gather(indices)
             yield from copied_aside(source, self.device)
@@ -173,7 +171,7 @@ def copied_aside(batches: Iterable[tuple[Tensor, Tensor]], device: torch.device)
             yield batch[0].to(device), batch[1].to(device)
             continue
         with torch.cuda.stream(stream):
-            items, labels = (part.to(device, non_blocking=True) for part in batch)
+            items, labels = (send(part, device) for part in batch)
         for part in (items, labels):
             part.record_stream(torch.cuda.current_stream(device))
         torch.cuda.current_stream(device).wait_stream(stream)

@@ -1,1 +1,1 @@
-"""What depends on the device: CUDA graphs."""
+"""What depends on the device: CUDA graphs, and copies to it."""

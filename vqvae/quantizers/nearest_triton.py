@@ -23,11 +23,11 @@ class Tile(NamedTuple):
 
 # By width, a power of two; measured on an H200, whose blocks have 227 KB of shared memory.
 TILES = {
-    16: Tile(128, 64, 16, 4, 2),
+    16: Tile(128, 128, 16, 4, 2),
     32: Tile(128, 64, 32, 4, 2),
     64: Tile(128, 64, 64, 4, 2),
     128: Tile(128, 64, 128, 8, 2),
-    256: Tile(128, 128, 32, 8, 3),
+    256: Tile(64, 128, 64, 4, 2),
 }
 LARGE_MEMORY = 227 * 2**10
 SMALL_TILES = {  # at most 96 KB, for other cards
