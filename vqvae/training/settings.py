@@ -6,9 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import torch
+
 from vqvae import distributed
 from vqvae.errors import UserError
 from vqvae.ranges import Gt, LessThanOne, NonNegativeInt, PositiveFloat, PositiveInt, checked
+
+COMPILE_FROM = 20_000  # steps; measured on an H100: compiling takes 7 to 16 s, and saves 0.2 to 2 ms a step
 
 
 @checked
@@ -19,7 +23,8 @@ class TrainerConfig:
     batch_size is global: over all ranks and accumulated micro-batches. early_stop_evals: training ends after so many
     evaluations in a row without a new best of the stage's monitored metric, and the best step's weights are its result.
     on_nonfinite: stop or skip, where a loss or its gradient is not finite; with skip, a run ends when more than
-    `max_skipped_steps` were. cuda_graph: auto replays steps as CUDA graphs where one process
+    `max_skipped_steps` were. compile: auto compiles the networks on CUDA in runs of
+    `COMPILE_FROM` steps or more, which win the time back. cuda_graph: auto replays steps as CUDA graphs where one process
     trains on CUDA. Raises UserError for values out of range.
     """
 
@@ -37,7 +42,7 @@ class TrainerConfig:
     clip_grad_norm: Annotated[float, Gt(0)] | None
     weight_average_decay: LessThanOne
     precision: Literal["auto", "fp32", "bf16"]
-    compile: bool
+    compile: Literal[True, False, "auto"]
     channels_last: bool
     on_nonfinite: Literal["stop", "skip"]
     max_skipped_steps: NonNegativeInt
@@ -59,6 +64,10 @@ class TrainerConfig:
             return self.steps
         assert self.epochs is not None
         return max(1, math.ceil(self.epochs * train_size / self.batch_size))
+
+    def compiles(self, device: torch.device, steps: int) -> bool:
+        """Whether networks are compiled in a run of `steps` on a device."""
+        return device.type == "cuda" and steps >= COMPILE_FROM if self.compile == "auto" else self.compile
 
     def ends_early(self, step: int, best_step: int) -> bool:
         """After the evaluation at `step`: whether the last `early_stop_evals` of them, or more, brought no new best."""

@@ -5,28 +5,25 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from vqvae import distributed
-from vqvae.devices.graphs import Graphs, captures_on
 from vqvae.metrics.renames import rename_checkpoint
 from vqvae.seeding import seed_everything
 from vqvae.storage import checkpoint
-from vqvae.training.hardware import RATE, SECONDS, Clock, choose_precision, memory_mb, to_channels_last
+from vqvae.training.hardware import RATE, SECONDS, Clock, memory_mb
 from vqvae.training.logger import Logger
-from vqvae.training.metric_window import MetricWindow
-from vqvae.training.optimizers import LearningRate, guarded_step, parameter_groups, reset_rows
 from vqvae.training.schedules import Schedule
 from vqvae.training.settings import TrainerConfig
-from vqvae.training.skipped_steps import SkippedSteps
-from vqvae.training.stage import Batch, Examples, Stage, evaluate
+from vqvae.training.stage import Examples, Stage, evaluate
+from vqvae.training.step import TrainingStep
 from vqvae.training.stop import Stopped, StopRequest
-from vqvae.training.weight_average import Evaluating, WeightAverage
+from vqvae.training.weight_average import Evaluating
 
 log = logging.getLogger(__name__)
 KEEP_CHECKPOINTS = 2
@@ -34,7 +31,7 @@ PREVIEW_COUNT = 16
 EXTRAS = ("evaluate", "preview")  # due after some steps, in this order
 
 
-class Trainer:
+class Trainer(TrainingStep):
     """Trains one stage in the logger's folder, from its newest checkpoint if there is one.
 
     Args:
@@ -59,25 +56,9 @@ class Trainer:
         seed: int,
         stop: StopRequest,
     ) -> None:
-        self.stage, self.examples, self.config, self.schedule = stage, examples, config, schedule
-        self.logger, self.checkpoints, self.seed, self.stop = logger, logger.folder / "checkpoints", seed, stop
-        self.device = distributed.device()
-        self.steps = config.total_steps(len(examples.train))
-        self.bf16 = choose_precision(config.precision, self.device) == "bf16"
-        stage.meters.to(self.device)
-        for network in stage.networks.values():
-            network.to(self.device)
-            if config.channels_last:
-                to_channels_last(network)
-        self.optimizers = {name: optimizer(parameter_groups(n)) for name, n in stage.networks.items()}
-        self.base_lr = {name: o.param_groups[0]["lr"] for name, o in self.optimizers.items()}
-        self.lr = {name: LearningRate(optimizer, self.device) for name, optimizer in self.optimizers.items()}
-        decay = config.weight_average_decay
-        self.average = WeightAverage(stage.networks, decay) if decay else None
-        self.window = MetricWindow(self.device)
-        self.skipped = SkippedSteps(self.device)
-        captured = config.cuda_graph == "auto" and captures_on(self.device)
-        self.graphs = Graphs("training", self.train_step, self.drop_step) if captured else None
+        super().__init__(stage, examples.train, config, optimizer, schedule, logger.stage, seed)
+        self.examples, self.logger, self.checkpoints = examples, logger, logger.folder / "checkpoints"
+        self.stop = stop
         self.best: dict[str, Any] = {}  # step and metrics of the best evaluation
         self.alerted: list[str] = []
         self.seconds = 0.0  # of training steps, over all starts of this run
@@ -153,63 +134,6 @@ class Trainer:
         """Save a checkpoint with what is `pending` after `step`, and end training."""
         self.save(step, pending)
         raise Stopped(f"{self.logger.stage}: stopped on request at step {step} of {self.steps}")
-
-    def begin_step(self, step: int) -> Hashable:
-        """Set all that depends on the step's number. Returns the kind of step: `train_step` does the same in all of a kind."""
-        seed_everything(self.seed, step)
-        kind = self.stage.begin_step(step, self.steps)
-        for name, base in self.base_lr.items():
-            self.lr[name].set(base * self.schedule(step, self.steps))
-        if self.average is not None:
-            self.average.begin_step(step)
-        self.skipped.begin_step(step)
-        self.window.begin_step()
-        return kind
-
-    def train_step(self, kind: Hashable, inputs: Any) -> None:
-        """Forward, backward and update of every network, then of what the stage updates itself. The host never waits.
-
-        Whatever differs between steps of a `kind` lies in tensors by now: this may run as a CUDA graph.
-        """
-        batch: Batch = self.examples.train.prepare(inputs)
-        parts = self.config.accumulation
-        losses = [self.stage.training_losses(part) for part in batch.split(parts)]
-        applied = torch.ones((), dtype=torch.bool, device=self.device)
-        while True:
-            name = None
-            for index, micro_batch in enumerate(losses):  # one network at a time; backward frees each graph
-                with distributed.no_gradient_sync(self.stage.forwards.values(), index < parts - 1):
-                    with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                        item = next(micro_batch, None)
-                    if item is None:
-                        continue
-                    name, loss, metrics = item
-                    (loss / parts).backward()
-                applied = applied & torch.isfinite(loss.detach())
-                self.window.add(metrics, weight=1 / parts)
-            if name is None:
-                break
-            applied = self.update(name, applied)
-        replaced = self.stage.after_step(applied)
-        reset_rows(self.optimizers.values(), replaced)
-        if self.average is not None:
-            self.average.update(applied, replaced)
-        self.skipped.add(applied)
-        self.window.end_step(applied)
-
-    def drop_step(self) -> None:
-        """Forget what a step has left that broke off while it was recorded, and begin it again."""
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
-        self.window.steps -= 1
-        self.begin_step(int(self.skipped.step))
-
-    def update(self, name: str, applied: Tensor) -> Tensor:
-        """One optimizer step of one network; a no-op on the device unless loss and gradient are finite on all ranks."""
-        network, clip = self.stage.networks[name], self.config.clip_grad_norm
-        applied, norm = guarded_step(self.optimizers[name], network, clip, applied)
-        self.window.add({self.figure("grad_norm", name): norm})
-        return applied
 
     def log(self, step: int, bar: tqdm, clock: Clock) -> None:
         """Log means over the steps since the last log. The one place where the host waits for the device."""
@@ -317,13 +241,12 @@ class Trainer:
     def evaluating(self) -> Evaluating:
         return Evaluating(self.stage.networks, self.average)
 
-    def figure(self, name: str, network: str) -> str:
-        """The name of a figure of one network: with the network's name if the stage has several."""
-        return f"{self.logger.stage}/{name}" + (f"_{network}" if len(self.stage.networks) > 1 else "")
-
     def wrap(self, network: nn.Module) -> Any:
         wrapped = distributed.wrap(network)
-        return torch.compile(wrapped) if self.config.compile else wrapped
+        if not self.config.compiles(self.device, self.steps):
+            return wrapped
+        log.info("%s: compiling the networks, which takes some seconds at the first step", self.logger.stage)
+        return torch.compile(wrapped)
 
 
 def due(step: int, interval: int, steps: int) -> bool:

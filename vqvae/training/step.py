@@ -1,0 +1,127 @@
+"""One training step: it serves every stage, and may run as a CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqvae import distributed
+from vqvae.devices.graphs import Graphs, captures_on
+from vqvae.seeding import seed_everything
+from vqvae.training.hardware import choose_precision, to_channels_last
+from vqvae.training.metric_window import MetricWindow
+from vqvae.training.optimizers import LearningRate, guarded_step, parameter_groups, reset_rows
+from vqvae.training.schedules import Schedule
+from vqvae.training.settings import TrainerConfig
+from vqvae.training.skipped_steps import SkippedSteps
+from vqvae.training.stage import Batch, Stage, TrainingSet
+from vqvae.training.weight_average import WeightAverage
+
+
+class TrainingStep:
+    """Steps of a stage's networks, and what lasts from one to the next: optimizers, average, metrics, skipped steps.
+
+    `begin_step` runs on the host, and sets what depends on the step's number; `train_step` is the same in all steps of a kind.
+
+    Args:
+        stage: networks and losses.
+        train: makes batches of its inputs.
+        config: the settings of the run.
+        optimizer: parameter groups -> optimizer.
+        schedule: (step, steps) -> factor on every learning rate.
+        name: the stage's, in the names of figures.
+        seed: all randomness of step s is drawn after seeding with (seed, s).
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        train: TrainingSet,
+        config: TrainerConfig,
+        optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
+        schedule: Schedule,
+        name: str,
+        seed: int,
+    ) -> None:
+        self.stage, self.prepare, self.config, self.schedule = stage, train.prepare, config, schedule
+        self.name, self.seed, self.device = name, seed, distributed.device()
+        self.steps = config.total_steps(len(train))
+        self.bf16 = choose_precision(config.precision, self.device) == "bf16"
+        stage.meters.to(self.device)
+        for network in stage.networks.values():
+            network.to(self.device)
+            if config.channels_last:
+                to_channels_last(network)
+        self.optimizers = {name: optimizer(parameter_groups(n)) for name, n in stage.networks.items()}
+        self.base_lr = {name: o.param_groups[0]["lr"] for name, o in self.optimizers.items()}
+        self.lr = {name: LearningRate(optimizer, self.device) for name, optimizer in self.optimizers.items()}
+        decay = config.weight_average_decay
+        self.average = WeightAverage(stage.networks, decay) if decay else None
+        self.window = MetricWindow(self.device)
+        self.skipped = SkippedSteps(self.device)
+        captured = config.cuda_graph == "auto" and captures_on(self.device)
+        self.graphs = Graphs("training", self.train_step, self.drop_step) if captured else None
+
+    def begin_step(self, step: int) -> Hashable:
+        """Set all that depends on the step's number. Returns the kind of step: `train_step` does the same in all of a kind."""
+        seed_everything(self.seed, step)
+        kind = self.stage.begin_step(step, self.steps)
+        for name, base in self.base_lr.items():
+            self.lr[name].set(base * self.schedule(step, self.steps))
+        if self.average is not None:
+            self.average.begin_step(step)
+        self.skipped.begin_step(step)
+        self.window.begin_step()
+        return kind
+
+    def train_step(self, kind: Hashable, inputs: Any) -> None:
+        """Forward, backward and update of every network, then of what the stage updates itself. The host never waits.
+
+        Whatever differs between steps of a `kind` lies in tensors by now: this may run as a CUDA graph.
+        """
+        batch: Batch = self.prepare(inputs)
+        parts = self.config.accumulation
+        losses = [self.stage.training_losses(part) for part in batch.split(parts)]
+        applied = torch.ones((), dtype=torch.bool, device=self.device)
+        while True:
+            name = None
+            for index, micro_batch in enumerate(losses):  # one network at a time; backward frees each graph
+                with distributed.no_gradient_sync(self.stage.forwards.values(), index < parts - 1):
+                    with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                        item = next(micro_batch, None)
+                    if item is None:
+                        continue
+                    name, loss, metrics = item
+                    (loss / parts).backward()
+                applied = applied & torch.isfinite(loss.detach())
+                self.window.add(metrics, weight=1 / parts)
+            if name is None:
+                break
+            applied = self.update(name, applied)
+        replaced = self.stage.after_step(applied)
+        reset_rows(self.optimizers.values(), replaced)
+        if self.average is not None:
+            self.average.update(applied, replaced)
+        self.skipped.add(applied)
+        self.window.end_step(applied)
+
+    def drop_step(self) -> None:
+        """Forget what a step has left that broke off while it was recorded, and begin it again."""
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        self.window.steps -= 1
+        self.begin_step(int(self.skipped.step))
+
+    def update(self, name: str, applied: Tensor) -> Tensor:
+        """One optimizer step of one network; a no-op on the device unless loss and gradient are finite on all ranks."""
+        network, clip = self.stage.networks[name], self.config.clip_grad_norm
+        applied, norm = guarded_step(self.optimizers[name], network, clip, applied)
+        self.window.add({self.figure("grad_norm", name): norm})
+        return applied
+
+    def figure(self, name: str, network: str) -> str:
+        """The name of a figure of one network: with the network's name if the stage has several."""
+        return f"{self.name}/{name}" + (f"_{network}" if len(self.stage.networks) > 1 else "")
