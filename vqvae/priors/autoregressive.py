@@ -66,9 +66,6 @@ class AutoregressivePrior(Prior):
             losses.append(nats[-1] if not label_smoothing else torch.lerp(nats[-1], -log_p.mean(1), label_smoothing))
         return Scored(sum(m.sum() for m in losses) / sum(m.numel() for m in losses), nats)  # type: ignore[arg-type]
 
-    def noise_count(self, sampling: Sampling) -> int:
-        return self.codes_per_sample
-
     def sample_chunk(
         self, noise: Tensor, labels: Tensor, sampling: Sampling, known: Known | None, on_progress: OnProgress | None
     ) -> list[Tensor]:

@@ -237,9 +237,9 @@ class Prior(nn.Module, ABC):
         noise, labels, *known = inputs
         return self.sample_chunk(noise, labels, sampling, Known(*known) if known else None, on_progress)
 
-    @abstractmethod
     def noise_count(self, sampling: Sampling) -> int:
         """Uniform numbers that a sample takes."""
+        return self.codes_per_sample
 
     @abstractmethod
     def sample_chunk(
