@@ -7,6 +7,8 @@
     python scripts/benchmark.py sampling                 codes drawn from a cache against the whole network for each
     python scripts/benchmark.py distributed              bytes that two processes exchange, for every quantizer, and their speed
     python scripts/benchmark.py gpu                      on a GPU: trainer, graphs, plain loop, priors, draws, lookups
+    python scripts/benchmark.py exactness                on a GPU: every tile of the nearest-code kernel against float64
+    python scripts/benchmark.py tiles                    on a GPU: the speed of those tiles
     python scripts/benchmark.py training data=folder data.root=... data.image_size=32     on your own images
 
 The network and its settings are those of experiment=cifar10_sonnet; overrides of train.py go behind (quantizers: of the
@@ -27,6 +29,7 @@ import torch
 
 from scripts.benchmarks.distributed import processes
 from scripts.benchmarks.gpu import gpu
+from scripts.benchmarks.lookups import exactness, quantizers_on_gpu, tiles
 from scripts.benchmarks.quantizers import quantizers
 from scripts.benchmarks.sampling import sampling
 from scripts.benchmarks.training import precision, training
@@ -35,11 +38,11 @@ from vqvae.training.hardware import cpu_has_bf16
 PARTS = {
     "training": training,
     "precision": precision,
-    "quantizers": quantizers,
+    "quantizers": quantizers_on_gpu if torch.cuda.is_available() else quantizers,
     "sampling": sampling,
     "distributed": processes,
 }
-ON_GPU = {"gpu": gpu}
+ON_GPU = {"gpu": gpu, "exactness": exactness, "tiles": tiles}
 
 
 def main() -> None:
@@ -47,7 +50,7 @@ def main() -> None:
     parser.add_argument(
         "what",
         nargs="*",
-        help=f"{', '.join(PARTS)} (default: these), gpu; then overrides of train.py",
+        help=f"{', '.join(PARTS)} (default: these), {', '.join(ON_GPU)}; then overrides of train.py",
     )
     words = parser.parse_args().what
     overrides = [word for word in words if "=" in word]

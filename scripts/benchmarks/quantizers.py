@@ -1,4 +1,4 @@
-"""One step of the quantizer against vector-quantize-pytorch, and the nearest code against a bare GEMM; on the CPU."""
+"""One step of the quantizer against vector-quantize-pytorch, and the nearest code against a bare GEMM."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scripts.benchmarks.report import synchronize
 from vqvae.config.build import build
 from vqvae.config.compose import compose, resolve
 from vqvae.quantizers.nearest import nearest_code
@@ -69,23 +70,32 @@ def measure(threads: int, overrides: list[str]) -> tuple[Rows, Rows]:
 
 
 def step_row(latents: Tensor, codes: Tensor, overrides: list[str]) -> list[Any]:
-    """Table row: ms of our training step, ms of the peer's, the ratio; both see their latents in the layout that they need."""
-    ours, upstream = our_quantizer(codes, overrides), torch.randn_like(latents)
+    """Table row: ms of our training step, ms of the peer's, the ratio."""
+    times = in_turns(step_pair(latents, codes, overrides))
+    own = 1e3 * statistics.median(times["ours"])
+    if "peer" not in times:
+        return [own, "-", "-"]
+    return [own, 1e3 * statistics.median(times["peer"]), ratio(times, "peer", "ours")]
+
+
+def step_pair(latents: Tensor, codes: Tensor, overrides: list[str]) -> dict[str, Callable[[], Tensor]]:
+    """One training step of ours and of the peer, if it is installed; both see latents in the layout that they need."""
+    ours, upstream = our_quantizer(codes.cpu(), overrides).to(codes.device), torch.randn_like(latents)
     grid = latents[None].movedim(-1, 1).detach().requires_grad_()  # (1, d, N), channels last in memory
-    grid_upstream, applied = upstream[None].movedim(-1, 1), torch.tensor(True)
+    grid_upstream, applied = upstream[None].movedim(-1, 1), torch.tensor(True, device=codes.device)
 
     def our_step() -> Tensor:
         grid.grad = None
         ours.begin_step(0, 1)
         out = ours(grid)
-        extra = sum((loss.value * loss.weight for loss in out.losses.values()), torch.zeros(()))
+        extra = sum((loss.value * loss.weight for loss in out.losses.values()), torch.zeros((), device=codes.device))
         ((out.z_q * grid_upstream).sum() + extra).backward()
         ours.after_step(applied)
         return out.codes[0][0]
 
     if not has_peer():
-        return [1e3 * statistics.median(in_turns({"ours": our_step})["ours"]), "-", "-"]
-    peer, rows = peer_quantizer(codes, ours), latents[None].clone().requires_grad_()  # (1, N, d)
+        return {"ours": our_step}
+    peer, rows = peer_quantizer(codes, ours).to(codes.device), latents[None].clone().requires_grad_()  # (1, N, d)
 
     def peer_step() -> Tensor:
         rows.grad = None
@@ -95,12 +105,7 @@ def step_row(latents: Tensor, codes: Tensor, overrides: list[str]) -> list[Any]:
 
     same = (our_step() == peer_step()).float().mean()
     assert same > 0.999, f"the two quantizers choose the same code for {same:.4f} of the vectors"
-    times = in_turns({"ours": our_step, "peer": peer_step})
-    return [
-        1e3 * statistics.median(times["ours"]),
-        1e3 * statistics.median(times["peer"]),
-        ratio(times, "peer", "ours"),
-    ]
+    return {"ours": our_step, "peer": peer_step}
 
 
 def nearest_row(latents: Tensor, codes: Tensor) -> list[Any]:
@@ -155,9 +160,11 @@ def in_turns(contestants: dict[str, Callable[[], object]]) -> Times:
     for _ in range(ROUNDS):
         for name, contestant in contestants.items():
             contestant()
+            synchronize()
             start = time.perf_counter()
             for _ in range(REPEATS):
                 contestant()
+            synchronize()
             times[name].append((time.perf_counter() - start) / REPEATS)
     return times
 
