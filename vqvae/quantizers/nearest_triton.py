@@ -1,4 +1,8 @@
-"""Nearest code by euclidean distance in one Triton kernel: scores never leave the chip."""
+"""Nearest code by euclidean distance in one Triton kernel: scores never leave the chip.
+
+On an H200 (2026-11-26, N = 65536, K = 16384) the tiles of widths 32, 64 and 128 ran at 61, 79 and 70 TFLOP/s, and every index
+was that of float64; three TF32 products cannot exceed 119 there. `scripts/benchmark.py exactness tiles` measures again.
+"""
 
 from __future__ import annotations
 
