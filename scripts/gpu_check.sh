@@ -22,7 +22,9 @@ part() { # part SECONDS NAME COMMAND...: runs it within the time, with its outpu
 
 part 110 cuda_tests "$python" -m pytest -q -p no:cacheprovider tests/test_cuda.py
 tail -n 25 "$out/cuda_tests.log"
-part 290 benchmark "$python" scripts/benchmark.py gpu
+part 30 exactness "$python" scripts/benchmark.py exactness
+cat "$out/exactness.log"
+part 260 benchmark "$python" scripts/benchmark.py gpu
 cat "$out/benchmark.log"
 data=(data=folder "$root" data.image_size=32 data.workers=14 "data.cache_dir=$out/cache")
 if [ -z "$root" ]; then
@@ -38,7 +40,8 @@ import json, sys
 from pathlib import Path
 
 out = Path(sys.argv[1])
-figures = json.loads((out / "figures.json").read_text()) if (out / "figures.json").exists() else {}
+kept = json.loads((out / "figures.json").read_text()) if (out / "figures.json").exists() else {"figures": {}}
+figures = kept["figures"]
 for name in ("sonnet", "default"):
     for stage in ("autoencoder", "prior"):
         timing = out / name / stage / "timing.jsonl"
@@ -53,7 +56,7 @@ for name in ("sonnet", "default"):
             value = value["value"] if isinstance(value, dict) else value
             if isinstance(value, (int, float)):
                 figures[f"{name}: {key}"] = value
-(out / "figures.json").write_text(json.dumps(figures, indent=1))
+(out / "figures.json").write_text(json.dumps(kept, indent=1))
 width = max(map(len, figures), default=0)
 for key, value in figures.items():
     print(f"{key:{width}}  {value:,.3f}")

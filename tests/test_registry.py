@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import lines
 
+from scripts import settings_table
 from scripts.metrics_table import page
 from vqvae.metrics.registry import FIGURES, figure, find, in_split, without_split
 from vqvae.run.plots import panels_of
@@ -30,6 +31,12 @@ def own() -> Iterator[None]:
 def test_the_page_of_metrics_is_that_of_the_registry() -> None:
     written = (ROOT / "docs" / "metrics.md").read_text()
     assert written == page() + "\n", "python scripts/metrics_table.py > docs/metrics.md"
+
+
+def test_the_page_of_settings_is_that_of_the_configs_and_of_the_ranges() -> None:
+    written = (ROOT / "docs" / "settings.md").read_text()
+    assert written == settings_table.page() + "\n", "python scripts/settings_table.py > docs/settings.md"
+    assert "| `clip_grad_norm` | `null` | a number above 0 or null |" in written
 
 
 def test_everything_that_a_run_logs_is_declared(finished_run: Path) -> None:

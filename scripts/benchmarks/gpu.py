@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import os
 import tempfile
 import time
@@ -16,13 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scripts.benchmarks.lookups import lookups
+from scripts.benchmarks.report import Report, synchronize
 from scripts.benchmarks.sampling import CLASSES, CODEBOOK_SIZE, prior_of
-from scripts.benchmarks.training import OneHotEMA, bare_step, new_run, seconds_per, synchronise, through_the_trainer
+from scripts.benchmarks.training import OneHotEMA, bare_step, new_run, seconds_per, through_the_trainer
 from vqvae import distributed
 from vqvae.data.code_store import CodeStore
 from vqvae.data.codes import CodeEvaluationSet, CodeTrainingSet
 from vqvae.priors.sampling import Sampling
-from vqvae.quantizers.nearest import best, chunks, euclidean_scores, nearest_code
+from vqvae.run.process import set_up_process
 from vqvae.run.run import Run, build_model
 from vqvae.run.train import make_trainer
 from vqvae.stages.prior import PriorStage
@@ -50,46 +51,16 @@ DRAWS = [
     ("maskgit", (8, 8), 10_240),
     ("pixelcnn", (32, 32), 1024),
 ]
-LOOKUPS = [
-    (65536, 1024, 64),
-    (65536, 16384, 32),
-    (65536, 16384, 64),
-    (65536, 16384, 128),
-    (65536, 16384, 256),
-    (65536, 8192, 8),
-]
-
-
-class Report:
-    """Figures by name: printed at once, and written to the file that VQVAE_FIGURES names."""
-
-    def __init__(self) -> None:
-        self.path, self.figures = os.environ.get("VQVAE_FIGURES"), {}
-
-    def __call__(self, name: str, measure: Callable[[], float], unit: str, of: float = 1.0) -> float:
-        """Add of / measure(): `of` is the work of one call. A measurement that fails becomes a line, and NaN."""
-        start = time.perf_counter()
-        try:
-            value = of / measure()
-        except Exception as error:  # the next rows are worth having
-            print(f"{name}: {type(error).__name__}: {str(error).splitlines()[0][:300]}", flush=True)
-            return math.nan
-        self.figures[name] = value
-        print(f"{name}: {value:,.1f} {unit}   ({time.perf_counter() - start:.1f} s to measure)", flush=True)
-        if self.path:
-            Path(self.path).write_text(json.dumps(self.figures, indent=1))
-        return value
 
 
 def gpu(overrides: list[str], folder: str) -> None:
     """All figures."""
-    report = Report()
+    report = Report(os.environ.get("VQVAE_FIGURES"))
     for name, (own, steps) in TRAINING.items():
         train_row(report, name, [*own, *overrides], steps, folder)
     priors(report, folder)
     draws(report)
-    with torch.no_grad():
-        lookups(report)
+    lookups(report)
 
 
 def scaled(steps: int) -> int:
@@ -102,28 +73,20 @@ def train_row(report: Report, name: str, overrides: list[str], steps: int, folde
     network = ("model=resnet",) if "resnet" in name else ("experiment=cifar10_sonnet",)
     run, steps = new_run(overrides, tempfile.mkdtemp(dir=folder), network), scaled(steps)
     batch = run.cfg.trainer.batch_size
-    fast = report(f"{name}: trainer", lambda: trainer_step(run, folder, steps), "images/s", batch)
-    slow = report(
-        f"{name}: trainer, cuda_graph=off",
-        lambda: trainer_step(run, folder, max(12, steps // 8), cuda_graph="off"),
-        "images/s",
-        batch,
-    )
-    if name in COMPILED:
-        report(
-            f"{name}: trainer, compile=true", lambda: trainer_step(run, folder, steps, compile=True), "images/s", batch
-        )
-    bare = report(f"{name}: bare step", lambda: bare_step(run, steps // 4), "images/s", batch)
-    graph = report(f"{name}: bare step as a graph", lambda: bare_step(run, steps, captured=True), "images/s", batch)
-    plain = math.nan
-    if "resnet" not in name:
-        plain = report(f"{name}: plain loop", lambda: plain_loop(run, steps // 4), "images/s", batch)
-    ratios = {"graph": graph, "bare step": bare, "cuda_graph=off": slow, "plain loop": plain}
-    print(
-        f"{name}: the trainer is",
-        ", ".join(f"{fast / other:.2f} of {what}" for what, other in ratios.items()),
-        flush=True,
-    )
+    ways: dict[str, Callable[[], float]] = {
+        "trainer": lambda: trainer_step(run, folder, steps),
+        "trainer, cuda_graph=off": lambda: trainer_step(run, folder, max(12, steps // 8), cuda_graph="off"),
+        "trainer, compile=true": lambda: trainer_step(run, folder, steps, compile=True),
+        "bare step": lambda: bare_step(run, steps // 4),
+        "bare step as a graph": lambda: bare_step(run, steps, captured=True),
+        "plain loop": lambda: plain_loop(run, steps // 4),
+    }
+    left_out = {"plain loop"} if "resnet" in name else set()  # its encoder and decoder are those of `conv`
+    if name not in COMPILED:
+        left_out.add("trainer, compile=true")
+    rates = {way: report.rate(f"{name}: {way}, images/s", batch, ways[way]) for way in ways if way not in left_out}
+    for way in set(rates) - {"trainer"}:
+        report.ratio(f"{name}: trainer / {way}", rates["trainer"], rates[way])
 
 
 def trainer_step(run: Run, folder: str, steps: int, **settings: Any) -> float:
@@ -150,7 +113,8 @@ def rate_of(trainer: Any) -> float:
 
 
 def plain_loop(run: Run, steps: int) -> float:
-    """Seconds per step of a plain float32 loop on images that lie on the device."""
+    """Seconds per step of a plain loop on images that lie on the device, with convolutions in TF32 as torch has them."""
+    torch.backends.cudnn.allow_tf32 = True
     model, _ = build_model(run.cfg, run.data, variance=0.25)
     encoder, decoder = model.encoders[0].to(run.device), model.decoders[0].to(run.device)
     quantizer = OneHotEMA(512, 64).to(run.device)
@@ -165,7 +129,10 @@ def plain_loop(run: Run, steps: int) -> float:
         (F.mse_loss(decoder(z_q), x) / 0.06 + vq_loss).backward()
         optimizer.step()
 
-    return seconds_per(step, steps, run.device)
+    try:
+        return seconds_per(step, steps)
+    finally:
+        set_up_process()
 
 
 def priors(report: Report, folder: str) -> None:
@@ -174,11 +141,10 @@ def priors(report: Report, folder: str) -> None:
     for name, batch, steps in PRIORS:
         run = new_run([f"prior={name}"], tempfile.mkdtemp(dir=folder))
         for setting in ("auto", "off"):
-            report(
-                f"{name} prior, batch {batch}, cuda_graph={setting}",
-                lambda: prior_step(run, store, name, batch, scaled(steps if setting == "auto" else 40), setting),  # noqa: B023
-                "items/s",
+            report.rate(
+                f"{name} prior, batch {batch}, cuda_graph={setting}, items/s",
                 batch,
+                lambda: prior_step(run, store, name, batch, scaled(steps if setting == "auto" else 40), setting),  # noqa: B023
             )
 
 
@@ -221,52 +187,9 @@ def draws(report: Report) -> None:
             labels = torch.arange(count, device=distributed.device()) % CLASSES
             start = time.perf_counter()
             prior.sample(list(range(count)), labels, Sampling())
-            synchronise(distributed.device())
+            synchronize()
             return time.perf_counter() - start
 
         title = f"{name} {grid[0]}x{grid[1]}, {count} samples"
         report(f"{title}, the first call", call, "samples/s", count)
         report(title, lambda: min(call(), call()), "samples/s", count)
-
-
-def lookups(report: Report) -> None:
-    """TFLOP/s of the nearest code, of the ways to it, and how often bf16 is wrong."""
-    device = distributed.device()
-    if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = True
-        a = torch.randn(8192, 8192, device=device)
-        report("TF32 GEMM, 8192", lambda: timed(lambda: a @ a), "TFLOP/s", 2 * 8192**3 / 1e12)
-        torch.backends.cuda.matmul.allow_tf32 = False
-        report("float32 GEMM, 8192", lambda: timed(lambda: a @ a), "TFLOP/s", 2 * 8192**3 / 1e12)
-    for count, size, dim in LOOKUPS if device.type == "cuda" else [(300, 100, 16)]:
-        torch.manual_seed(0)
-        z, codes = torch.randn(count, dim, device=device), torch.randn(size, dim, device=device)
-        work, name = 2 * count * size * dim / 1e12, f"nearest code ({count}, {size}, {dim})"
-
-        def chunked(z: Tensor = z, codes: Tensor = codes) -> Tensor:
-            scores = euclidean_scores(codes)
-            return torch.cat([best(scores(rows)) for rows in chunks(z, codes)])
-
-        def in_bf16(z: Tensor = z, codes: Tensor = codes) -> Tensor:
-            weights, bias = codes.bfloat16(), -codes.square().sum(1) / 2
-            return torch.cat([((rows @ weights.t()).float() + bias).argmax(1) for rows in z.bfloat16().split(16384)])
-
-        report(f"{name}: ours", lambda: timed(lambda: nearest_code(z, codes)), "TFLOP/s", work)  # noqa: B023
-        report(f"{name}: chunked float32", lambda: timed(chunked), "TFLOP/s", work)
-        report(f"{name}: cdist", lambda: timed(lambda: torch.cdist(z, codes).argmin(1)), "TFLOP/s", work)  # noqa: B023
-        report(f"{name}: bf16 GEMM and argmax", lambda: timed(in_bf16), "TFLOP/s", work)
-        wrong = (in_bf16() != nearest_code(z, codes)).double().mean()
-        print(f"{name}: bf16 chooses another code for {float(wrong):.2%} of the vectors", flush=True)
-
-
-def timed(function: Callable[[], Any]) -> float:
-    """Seconds of a call: the median of ten, after two."""
-    device = distributed.device()
-    times = []
-    for _ in range(12):
-        synchronise(device)
-        start = time.perf_counter()
-        function()
-        synchronise(device)
-        times.append(time.perf_counter() - start)
-    return sorted(times[2:])[5]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import to_pil_image, to_tensor
 
+from scripts.benchmarks.report import synchronize
 from vqvae import distributed
 from vqvae.config.build import build
 from vqvae.config.compose import check_train, compose, plain, resolve
@@ -131,7 +132,7 @@ def bare_step(run: Run, steps: int, captured: bool = False) -> float:
         model.after_step(applied)
 
     graphs = Graphs("the bare step", step)
-    return seconds_per((lambda index: graphs(None, None)) if captured and captures_on(device) else step, steps, device)
+    return seconds_per((lambda index: graphs(None, None)) if captured and captures_on(device) else step, steps)
 
 
 def straightforward_loop(run: Run, steps: int, workers: int) -> float:
@@ -173,23 +174,18 @@ def straightforward_loop_here(config: dict[str, Any], images: np.ndarray, steps:
         optimizer.step()
         losses.extend([loss.item(), perplexity.item()])
 
-    return seconds_per(step, steps, device)
+    return seconds_per(step, steps)
 
 
-def seconds_per(step: Any, steps: int, device: torch.device) -> float:
+def seconds_per(step: Any, steps: int) -> float:
     for index in range(5):
         step(index)
-    synchronise(device)
+    synchronize()
     start = time.perf_counter()
     for index in range(steps):
         step(index)
-    synchronise(device)
+    synchronize()
     return (time.perf_counter() - start) / steps
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def training(overrides: list[str], folder: str) -> None:
