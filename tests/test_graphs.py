@@ -22,7 +22,7 @@ from vqvae.devices.graphs import MAX_KINDS, Graphs
 from vqvae.priors import base
 from vqvae.priors.base import Prior, graphs_of
 from vqvae.priors.sampling import Known, Sampling, philox, philox_uniform
-from vqvae.training import optimizers, trainer
+from vqvae.training import optimizers, step
 from vqvae.training.trainer import Trainer
 
 STEPS = 10
@@ -94,8 +94,8 @@ def no_gpu() -> Iterator[list[str]]:
 
 def state_after(self: Trainer, steps: Graphs | None) -> dict[str, Any]:
     inputs = self.examples.train.inputs_from(0, self.config.accumulation)
-    for step in range(STEPS):
-        kind = self.begin_step(step)
+    for number in range(STEPS):
+        kind = self.begin_step(number)
         self.train_step(kind, next(inputs)) if steps is None else steps(kind, next(inputs))
     return copy.deepcopy(self.state(STEPS, []))
 
@@ -125,7 +125,7 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
         seen.append(Recorded("training", self.train_step, self.drop_step))
         compare(self, seen[0])
 
-    for module in (trainer, optimizers):
+    for module in (step, optimizers):
         monkeypatch.setattr(module, "captures_on", lambda device: True)
     monkeypatch.setattr(graphs, "noticing_waits", no_gpu)
     monkeypatch.setattr(Trainer, "fit", fit)

@@ -191,5 +191,5 @@ def draws(report: Report) -> None:
             return time.perf_counter() - start
 
         title = f"{name} {grid[0]}x{grid[1]}, {count} samples"
-        report(f"{title}, the first call", call, "samples/s", count)
-        report(title, lambda: min(call(), call()), "samples/s", count)
+        report.rate(f"{title}, the first call, samples/s", count, call)
+        report.rate(f"{title}, samples/s", count, lambda: min(call(), call()))

@@ -46,6 +46,7 @@ class AutoregressivePrior(Prior):
     """
 
     methods = ("cached", "jacobi", "uncached")
+    decided_by_host = ("jacobi",)
     networks: Sequence[MapNetwork]
 
     def order(self) -> Iterator[tuple[int, int]]:

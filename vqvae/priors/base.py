@@ -121,6 +121,7 @@ class Prior(nn.Module, ABC):
 
     bits_name = "bits_per_code"
     methods: tuple[str, ...]
+    decided_by_host: tuple[str, ...] = ()  # of them, those that look at values to know how to go on: no CUDA graphs
     networks: Sequence[nn.Module]  # one a map, coarse to fine, each with the `embedding` of its codes
 
     def __init__(
@@ -225,7 +226,7 @@ class Prior(nn.Module, ABC):
             with torch.inference_mode(), torch.autocast(labels.device.type, enabled=False):
                 noise = uniform_noise([seeds[i] for i in rows], self.noise_count(sampling), labels.device)
                 inputs = noise, labels[part], *([m[part] for m in maps] for maps in known_maps)
-                if on_progress is None and captures_on(labels.device):
+                if on_progress is None and captures_on(labels.device) and sampling.method not in self.decided_by_host:
                     maps = graphs_of(self)((sampling, known is None), inputs)
                 else:
                     maps = self.draw(sampling, inputs, on_progress)
