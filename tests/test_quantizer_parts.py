@@ -16,7 +16,7 @@ from vqvae.quantizers.codebook import (
 from vqvae.quantizers.estimator import DiVeQ, Rotation
 from vqvae.quantizers.init import DataSample
 from vqvae.quantizers.lookup import CodebookPCA, Euclidean, Stochastic
-from vqvae.quantizers.regularizers import CodebookLoss, Commitment, Orthogonal
+from vqvae.quantizers.regularizers import CodebookLoss, Commitment, NearestCoulomb, Orthogonal
 from vqvae.quantizers.revival import FarthestRevival, LeastRecentlyUsed, RandomRevival
 from vqvae.quantizers.space import UnitSphere
 
@@ -174,3 +174,16 @@ def test_a_speed_that_is_not_above_zero_is_refused(speed: float) -> None:
 def test_a_negative_or_nan_weight_is_refused(weight: float) -> None:
     with pytest.raises(ValueError, match="weight must be"):
         Commitment(weight)
+
+
+def test_codes_that_many_others_pick_get_the_same_gradient_on_two_threads() -> None:
+    """Two threads that add up one row's gradient at once would do so in any order."""
+    codes = torch.nn.Parameter(torch.randn(2000, 64, generator=torch.Generator().manual_seed(0)))
+    loss = NearestCoulomb(weight=1.0, order=2, bound=100.0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        gradients = [torch.autograd.grad(loss(codes, codes, codes), codes)[0] for _ in range(8)]
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, gradients[0]) for one in gradients)

@@ -192,7 +192,7 @@ class TransformerMap(MapNetwork):
         style, angles = condition.mean(1), self.angles
         place, near = self.place().flatten(1).t(), self.beside(codes, order)  # (N, width), (B, N, width)
         if order is not None:
-            codes, place, angles = codes.gather(1, order), place[order], angles[order][:, None]
+            codes, place, angles = codes.gather(1, order), F.embedding(order, place), angles[order][:, None]
             condition = condition.take_along_dim(order[:, :, None], dim=1)  # (B, N, width)
         seen = self.embedding(codes[:, :-1]) + place[..., :-1, :]  # (B, N - 1, width)
         x = torch.cat([self.start.expand(len(codes), 1, -1), seen], dim=1) + near + condition

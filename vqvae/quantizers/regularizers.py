@@ -129,7 +129,8 @@ class NearestCoulomb(Coulomb):
                 distance.diagonal(start).fill_(float("inf"))
                 others.append(distance.argmin(1))
         other = torch.cat(others)  # (K,)
-        return -self.norm(codes - codes[other]).clamp_max(self.bound).sum()
+        # embedding, not codes[other]: there the gradient is added up by several threads, in any order
+        return -self.norm(codes - F.embedding(other, codes)).clamp_max(self.bound).sum()
 
 
 @checked
