@@ -44,7 +44,7 @@ def allowed(annotation: Any) -> str:
             [allowed(arguments[0]), " and ".join(word for word in words if str(2**31 - 1) not in word)]
         ).strip()
     if origin is Literal:
-        return ", ".join(str(choice) for choice in arguments)
+        return ", ".join(map(in_yaml, arguments))
     if is_union(annotation):
         return " or ".join(dict.fromkeys(allowed(member) for member in arguments))
     return describe(annotation)

@@ -40,7 +40,8 @@ def Lt(high: float) -> Bound:
 
 
 def In(*choices: Any) -> Bound:
-    return Bound(f"be {'one of ' * (len(choices) > 1)}{', '.join(map(str, choices))}", lambda value: value in choices)
+    names = [str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in choices]  # as in YAML
+    return Bound(f"be {'one of ' * (len(choices) > 1)}{', '.join(names)}", lambda value: value in choices)
 
 
 NotEmpty = Bound("not be empty", lambda value: len(value) > 0)
