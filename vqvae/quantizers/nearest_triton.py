@@ -1,7 +1,7 @@
 """Nearest code by euclidean distance in one Triton kernel: scores never leave the chip.
 
-On an H200 (2026-11-26, N = 65536, K = 16384) the tiles of widths 32, 64 and 128 ran at 61, 79 and 70 TFLOP/s, and every index
-was that of float64; three TF32 products cannot exceed 119 there. `scripts/benchmark.py exactness tiles` measures again.
+At N = 65536, K = 16384 the tiles of widths 32, 64 and 128 ran at 61, 79 and 70 TFLOP/s on an H200 (2026-11-26), those of widths
+16, 32, 64, 128 and 256 at 36, 51, 69, 64 and 70 on an H100 (2026-11-27). `scripts/benchmark.py exactness tiles` measures again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Tile(NamedTuple):
     stages: int
 
 
-# By width, a power of two; measured on an H200, whose blocks have 227 KB of shared memory.
+# By width, a power of two; for an H100 or H200, whose blocks have 227 KB of shared memory.
 TILES = {
     16: Tile(128, 128, 16, 4, 2),
     32: Tile(128, 64, 32, 4, 2),
