@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated
 
 import torch
@@ -56,57 +57,81 @@ def gate(x: Tensor, dim: int = 1) -> Tensor:
     return torch.tanh(a) * torch.sigmoid(b)
 
 
+def minus_gate(x: Tensor) -> Tensor:
+    """x (..., 2 width), changed in place, its first half doubled -> minus `gate` of it, (..., width).
+
+    tanh(a) = 2 sigmoid(2 a) - 1, and on a CPU a sigmoid takes a fifth of a tanh's time.
+    """
+    a, b = x.sigmoid_().chunk(2, -1)
+    return torch.addcmul(b, a, b, value=-2)
+
+
 class LayerCache:
     """The past of one layer while codes are drawn. All tensors have their channels last.
 
     The vertical stack is done a row at a time, as soon as the row is complete; `ahead` (B, W, 2 width) is then all that the
     next row's horizontal stack needs of it: rows above, condition and biases. The horizontal stack is done a code at a time:
     its input of the present row lies position after position, zeros at the left, so that its convolution is one matrix
-    product of a contiguous window. condition (B, H, W, width).
+    product of a contiguous window. condition (H, B, W, width).
+
+    Weights before a gate have their first half doubled, and weights after it another sign, because `minus_gate` is faster.
     """
 
     def __init__(self, layer: GatedLayer, condition: Tensor) -> None:
-        batch, _, columns, width = condition.shape
+        _, batch, columns, width = condition.shape
         self.layer, self.condition = layer, condition
         self.left, right, above, _ = layer.vertical.pad
         self.rows = condition.new_zeros(batch, above + 1, self.left + columns + right, width)  # of v, the newest last
-        self.weight_vertical = layer.vertical.conv.weight.contiguous(memory_format=torch.channels_last)
+        assert layer.vertical.conv.bias is not None
+        assert layer.horizontal.conv.bias is not None
+        assert layer.link.bias is not None
+        assert layer.project.bias is not None
+        doubled = condition.new_ones(2 * width)
+        doubled[:width] = 2
+        weight = layer.vertical.conv.weight * doubled.view(-1, 1, 1, 1)
+        self.weight_vertical = weight.contiguous(memory_format=torch.channels_last)
+        self.bias_vertical = layer.vertical.conv.bias * doubled
+        self.weight_link = layer.link.weight.flatten(1) * doubled[:, None] / doubled  # (2 width, 2 width)
+        self.bias_linked = (layer.link.bias + layer.horizontal.conv.bias) * doubled
+        self.weight_project = layer.project.weight.flatten(1) * doubled[:, None]
+        self.bias_project = layer.project.bias * doubled
+        weight = layer.horizontal.conv.weight[:, :, 0] * doubled.view(-1, 1, 1)
+        self.weight = weight.permute(2, 1, 0).flatten(0, 1).contiguous()  # (k width, 2 width)
+        self.weight_out = -layer.horizontal_out.weight.flatten(1).t().contiguous()  # (width, width)
+        if layer.vertical_out is not None:
+            self.weight_vertical_out = -layer.vertical_out.weight.flatten(1)
         taps = layer.horizontal.conv.kernel_size[1]
-        self.weight = layer.horizontal.conv.weight[:, :, 0].permute(2, 1, 0).flatten(0, 1).contiguous()  # (k w, 2 w)
-        self.weight_out = layer.horizontal_out.weight.flatten(1).t().contiguous()  # (width, width)
         zeros = taps if layer.first else taps - 1  # the first layer's window ends before the present column
         row = condition.new_zeros(batch, (zeros + columns) * width)
         self.windows = [row[:, c * width : (c + taps) * width] for c in range(columns)]
         self.places = [row[:, (zeros + c) * width : (zeros + c + 1) * width] for c in range(columns)]
-        assert layer.link.bias is not None
-        self.begin_row(0, layer.link.bias)
+        self.begin_row(0, self.bias_linked.repeat(batch, columns, 1))
 
     def begin_row(self, r: int, linked: Tensor) -> None:
-        """linked (B, W, 2 width), or (2 width) for r = 0: the vertical stack's row above, seen through the link."""
-        layer = self.layer
-        self.projected = linear(self.condition[:, r], layer.project.weight.flatten(1), layer.project.bias)
-        assert layer.horizontal.conv.bias is not None
-        self.ahead = self.projected + (linked + layer.horizontal.conv.bias)  # (B, W, 2 width)
+        """linked (B, W, 2 width), changed in place: the vertical stack's row above, seen through the link, and biases."""
+        self.projected = linear(self.condition[r], self.weight_project, self.bias_project)  # (B, W, 2 width)
+        self.ahead = linked.add_(self.projected).unbind(1)  # W x (B, 2 width)
 
     def end_row(self, r: int, v: Tensor) -> Tensor:
         """v (B, W, width), row r of the vertical stack -> the same row of its output; begins the next row."""
-        layer = self.layer
         for above in range(self.rows.shape[1] - 1):
             self.rows[:, above] = self.rows[:, above + 1]
         self.rows[:, -1, self.left : self.left + v.shape[1]] = v
-        above_rows = self.rows.permute(0, 3, 1, 2)
-        v_in = F.conv2d(above_rows, self.weight_vertical, layer.vertical.conv.bias)  # (B, 2 width, 1, W)
+        v_in = F.conv2d(self.rows.permute(0, 3, 1, 2), self.weight_vertical, self.bias_vertical)  # (B, 2 width, 1, W)
         v_in = v_in[:, :, 0].transpose(1, 2)  # (B, W, 2 width)
-        if layer.vertical_out is not None:
-            out = linear(gate(v_in + self.projected, dim=2), layer.vertical_out.weight.flatten(1), None)
-            v = out if layer.first else v + out
-        self.begin_row(r + 1, linear(v_in, layer.link.weight.flatten(1), layer.link.bias))
+        linked = linear(v_in, self.weight_link, self.bias_linked)
+        if self.layer.vertical_out is not None:
+            out = linear(minus_gate(v_in.add_(self.projected)), self.weight_vertical_out, None)
+            v = out if self.layer.first else out.add_(v)
+        self.begin_row(r + 1, linked)
         return v
 
-    def code(self, c: int) -> Tensor:
-        """The horizontal stack at column c, whose input lies in `places[c]` by now -> (B, width)."""
-        gated = gate(torch.addmm(self.ahead[:, c], self.windows[c], self.weight))  # (B, width)
-        return gated @ self.weight_out if self.layer.first else torch.addmm(self.places[c], gated, self.weight_out)
+    def code(self, c: int, out: Tensor | None = None) -> Tensor:
+        """The horizontal stack at column c, whose input lies in `places[c]` by now -> (B, width), in `out` if given."""
+        gated = minus_gate(self.ahead[c].addmm_(self.windows[c], self.weight))  # (B, width)
+        if self.layer.first:
+            return torch.mm(gated, self.weight_out, out=out)
+        return torch.addmm(self.places[c], gated, self.weight_out, out=out)
 
 
 class PixelCNNMap(MapNetwork):
@@ -136,7 +161,7 @@ class PixelCNNMap(MapNetwork):
 
     def begin(self, condition: Tensor) -> list[LayerCache]:
         condition = condition.view(*condition.shape[:2], *self.plane)
-        condition = condition.permute(0, 2, 3, 1).contiguous()  # (B, H, W, width)
+        condition = condition.permute(2, 0, 3, 1).contiguous()  # (H, B, W, width): a row of it is read at a time
         return [LayerCache(layer, condition) for layer in self.layers]
 
     def next_logits(self, cache: list[LayerCache], codes: Tensor, position: int) -> Tensor:
@@ -147,12 +172,11 @@ class PixelCNNMap(MapNetwork):
                 v = layer.end_row(r - 1, v)
         elif c > 0:
             cache[0].places[c - 1].copy_(self.embedding(codes[:, position - 1]))
-        h = cache[0].code(c)  # (B, width)
-        for layer in cache[1:]:
-            layer.places[c].copy_(h)
-            h = layer.code(c)
-        hidden = linear(F.relu(h), self.hidden.weight.flatten(1), self.hidden.bias)  # (B, 8 width)
-        return linear(F.relu(hidden), self.out.weight.flatten(1), self.out.bias)  # (B, K)
+        for layer, following in pairwise(cache):
+            layer.code(c, out=following.places[c])
+        h = cache[-1].code(c)  # (B, width)
+        hidden = linear(h.relu_(), self.hidden.weight.flatten(1), self.hidden.bias)  # (B, 8 width)
+        return linear(hidden.relu_(), self.out.weight.flatten(1), self.out.bias)  # (B, K)
 
 
 @checked
