@@ -15,6 +15,7 @@ from vqvae.images import normalize, to_uint8, write_png
 from vqvae.priors.autoregressive import AutoregressivePrior
 from vqvae.run.folder import RunFolder
 from vqvae.run.run import Run
+from vqvae.sampling import generate
 from vqvae.sampling.complete import kept_codes, region_of
 from vqvae.sampling.modes import quote
 
@@ -155,6 +156,33 @@ def test_one_seed_gives_one_image_whatever_n(mode: str, finished_run: Path, tmp_
     (a,), (b,) = (list(out.glob("*.npz")) for out in (many, one))
     for key in ("items", "codes_0", "labels"):
         assert np.array_equal(np.load(a)[key][2], np.load(b)[key][0]), key
+
+
+def test_many_samples_lie_in_several_files_and_are_those_of_one(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = np.load(sample(finished_run, tmp_path / "one", "n=70") / "samples.npz")
+    monkeypatch.setattr(generate, "SHARD", 20)
+    monkeypatch.setattr(generate, "MOST_SHOWN", 40)
+    out = sample(finished_run, tmp_path / "many", "n=70", "chunk=16", "singles=true")
+    shards = [np.load(file) for file in sorted(out.glob("*.npz"))]
+    assert [len(shard["seeds"]) for shard in shards] == [32, 32, 6]
+    for key in one.files:
+        np.testing.assert_array_equal(np.concatenate([shard[key] for shard in shards]), one[key])
+    assert len(list(out.glob("0000*.png"))) == 70
+    with Image.open(out / "grid.png") as grid:
+        assert grid.height == 2 + 5 * 66  # rows of 8: 40 of the 70
+
+
+def test_a_grid_shows_all_or_of_many_the_first_of_each_class() -> None:
+    assert [list(map(int, numbers)) for numbers, _ in [generate.shown_of(5, 2, 8), generate.shown_of(3, 0, 8)]] == [
+        [0, 1, 2, 3, 4],
+        [0, 1, 2],
+    ]
+    numbers, columns = generate.shown_of(50_000, 10, 8)
+    assert (columns, len(numbers), numbers[8:16].tolist()) == (8, 80, list(range(5000, 5008)))
+    numbers, columns = generate.shown_of(50_000, 0, 8)
+    assert (columns, numbers.tolist()) == (8, list(range(1000)))
 
 
 @pytest.mark.parametrize("name", choices("prior"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
@@ -158,11 +158,24 @@ class TrainedModel:
         from the model's own, such as temperature=0.9 or guidance=1.
         Raises UserError without a prior, for unknown settings, and for values out of range.
         """
+        drawn = list(self.draw_chunks(seeds, labels, known=known, on_progress=on_progress, **settings))
+        return [torch.cat(maps) for maps in zip(*drawn)]
+
+    def draw_chunks(
+        self,
+        seeds: Sequence[int],
+        labels: Sequence[int] | Tensor | None = None,
+        *,
+        known: Known | None = None,
+        on_progress: OnProgress | None = None,
+        **settings: Any,
+    ) -> Iterator[list[Tensor]]:
+        """Draw as `sample_codes` does, a chunk of samples at a time: for more than memory should hold."""
         if self.prior is None:
             raise UserError("this model has no prior: train one, and load or export the run when it is finished")
         sampling = self.sampling_with(settings)
         chosen = self._check_labels(seeds, labels).to(self.device)
-        drawn, size = [], self.prior.samples_at_a_time
+        size = sampling.chunk or self.prior.samples_at_a_time
         starts = range(0, len(seeds), size)
         total = len(starts) * self.prior.codes_per_sample
         with tqdm(total=total, desc="drawing", unit="code", disable=distributed.bar_hidden()) as bar:
@@ -171,9 +184,9 @@ class TrainedModel:
                 progress = Progress(bar, chunk * self.prior.codes_per_sample, None if start else on_progress)
                 part = None if known is None else known.rows(rows, self.device)
                 report = progress if (progress.needed and self.device.type == "cpu") or progress.on_progress else None
-                drawn.append(self.prior.sample(list(seeds[rows]), chosen[rows], sampling, part, report))
+                maps = self.prior.sample(list(seeds[rows]), chosen[rows], sampling, part, report)
                 bar.update((chunk + 1) * self.prior.codes_per_sample - bar.n)
-        return [torch.cat(maps).cpu() for maps in zip(*drawn)]
+                yield [m.cpu() for m in maps]
 
     def sampling_with(self, settings: dict[str, Any]) -> Sampling:
         """The model's sampling with other settings. Raises UserError for those that do not exist, or that the prior lacks."""

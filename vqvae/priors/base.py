@@ -220,8 +220,9 @@ class Prior(nn.Module, ABC):
             raise UserError(f"guidance={sampling.guidance} needs a prior that was trained with classes")
         chunks = []
         known_maps = () if known is None else (known.codes, known.kept)
-        for start in range(0, len(seeds), self.samples_at_a_time):
-            rows = torch.arange(start, start + self.samples_at_a_time).clamp_max(len(seeds) - 1)  # padded by the last
+        size = sampling.chunk or self.samples_at_a_time
+        for start in range(0, len(seeds), size):
+            rows = torch.arange(start, start + size).clamp_max(len(seeds) - 1)  # padded by the last
             part = rows.to(labels.device)
             with torch.inference_mode(), torch.autocast(labels.device.type, enabled=False):
                 noise = uniform_noise([seeds[i] for i in rows], self.noise_count(sampling), labels.device)

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from vqvae.ranges import Count, Gt, Le, NonNegativeFloat, NonNegativeInt, checked
+from vqvae.ranges import Count, Gt, Le, NonNegativeFloat, NonNegativeInt, PositiveInt, checked
 
 GUIDANCE_SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
     "constant": torch.ones_like,
@@ -32,7 +32,8 @@ class Sampling:
     logits(no class) + w (logits(class) - logits(no class)) (classifier-free guidance, arXiv 2207.12598; 1 is plain).
     guidance_schedule: over the codes of a sample, w goes from 1 to `guidance` (linear, cosine) or is constant: early codes
     then keep the variety. method: one of the prior's `methods`; None: its first. steps: network calls of a masked prior;
-    None: its own number. Raises UserError for values out of range.
+    None: its own number. chunk: samples drawn together; None: the prior's own number. Another chunk may round otherwise, and
+    so give another sample here and there. Raises UserError for values out of range.
     """
 
     temperature: NonNegativeFloat = 1.0
@@ -42,6 +43,7 @@ class Sampling:
     guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"
     method: str | None = None
     steps: Count | None = None
+    chunk: PositiveInt | None = None
 
     @property
     def guided(self) -> bool:

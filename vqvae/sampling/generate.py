@@ -2,26 +2,83 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
 from vqvae.sampling.classes import choose_labels
 from vqvae.sampling.frames import Frames, render, write_gif
-from vqvae.sampling.job import Job
+from vqvae.sampling.job import Drawn, Job, join
+
+SHARD = 10_000  # samples of a file, or a few more, because chunks are not divided
+MOST_SHOWN = 1_000  # samples in the grid
 
 
 def generate(job: Job) -> None:
-    """Writes grid.png and samples.npz, and on request single files and progress.gif."""
+    """Write grid.png and samples.npz, or several such files for many samples; on request single files and progress.gif.
+
+    Samples are decoded and written while the next ones are drawn. Memory holds no more than three files' samples.
+    """
     settings, names, n = job.settings, job.run.data.class_names, job.settings["n"]
     labels = choose_labels(settings["class"], names, job.seeds)
     frames = Frames(n) if settings["gif"] else None
-    items, codes = job.draw(labels, on_progress=frames)
-    columns = -(-n // len(names)) if settings["class"] == "all" else min(settings["columns"], n)
-    png = job.write_images("grid.png", items, columns)
-    maps = {f"codes_{m}": drawn for m, drawn in enumerate(codes)}
-    arrays = job.write_arrays("samples.npz", items=items, labels=labels, seeds=job.seeds, **maps)
-    if settings["singles"]:
-        classes = [f"_{names[label]}" if label >= 0 else "" for label in labels.tolist()]
-        job.write_singles([f"{seed:06d}{name}" for seed, name in zip(job.seeds, classes)], items)
-    print(f"{n} samples: {png}\nimages and codes: {arrays}")
+    chosen, columns = shown_of(n, len(names) if settings["class"] == "all" else 0, settings["columns"])
+    shown, files, start = [], [], 0
+    with ThreadPoolExecutor(1) as writer:
+        pending: Future[Path] | None = None
+        for items, codes in shards(job.draw_chunks(labels, on_progress=frames)):
+            shown.append(items[chosen[(chosen >= start) & (chosen < start + len(items))] - start])
+            if pending is not None:
+                files.append(pending.result())
+            pending = writer.submit(write, job, start, labels[start : start + len(items)], items, codes)
+            start += len(items)
+        assert pending is not None, "n is at least 1"
+        files.append(pending.result())
+    png = job.write_images("grid.png", torch.cat(shown), columns)
+    of_them = f" ({len(chosen):,} of them)" if len(chosen) < n else ""
+    print(f"{n:,} samples: {png}{of_them}")
+    print(f"images and codes: {files[0]}" + (f" .. {files[-1].name}" if len(files) > 1 else ""))
     if frames is not None:
         file = job.out / "progress.gif"
         write_gif(file, render(frames, job, min(settings["columns"], frames.count)))
         print(f"how the first {frames.count} came about: {file}")
+
+
+def write(job: Job, start: int, labels: Tensor, items: Tensor, codes: list[Tensor]) -> Path:
+    """Write the samples from number `start` on; returns the file of all."""
+    names, seeds = job.run.data.class_names, job.seeds[start : start + len(items)]
+    if job.settings["singles"]:
+        classes = [f"_{names[label]}" if label >= 0 else "" for label in labels.tolist()]
+        job.write_singles([f"{seed:06d}{name}" for seed, name in zip(seeds, classes)], items)
+    name = "samples.npz" if len(items) == job.settings["n"] else f"samples_{start:06d}.npz"
+    maps = {f"codes_{m}": drawn for m, drawn in enumerate(codes)}
+    return job.write_arrays(name, items=items, labels=labels, seeds=seeds, **maps)
+
+
+def shards(chunks: Iterable[Drawn]) -> Iterator[Drawn]:
+    """Join chunks until they hold SHARD samples, and again."""
+    joined: list[Drawn] = []
+    for chunk in chunks:
+        joined.append(chunk)
+        if sum(len(items) for items, _ in joined) >= SHARD:
+            yield join(joined)
+            joined = []
+    if joined:
+        yield join(joined)
+
+
+def shown_of(n: int, classes: int, columns: int) -> tuple[Tensor, int]:
+    """Numbers of the samples that the grid shows, and its columns. `classes`: that of rows of equal classes; 0: no such rows.
+
+    All are shown, or of more than MOST_SHOWN the first of each class, or the first.
+    """
+    per_row = -(-n // classes) if classes else min(columns, n)
+    kept = per_row if n <= MOST_SHOWN else min(columns, per_row)
+    rows = torch.arange(0, n, per_row)
+    if n > MOST_SHOWN:
+        rows = rows[: max(1, MOST_SHOWN // kept)]
+    numbers = (rows[:, None] + torch.arange(kept)).flatten()
+    return numbers[numbers < n], kept

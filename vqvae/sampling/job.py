@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from vqvae.data.items import center_crop
@@ -18,7 +20,8 @@ from vqvae.priors.sampling import Known, OnProgress
 from vqvae.run.run import Run
 from vqvae.storage.files import write_bytes
 
-SAMPLING_KEYS = ("temperature", "top_k", "top_p", "guidance", "guidance_schedule", "method", "steps")
+SAMPLING_KEYS = ("temperature", "top_k", "top_p", "guidance", "guidance_schedule", "method", "steps", "chunk")
+Drawn = tuple[Tensor, list[Tensor]]  # items uint8 (n, C, *S), and their M code maps (n, *s_m)
 
 
 class Job:
@@ -37,13 +40,17 @@ class Job:
         """One seed per item."""
         return list(range(self.settings["seed"], self.settings["seed"] + self.settings["n"]))
 
-    def draw(
-        self, labels: Tensor, known: Known | None = None, on_progress: OnProgress | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
+    def draw(self, labels: Tensor, known: Known | None = None, on_progress: OnProgress | None = None) -> Drawn:
         """Draw from the prior with this command's settings -> items uint8 (n, C, *S), and their M code maps.
 
         Raises UserError if there is no prior, or for settings that it does not have.
         """
+        return join(self.draw_chunks(labels, known, on_progress))
+
+    def draw_chunks(
+        self, labels: Tensor, known: Known | None = None, on_progress: OnProgress | None = None
+    ) -> Iterator[Drawn]:
+        """Draw and decode as `draw` does, a chunk of samples at a time."""
         path, mode = self.run.folder.path, self.settings["mode"]
         if self.trained.prior is None:
             raise UserError(
@@ -51,8 +58,8 @@ class Job:
                 f"tokenizer={path} run_dir=..., or choose mode=reconstruct or mode=interpolate"
             )
         settings = {key: self.settings[key] for key in SAMPLING_KEYS if self.settings[key] is not None}
-        codes = self.trained.sample_codes(self.seeds, labels, known=known, on_progress=on_progress, **settings)
-        return self.decode(codes), codes
+        for codes in self.trained.draw_chunks(self.seeds, labels, known=known, on_progress=on_progress, **settings):
+            yield self.decode(codes), codes
 
     def decode(self, codes: list[Tensor]) -> Tensor:
         """Decode M code maps (n, *s_m) -> items uint8 (n, C, *S)."""
@@ -84,6 +91,12 @@ class Job:
         np.savez_compressed(data, **plain)
         write_bytes(self.out / name, data.getvalue())
         return self.out / name
+
+
+def join(parts: Iterable[Drawn]) -> Drawn:
+    """Join what was drawn in parts."""
+    items, codes = zip(*parts)
+    return torch.cat(items), [torch.cat(maps) for maps in zip(*codes)]
 
 
 def paint(items: Tensor, where: Tensor) -> Tensor:

@@ -10,7 +10,18 @@ from vqvae.errors import UserError, suggest
 from vqvae.ranges import Count, CountOrZero, NonNegativeFloat, PositiveInt
 
 COMMON = ("mode", "run_dir", "n", "out", "allow_targets")
-DRAWING = ("seed", "class", "temperature", "top_k", "top_p", "guidance", "guidance_schedule", "method", "steps")
+DRAWING = (
+    "seed",
+    "class",
+    "temperature",
+    "top_k",
+    "top_p",
+    "guidance",
+    "guidance_schedule",
+    "method",
+    "steps",
+    "chunk",
+)
 KEYS = {  # of each mode, beside COMMON
     "generate": (*DRAWING, "columns", "singles", "gif"),
     "complete": ("image", "mask", *DRAWING, "columns", "singles"),
@@ -31,6 +42,7 @@ TYPES: dict[
     "guidance": NonNegativeFloat | None,
     "method": str | None,
     "steps": Count | None,
+    "chunk": PositiveInt | None,
     "out": str | None,
 }
 FREE_TEXT = ("mask", "image", "folder", "run_dir", "out")  # keys whose values hydra must not parse
