@@ -31,6 +31,7 @@ from vqvae.run.folder import RunFolder
 from vqvae.run.run import Run
 from vqvae.storage import checkpoint
 from vqvae.storage.files import WriteError, write_bytes
+from vqvae.storage.forms import Keys
 from vqvae.training.logger import read_lines
 
 RUN = [
@@ -192,7 +193,7 @@ def continue_it(folder: Path) -> None:
     found = RunFolder.load(folder, [])
     for stage in ("autoencoder", "prior"):
         read_lines(found.stage(stage) / "metrics.jsonl")
-        checkpoint.load_newest(found.stage(stage) / "checkpoints", {"step"})
+        checkpoint.load_newest(found.stage(stage) / "checkpoints", Keys({"step": int}, more=True))
 
 
 def draw_from_it(folder: Path) -> None:

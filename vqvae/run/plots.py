@@ -76,8 +76,8 @@ def subplots(panels: int) -> tuple[Figure, list[Axes]]:
     """A figure and its panels, row by row. Fixed margins: matplotlib's layouts take as long as the drawing."""
     from matplotlib.figure import Figure
 
-    columns = min(panels, PANELS_A_ROW)
-    rows = math.ceil(panels / columns)
+    columns = max(1, min(panels, PANELS_A_ROW))  # a log may be empty
+    rows = max(1, math.ceil(panels / columns))
     width, height = 4.5, 3.2  # inches of a panel with its margins
     figure = Figure(figsize=(width * columns, height * rows), dpi=110)
     grid = figure.subplots(rows, columns, squeeze=False)

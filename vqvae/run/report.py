@@ -12,6 +12,7 @@ from torch import Tensor
 from vqvae import __version__, distributed
 from vqvae.data.code_store import CodeStore
 from vqvae.data.codes import bits_of_uniform
+from vqvae.errors import UserError
 from vqvae.images import grid, rows_of, to_uint8, write_png
 from vqvae.inference.trained_model import TrainedModel
 from vqvae.metrics.codebook import count_codes
@@ -24,7 +25,7 @@ from vqvae.run.tables import table
 from vqvae.stages.autoencoder import AutoencoderStage
 from vqvae.storage.files import write_json
 from vqvae.training.hardware import RATE, SECONDS
-from vqvae.training.logger import read_lines
+from vqvae.training.logger import is_number, read_lines
 
 SAMPLES_PER_CLASS = 8
 
@@ -103,9 +104,16 @@ def stage_figures(run: Run, stage: str) -> dict[str, Any]:
             metrics |= {name: value for (name, split), value in figures_of_line.items() if split == "val"}
     timing = read_lines(folder / "timing.jsonl")
     if timing:
-        metrics[f"{stage}/seconds"] = timing[-1][SECONDS]
-        metrics[f"{stage}/items_per_second"] = statistics.median(line[RATE] for line in timing)
+        file = folder / "timing.jsonl"
+        metrics[f"{stage}/seconds"] = number_in(timing[-1], SECONDS, file)
+        metrics[f"{stage}/items_per_second"] = statistics.median(number_in(line, RATE, file) for line in timing)
     return metrics
+
+
+def number_in(line: dict[str, Any], name: str, file: Path) -> float:
+    if not is_number(line.get(name)):
+        raise UserError(f"{file} is damaged: it has no {name} at step {line['step']}; remove it to go on without it")
+    return line[name]
 
 
 def is_plotted_histogram(name: str, value: Any) -> bool:

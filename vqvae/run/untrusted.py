@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vqvae.errors import UserError
 from vqvae.storage import checkpoint
+from vqvae.storage.forms import Dense, Each, mistake
 
 
 def check_contained(folder: Path) -> None:
@@ -35,24 +35,9 @@ def load_weights(file: Path, network: str, device: torch.device) -> dict[str, An
 
     Raises UserError for anything else; nothing that a file brings is run.
     """
-    networks = (state := checkpoint.load(file, device)).get("networks")
-    if not isinstance(networks, dict) or network not in networks:
+    state = checkpoint.load(file, device)
+    if said := mistake(state, {"step": int, "networks": Each(Each(Dense(None, None), dict), dict)}):
+        raise UserError(f"{file} does not hold the weights of a stage: {said}")
+    if network not in state["networks"]:
         raise UserError(f"{file} does not hold the network {network}")
-    for name, parameters in networks.items():
-        if not isinstance(parameters, dict):
-            raise UserError(f"{file}: {name} is not a set of weights")
-        for key, value in parameters.items():
-            if not isinstance(key, str) or not isinstance(value, Tensor) or not is_dense(value):
-                raise UserError(f"{file}: {name}/{key} is not a tensor")
-            if value.is_floating_point() and bool(value.isnan().any()):
-                raise UserError(f"{file}: {name}/{key} has values that are not numbers")
     return state
-
-
-def is_dense(value: Tensor) -> bool:
-    """True if every value of a tensor is stored: not sparse, and not one value expanded to a huge shape."""
-    return (
-        value.layout == torch.strided
-        and not value.is_quantized
-        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
-    )

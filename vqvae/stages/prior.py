@@ -108,7 +108,7 @@ class PriorStage(Stage):
         return metrics
 
     def warnings(self, metrics: dict[str, Any], best: dict[str, Any]) -> dict[str, str]:
-        if not best:
+        if not best.keys() >= {self.monitor, self.train_monitor}:  # none before
             return {}
         now, train = metrics[self.monitor], metrics[self.train_monitor]
         lowest, train_then = best[self.monitor], best[self.train_monitor]

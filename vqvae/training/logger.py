@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from vqvae.storage.files import append_line, write_bytes
 from vqvae.training.wandb_run import Wandb, WandbRun
 
 log = logging.getLogger(__name__)
+MOST = 1e100  # of a float in a log; figures are computed from float32, which ends at 3e38
 
 
 class Logger:
@@ -95,11 +98,34 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for number, text in enumerate(path.read_bytes().split(b"\n")[:-1] if path.is_file() else [], 1):
         try:
             line = json.loads(text)
-            line["step"] + 0
+            if not is_line(line):
+                raise ValueError("it is not a step and its figures")
             lines.append(rename_line(line, path.parent.name))
-        except (ValueError, TypeError, LookupError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"line {number} of {path} is damaged ({error}); take it out to go on without it") from error
     return lines
+
+
+def is_line(value: Any) -> bool:
+    """True for {"step": number, figure: number, histogram: as made in metrics.codebook, "indices": numbers}."""
+    return isinstance(value, dict) and type(value.get("step")) is int and all(starmap(is_figure, value.items()))
+
+
+def is_figure(name: str, value: Any) -> bool:
+    if "histogram" in name:
+        parts = (
+            value if isinstance(value, dict) and value.keys() == {"edges", "counts"} else {"edges": [], "counts": []}
+        )
+        good = all(isinstance(part, list) and all(map(is_number, part)) for part in parts.values())
+        return good and len(parts["edges"]) == len(parts["counts"]) + 1 and all(map(math.isfinite, parts["edges"]))
+    return all(map(is_number, value)) if name == "indices" and isinstance(value, list) else is_number(value)
+
+
+def is_number(value: Any) -> bool:
+    """True for numbers that a run can have computed, and a plot can show: no floats near the largest, no endless integers."""
+    if type(value) is float:
+        return abs(value) < MOST or not math.isfinite(value)
+    return type(value) is int and abs(value) < 2**63
 
 
 def cut_after(path: Path, step: int, evaluated: bool) -> None:

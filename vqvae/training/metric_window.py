@@ -8,6 +8,10 @@ import torch
 from torch import Tensor
 
 from vqvae import distributed
+from vqvae.errors import UserError
+from vqvae.storage.forms import Dense, Each, mistake
+
+SUMS, COUNTED = Dense(torch.float32, None, finite=False), Dense(torch.float32, ())
 
 
 class MetricWindow:
@@ -34,7 +38,10 @@ class MetricWindow:
         names, values = list(self.step), torch.stack([value.float() for value in self.step.values()])
         if not self.names:
             self.names, self.sums = names, torch.zeros_like(values)
-        assert self.names == names, "a stage has the same metrics in every step"
+        if self.names != names:  # a stage has the same metrics in every step
+            raise UserError(
+                f"this run's last checkpoint has other metrics ({', '.join(self.names)[:80]}): it is of another version"
+            )
         self.sums += torch.where(applied, values, 0.0)
         self.counted += applied
 
@@ -56,6 +63,15 @@ class MetricWindow:
         names = self.names if self.steps else []
         sums = distributed.gather_rows(self.sums[None]) if names else self.sums[None]
         return {"names": names, "sums": sums, "counted": self.counted, "steps": self.steps}
+
+    @staticmethod
+    def mistake_in(state: Any) -> str | None:
+        """What keeps a value from being a state of a window, in words that follow its name; None if it is one."""
+        if said := mistake(state, {"names": Each(str, list), "sums": SUMS, "counted": COUNTED, "steps": int}):
+            return f"is no window of metrics: {said}"
+        sums = state["sums"]
+        good = sums.ndim in (1, 2) and (not state["names"] or sums.shape[-1] == len(state["names"]))
+        return None if good else "is no window of metrics: its sums do not go with its names"
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.names, sums, self.counted, self.steps = (state[k] for k in ("names", "sums", "counted", "steps"))

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from vqvae import distributed
 from vqvae.errors import UserError
+from vqvae.storage.forms import form_of
 
 
 class Batch(Protocol):
@@ -81,9 +82,9 @@ class Stage(ABC):
 
         Counters of revivals may be missing there.
         """
-        for name, state in networks.items():
-            own = {key: tuple(value.shape) for key, value in self.networks[name].state_dict().items()}
-            given = {key: tuple(value.shape) for key, value in state.items()}
+        for name, network in self.networks.items():
+            state = networks.get(name, {})
+            own, given = form_of(network.state_dict()), form_of(state)
             differing = sorted(
                 key
                 for key in own.keys() | given.keys()
@@ -94,7 +95,7 @@ class Stage(ABC):
                     f"{source} has other weights than this config ({len(differing)} differ, "
                     f"{differing[0]} is {given.get(differing[0])} there, {own.get(differing[0])} here)"
                 )
-            self.networks[name].load_state_dict(state, strict=False)
+            network.load_state_dict(state, strict=False)
         self.initialized = True
 
 

@@ -55,6 +55,7 @@ class TrainingStep:
             network.to(self.device)
             if config.channels_last:
                 to_channels_last(network)
+        self.new_optimizer = optimizer
         self.optimizers = {name: optimizer(parameter_groups(n)) for name, n in stage.networks.items()}
         self.base_lr = {name: o.param_groups[0]["lr"] for name, o in self.optimizers.items()}
         self.lr = {name: LearningRate(optimizer, self.device) for name, optimizer in self.optimizers.items()}
