@@ -12,6 +12,7 @@ resized, cropped to the center square, as PNG. The same images give the same byt
 from __future__ import annotations
 
 import argparse
+import glob
 import io
 import multiprocessing
 import shutil
@@ -27,6 +28,7 @@ from tqdm import tqdm
 from vqvae.data.folder import find_images, printable
 from vqvae.data.images import read_image
 from vqvae.errors import UserError
+from vqvae.storage.files import remove_leftovers, temporary_name
 
 CHANNELS = 3  # of resized images; gray ones are unchanged when read with one channel
 
@@ -121,8 +123,10 @@ def make(options: argparse.Namespace) -> None:
     splits = {name: root / name for name in ("train", "val", "test") if (root / "train").is_dir()} or {"train": root}
     splits = {name: path for name, path in splits.items() if path.is_dir()}
     classes = sorted(p.name for p in splits["train"].iterdir() if p.is_dir() and not p.name.startswith("."))
-    temporary = out.with_name(out.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    if broken := [name for name in classes if len(name.splitlines()) != 1]:
+        raise UserError(f"the class folder {printable(broken[0])} has a line end in its name: rename it")
+    remove_leftovers(out.parent, glob.escape(out.name))
+    temporary = temporary_name(out)
     temporary.mkdir(parents=True)
     try:
         lines = [pack(path, temporary, name, classes, options) for name, path in splits.items()]

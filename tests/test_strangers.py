@@ -27,6 +27,7 @@ from omegaconf import OmegaConf
 from vqvae.config.messages import user_message
 from vqvae.config.program import one_line
 from vqvae.config.schema import find_target
+from vqvae.data.cache import claim
 from vqvae.data.folder import Folder
 from vqvae.data.loader import ItemLoader
 from vqvae.errors import UserError
@@ -511,15 +512,27 @@ def test_links_inside_of_the_folder_stay_in_use_and_a_pipe_is_refused(stranger: 
     assert "is neither a file nor a folder" in refused(stranger)
 
 
-def test_images_are_kept_where_every_command_keeps_them_unless_this_user_keeps_them_elsewhere(
+def test_images_are_kept_where_every_command_keeps_them_unless_this_program_has_kept_some_elsewhere(
     stranger: Path, tmp_path: Path
 ) -> None:
-    config_with(stranger, "data.cache_dir", str(tmp_path / ".ssh"))
-    (tmp_path / ".ssh").mkdir()
-    (tmp_path / ".ssh" / "known_hosts").touch()
+    other = tmp_path / "mnist"
+    config_with(stranger, "data.cache_dir", str(other))
+    other.mkdir()
+    (other / "train-images.npy").touch()
     assert RunFolder.load(stranger, []).config.data.cache_dir == "data_cache"
-    (tmp_path / ".ssh" / "0123456789abcdef-images.npy").touch()
-    assert RunFolder.load(stranger, []).config.data.cache_dir == str(tmp_path / ".ssh")
+    claim(other)
+    assert RunFolder.load(stranger, []).config.data.cache_dir == str(other)
+    other.rename(tmp_path / "downloaded")  # with a mark that names another place
+    config_with(stranger, "data.cache_dir", str(tmp_path / "downloaded"))
+    assert RunFolder.load(stranger, []).config.data.cache_dir == "data_cache"
+
+
+def test_a_saved_config_does_not_choose_where_cifar10_is_downloaded_to(stranger: Path, tmp_path: Path) -> None:
+    cifar10 = OmegaConf.load(ROOT / "configs" / "data" / "cifar10.yaml")
+    config_with(stranger, "data", {**cifar10, "root": str(tmp_path / ".ssh")})
+    assert RunFolder.load(stranger, []).config.data.root == cifar10.root
+    (tmp_path / ".ssh" / "cifar-10-batches-py").mkdir(parents=True)
+    assert RunFolder.load(stranger, []).config.data.root == str(tmp_path / ".ssh")
 
 
 @pytest.mark.parametrize("key", ["tokenizer", "init_from"])

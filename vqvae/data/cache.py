@@ -1,16 +1,18 @@
-"""Disk cache of decoded items."""
+"""Disk cache of decoded items, in a folder that is marked as one."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from vqvae.storage.files import digest, remove_leftovers, temporary_name, write_bytes
+from vqvae.storage.files import digest, read_own_text, remove_leftovers, temporary_name, write_bytes
 
 log = logging.getLogger(__name__)
+MARK = "vqvae_cache"  # the file that names its own folder
 
 
 class Cache:
@@ -39,8 +41,8 @@ class Cache:
     @contextlib.contextmanager
     def writing(self) -> Iterator[tuple[Path, Path]]:
         """Yield temporary names for both files, which replace the cache when the block ends. Safe if two runs write at once."""
-        self.images.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self.images.parent, "*", hours=24)
+        claim(self.images.parent)
+        remove_leftovers(self.images.parent, "*-*.npy")
         temporary = [temporary_name(file) for file in (self.images, self.used)]
         try:
             yield temporary[0], temporary[1]
@@ -51,3 +53,22 @@ class Cache:
         finally:
             for new in temporary:
                 new.unlink(missing_ok=True)
+
+
+def claim(folder: Path) -> None:
+    """Make a folder for caches, with the mark that this program writes there."""
+    if not is_claimed(folder):
+        write_bytes(folder / MARK, place(folder).encode())
+
+
+def is_claimed(folder: Path) -> bool:
+    """True if this program has written caches there before, for somebody of this machine: a folder that came from elsewhere has
+    another place than its mark says."""
+    try:
+        return read_own_text(folder / MARK) == place(folder)
+    except (OSError, ValueError):  # no such folder, or another file
+        return False
+
+
+def place(folder: Path) -> str:
+    return f"caches of vqvae in {os.path.realpath(folder)}\n"

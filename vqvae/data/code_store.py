@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -99,7 +98,6 @@ class CodeStore:
         if distributed.is_main():
             whole = {"count": count, **header, "sha256": {name: digest(temporary / name) for name in names}}
             write_bytes(temporary / HEADER, (json.dumps(whole, indent=2) + "\n").encode())
-            shutil.rmtree(path, ignore_errors=True)
             temporary.rename(path)
         distributed.barrier()
 

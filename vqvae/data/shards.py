@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from vqvae.data.base import fingerprint
+from vqvae.data.cache import claim
 from vqvae.data.folder import SUFFIXES, printable
 from vqvae.errors import UserError
 from vqvae.storage.files import write_bytes
@@ -59,6 +60,7 @@ def index_file(shard: Path, cache_dir: Path) -> Path:
         table = scan(shard)
         data = io.BytesIO()
         np.save(data, table, allow_pickle=False)
+        claim(cache_dir)
         write_bytes(file, data.getvalue())
     return file
 

@@ -26,6 +26,7 @@ from vqvae.data.images import ResizedImages, read_image
 from vqvae.data.shards import index_file, read_bytes, read_index
 from vqvae.errors import UserError
 from vqvae.ranges import checked
+from vqvae.storage.files import read_own_text
 
 MOST_SHARDS = 100_000
 REMOTE = re.compile(r"^(pipe(?=:)|[a-z][a-z0-9+.-]+(?=://))", re.IGNORECASE)
@@ -90,8 +91,7 @@ class WebDataset(ResizedImages):
             for shard in tqdm(shards, desc="indexing", unit="shard", disable=None, delay=1):
                 index_file(shard, self.cache)
         distributed.barrier()
-        names_file = self.train_shards[0].with_name("classes.txt")
-        self._class_names = names_file.read_text("utf-8").splitlines() if names_file.is_file() else []
+        self._class_names = (read_own_text(self.train_shards[0].with_name("classes.txt")) or "").splitlines()
         self.train = self._whole("train", self.train_shards)
         if not self._class_names or int(self.train.labels[0]) < 0:
             self._class_names = [str(label) for label in range(int(self.train.labels.max()) + 1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import json
 import logging
@@ -19,7 +20,7 @@ from vqvae.export.read import FORMAT
 from vqvae.inference.trained_model import TrainedModel
 from vqvae.run.run import Run
 from vqvae.storage import checkpoint
-from vqvae.storage.files import write_bytes
+from vqvae.storage.files import remove_leftovers, temporary_name, write_bytes
 
 log = logging.getLogger(__name__)
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -33,9 +34,20 @@ def export_run(run: Run, out: Path) -> list[str]:
     if out.exists() or out.is_symlink():
         raise UserError(f"out={out} is there already: name a new folder")
     trained = run.trained_model()
-    temporary = out.with_name(out.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    remove_leftovers(out.parent, glob.escape(out.name))
+    temporary = temporary_name(out)
     temporary.mkdir(parents=True)
+    try:
+        said = write_all(run, trained, temporary, out)
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
+    temporary.rename(out)
+    return said
+
+
+def write_all(run: Run, trained: TrainedModel, temporary: Path, out: Path) -> list[str]:
+    """Writes all files into `temporary`, which becomes `out` -> what there is to say about them."""
     said = [f"{out}/tokenizer.safetensors, tokenizer.json: {describe(trained)}"]
     write(temporary, "tokenizer", trained.model, tokenizer_config(run, trained))
     if trained.prior is not None:
@@ -44,7 +56,6 @@ def export_run(run: Run, out: Path) -> list[str]:
     elif "prior" in run.cfg.stages:
         said.append("no prior: this run has not finished it")
     said.append(f"{out}/{export_onnx(trained, temporary)}")
-    temporary.rename(out)
     return said
 
 

@@ -15,10 +15,11 @@ from omegaconf import DictConfig, OmegaConf
 from vqvae import distributed
 from vqvae.config.compose import CONFIGS, check_train
 from vqvae.config.saved import SAVED_BYTES, read_saved
+from vqvae.data.cache import is_claimed
 from vqvae.errors import UserError
 from vqvae.run.untrusted import check_contained, load_weights
 from vqvae.storage import checkpoint
-from vqvae.storage.files import remove_leftovers, write_bytes
+from vqvae.storage.files import remove_leftovers, temporary_name, write_bytes
 
 STAGES = ("autoencoder", "prior")
 NETWORKS = {"autoencoder": "model", "prior": "prior"}  # the network that a stage leaves
@@ -84,7 +85,7 @@ class RunFolder:
                 raise UserError(f"this config has more than {limit}: name many files by braces or wildcards")
             write_bytes(self.path / "config.yaml", text)
             for part in ("", "codes", *STAGES):
-                remove_leftovers(self.path / part, "*", hours=0)
+                remove_leftovers(self.path / part)
         distributed.barrier()
 
     def stage(self, name: str) -> Path:
@@ -119,8 +120,7 @@ class RunFolder:
                 target = self.codes(store.parent.name)
                 if target.suffix == ".tmp" or target.is_dir():  # incomplete there, or here already
                     continue
-                temporary = self.codes(f"{target.name}.tmp")
-                shutil.rmtree(temporary, ignore_errors=True)
+                temporary = temporary_name(target)
                 shutil.copytree(store.parent, temporary)
                 temporary.rename(target)
             # Last, because the weights say that all is there.
@@ -131,17 +131,31 @@ class RunFolder:
 def saved_config(folder: Path, allow_targets: list[str]) -> DictConfig:
     """Read and check the config of a run folder, which may be a stranger's.
 
-    Raises UserError for targets that this command does not allow, and for links out of the folder. Items are cached in the
-    folder that the config names only if this user has cached some there before.
+    Raises UserError for targets that this command does not allow, and for links out of the folder. Where it would be written
+    to is the choice of this command alone: see `own_folders`.
     """
     check_contained(folder)
     cfg = read_saved(folder / "config.yaml")
     cfg.allow_targets, cfg.run_dir = allow_targets, str(folder)
     check_train(cfg)
-    kept = Path(os.path.expanduser(cfg.data.cache_dir))
-    if not any(file for kind in ("images", "shard") for file in kept.glob(f"*-{kind}.npy")):
-        cfg.data.cache_dir = str(OmegaConf.load(CONFIGS / "data" / "folder.yaml")["cache_dir"])  # type: ignore[index]
+    own_folders(cfg.data)
     return cfg
+
+
+def own_folders(data: DictConfig) -> None:
+    """Replaces folders that a saved config would have written to by the default ones, unless they were used here before."""
+    if not is_claimed(Path(os.path.expanduser(data.cache_dir))):
+        data.cache_dir = default_of("folder", "cache_dir")
+    if data["_target_"] == "vqvae.data.cifar10.CIFAR10" and not os.path.isdir(
+        os.path.join(data.root, "cifar-10-batches-py")
+    ):
+        data.root = default_of("cifar10", "root")
+
+
+def default_of(data: str, key: str) -> str:
+    defaults = OmegaConf.load(CONFIGS / "data" / f"{data}.yaml")
+    assert isinstance(defaults, DictConfig)
+    return str(defaults[key])
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:

@@ -23,7 +23,7 @@ from vqvae.run.plots import plot_codes, plot_curves
 from vqvae.run.run import Run
 from vqvae.run.tables import table
 from vqvae.stages.autoencoder import AutoencoderStage
-from vqvae.storage.files import write_json
+from vqvae.storage.files import path_part, write_json
 from vqvae.training.hardware import RATE, SECONDS
 from vqvae.training.logger import is_number, read_lines
 
@@ -144,5 +144,7 @@ def draw_samples(run: Run, trained: TrainedModel) -> list[Path]:
     if run.data.suffix != files[0].suffix:
         firsts = range(0, count, SAMPLES_PER_CLASS)
         titles = names or [str(seed) for seed in firsts]
-        files += [run.data.save(run.folder.path / "samples" / title, items[i]) for title, i in zip(titles, firsts)]
+        files += [
+            run.data.save(run.folder.path / "samples" / path_part(title), items[i]) for title, i in zip(titles, firsts)
+        ]
     return files

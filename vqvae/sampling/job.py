@@ -18,7 +18,7 @@ from vqvae.images import grid, normalize, rows_of, to_uint8, write_png
 from vqvae.inference.trained_model import TrainedModel
 from vqvae.priors.sampling import Known, OnProgress
 from vqvae.run.run import Run
-from vqvae.storage.files import write_bytes
+from vqvae.storage.files import path_part, write_bytes
 
 SAMPLING_KEYS = ("temperature", "top_k", "top_p", "guidance", "guidance_schedule", "method", "steps", "chunk")
 Drawn = tuple[Tensor, list[Tensor]]  # items uint8 (n, C, *S), and their M code maps (n, *s_m)
@@ -80,9 +80,9 @@ class Job:
         return file
 
     def write_singles(self, names: list[str], items: Tensor) -> None:
-        """Write each item to a file of the data set's own kind."""
+        """Write each item to a file of the data set's own kind. Names may be out of the data."""
         for name, item in zip(names, items):
-            self.run.data.save(self.out / name, item)
+            self.run.data.save(self.out / path_part(name), item)
 
     def write_arrays(self, name: str, **arrays: Any) -> Path:
         """Write tensors or lists to an .npz file."""

@@ -134,7 +134,7 @@ def save_step(folder: Path, step: int, state: dict[str, Any], keep: int) -> None
     if distributed.is_main():
         for path in find(folder, "step-*")[:-keep]:
             path.unlink()
-        remove_leftovers(folder, "*", hours=0)
+        remove_leftovers(folder)
 
 
 def fingerprint(state: dict[str, Tensor]) -> str:

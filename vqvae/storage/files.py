@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import hashlib
 import json
 import os
+import platform
+import re
 import secrets
 import shutil
+import stat
 import time
 from pathlib import Path
 from typing import Any
+
+from vqvae.errors import UserError
+
+TEMPORARY = re.compile(r"\.(?P<machine>[0-9a-f]{8})-(?P<pid>\d{1,9})-[0-9a-f]{8}\.vqvae\.tmp$")
+FOREIGN_SECONDS = 24 * 3600  # what a process on another machine writes is taken for left over after that
+LONGEST, MOST_TEXT = 120, 2**24  # bytes of a part of a path, and of a text file
 
 
 class WriteError(OSError):
@@ -34,7 +45,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     temporary = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -53,16 +64,75 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """Temporary name beside `path` that no other process uses."""
-    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    """Temporary name beside `path` that nobody else uses: it tells this machine and this process."""
+    return path.with_name(f"{path.name}.{machine()}-{os.getpid()}-{secrets.token_hex(4)}.vqvae.tmp")
 
 
-def remove_leftovers(folder: Path, pattern: str, hours: float) -> None:
-    """Remove files and folders `pattern`.tmp older than `hours`, left by processes that were killed."""
-    for path in folder.glob(f"{pattern}.tmp"):
+def remove_leftovers(folder: Path, pattern: str = "*") -> None:
+    """Remove what processes that were killed left of files and folders `pattern`, by its `temporary_name`.
+
+    A process of another machine is taken for dead when its file is a day old.
+    """
+    for path in folder.glob(f"{pattern}.*.vqvae.tmp"):
+        made = TEMPORARY.search(path.name)
         with contextlib.suppress(OSError):  # another process may remove it first
-            if time.time() - path.stat().st_mtime > hours * 3600:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if made is not None and not is_in_use(made["machine"], int(made["pid"]), path):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def is_in_use(maker: str, pid: int, path: Path) -> bool:
+    if maker != machine():
+        return time.time() - path.lstat().st_mtime < FOREIGN_SECONDS
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # a process of another user
+        return True
+    return pid != os.getpid()
+
+
+@functools.cache
+def machine() -> str:
+    """Where process numbers mean the same: a digest of this machine's name, and of the container on it."""
+    with contextlib.suppress(OSError):
+        return hashlib.sha256(f"{platform.node()} {os.readlink('/proc/self/ns/pid')}".encode()).hexdigest()[:8]
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def path_part(name: str) -> str:
+    """A name out of data as one part of a path: itself where it is plain, else readable with a digest that keeps it unique.
+
+    So a class called ../x, /etc or with a line end stays below the folder that it is written to.
+    """
+    readable = "".join(letter if letter.isalnum() or letter in " ._,=+-" else "-" for letter in name).strip(" ")
+    readable = readable.encode("utf-8", "replace")[:LONGEST].decode("utf-8", "ignore")
+    if readable == name and name.strip("."):
+        return name
+    return f"{readable.strip('.')}-{hashlib.sha256(name.encode('utf-8', 'replace')).hexdigest()[:8]}"
+
+
+def read_own_text(path: Path) -> str | None:
+    """A text file of someone's data, in UTF-8; None if there is none.
+
+    Raises UserError for a link, because it may lead to a private file, and for what is not a text of moderate size.
+    """
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UserError(f"{path} is not a file")
+            data = file.read(MOST_TEXT + 1)
+        if len(data) > MOST_TEXT:
+            raise UserError(f"{path} has more than {MOST_TEXT} bytes")
+        return data.decode()
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8") from error
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{path} is a link: replace it by the file that it points to") from error
+        raise
 
 
 def append_line(path: Path, line: str) -> None:
