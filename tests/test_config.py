@@ -65,7 +65,7 @@ WRONG = {
     "trainer.compile=1": "trainer.compile=1 is not true or false",
     "trainer.steps=-1": "trainer.steps=-1 must be at least 1 or null",
     "trainer.epochs=2": "set steps or epochs",
-    "trainer.precision=fp17": "trainer.precision=fp17 must be one of auto, fp32, bf16",
+    "trainer.precision=fp17": "trainer.precision=fp17 must be one of auto, fp32, bf16, fp16",
     "trainer.batch_size=500": "trainer.batch_size=500 is larger than the training set; at most 96 fits",
     "prior.trainer.batch_size=500": "prior.trainer.batch_size=500 is larger than the training set; at most 96 fits",
     "trainer.accumulation=3": "batch_size=8 does not divide by accumulation=3",

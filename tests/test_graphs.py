@@ -160,12 +160,14 @@ def test_replayed_steps_of_a_prior_equal_those_that_run(
         train_inside("logger=off", "debug=fast", f"tokenizer={finished_run}", *more)
 
 
-@pytest.mark.parametrize("more", [[*CONV, "data.flip=true"], [*CONV, "loss=logistic"], [*CONV, "optimizer=muon"]])
+@pytest.mark.parametrize(
+    "own", ["data.flip=true", "loss=logistic", "optimizer=muon", "trainer.precision=fp16"], ids=lambda own: own
+)
 def test_replayed_steps_with_other_parts_equal_those_that_run(
-    more: list[str], compared: list[Recorded], tmp_path: Path
+    own: str, compared: list[Recorded], tmp_path: Path
 ) -> None:
     with pytest.raises(Compared):
-        train_inside(*SMALL, *SMALL_CODEBOOK, *more, f"trainer.steps={STEPS}", f"run_dir={tmp_path / 'run'}")
+        train_inside(*SMALL, *CONV, *SMALL_CODEBOOK, own, f"trainer.steps={STEPS}", f"run_dir={tmp_path / 'run'}")
 
 
 @pytest.mark.parametrize("name", choices("prior"))

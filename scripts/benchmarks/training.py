@@ -30,7 +30,7 @@ from vqvae.run.run import Run, build_model
 from vqvae.run.tables import table
 from vqvae.run.train import make_trainer, train_autoencoder
 from vqvae.storage import checkpoint
-from vqvae.training.hardware import choose_precision, to_channels_last
+from vqvae.training.hardware import autocast_type, to_channels_last
 from vqvae.training.logger import read_lines
 from vqvae.training.optimizers import LearningRate, parameter_groups
 from vqvae.training.stage import Examples
@@ -115,13 +115,13 @@ def bare_step(run: Run, steps: int, captured: bool = False) -> float:
     optimizer = build(run.cfg.optimizer, "optimizer")(parameter_groups(model))
     if captured:
         LearningRate(optimizer, device).set(1e-3)
-    bf16 = choose_precision(run.cfg.trainer.precision, device) == "bf16"
+    dtype = autocast_type(run.cfg.trainer.precision, device)
     x = next(ItemTrainingSet(run.data, run.loader("train"), run.cfg.trainer.batch_size, 0).batches_from(0)).x
     applied = torch.tensor(True, device=device)
 
     def step(index: Any, inputs: Any = None) -> None:
         model.begin_step(0, steps)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
             output = model(x)
             loss = stage.reconstruction(output.decoded, x) + sum(
                 loss.value * loss.weight for loss in output.losses.values()

@@ -19,12 +19,17 @@ GPU_MEMORY = figure("timing/gpu_memory_mb", "peak memory of PyTorch on the GPU s
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """auto -> bf16 where the hardware multiplies it faster than float32, else fp32; fp32 and bf16 stay."""
+    """auto -> bf16 where the hardware multiplies it faster than float32, else fp32; others stay."""
     if precision != "auto":
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp32"
     return "bf16" if cpu_has_bf16() else "fp32"
+
+
+def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
+    """The type of autocast for `trainer.precision` on a device; None for float32."""
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[choose_precision(precision, device)]
 
 
 def cpu_has_bf16() -> bool:

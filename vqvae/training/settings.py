@@ -41,7 +41,7 @@ class TrainerConfig:
     early_stop_evals: PositiveInt | None
     clip_grad_norm: Annotated[float, Gt(0)] | None
     weight_average_decay: LessThanOne
-    precision: Literal["auto", "fp32", "bf16"]
+    precision: Literal["auto", "fp32", "bf16", "fp16"]
     compile: Literal[True, False, "auto"]
     channels_last: bool
     on_nonfinite: Literal["stop", "skip"]

@@ -11,7 +11,8 @@ from torch import Tensor
 from vqvae import distributed
 from vqvae.devices.graphs import Graphs, captures_on
 from vqvae.seeding import seed_everything
-from vqvae.training.hardware import choose_precision, to_channels_last
+from vqvae.training.hardware import autocast_type, to_channels_last
+from vqvae.training.loss_scale import LossScale
 from vqvae.training.metric_window import MetricWindow
 from vqvae.training.optimizers import LearningRate, guarded_step, parameter_groups, reset_rows
 from vqvae.training.schedules import Schedule
@@ -49,7 +50,8 @@ class TrainingStep:
         self.stage, self.prepare, self.config, self.schedule = stage, train.prepare, config, schedule
         self.name, self.seed, self.device = name, seed, distributed.device()
         self.steps = config.total_steps(len(train))
-        self.bf16 = choose_precision(config.precision, self.device) == "bf16"
+        self.dtype = autocast_type(config.precision, self.device)
+        self.loss_scale = LossScale(self.device) if self.dtype == torch.float16 else None
         stage.meters.to(self.device)
         for network in stage.networks.values():
             network.to(self.device)
@@ -86,18 +88,20 @@ class TrainingStep:
         batch: Batch = self.prepare(inputs)
         parts = self.config.accumulation
         losses = [self.stage.training_losses(part) for part in batch.split(parts)]
-        applied = torch.ones((), dtype=torch.bool, device=self.device)
+        applied = losses_finite = torch.ones((), dtype=torch.bool, device=self.device)
         while True:
             name = None
             for index, micro_batch in enumerate(losses):  # one network at a time; backward frees each graph
                 with distributed.no_gradient_sync(self.stage.forwards.values(), index < parts - 1):
-                    with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                    with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
                         item = next(micro_batch, None)
                     if item is None:
                         continue
                     name, loss, metrics = item
-                    (loss / parts).backward()
-                applied = applied & torch.isfinite(loss.detach())
+                    share = loss / parts
+                    (share if self.loss_scale is None else share * self.loss_scale.value).backward()
+                finite = torch.isfinite(loss.detach())
+                applied, losses_finite = applied & finite, losses_finite & finite
                 self.window.add(metrics, weight=1 / parts)
             if name is None:
                 break
@@ -106,7 +110,8 @@ class TrainingStep:
         reset_rows(self.optimizers.values(), replaced)
         if self.average is not None:
             self.average.update(applied, replaced)
-        self.skipped.add(applied)
+        good = applied if self.loss_scale is None else self.loss_scale.update(applied, losses_finite)
+        self.skipped.add(good)
         self.window.end_step(applied)
 
     def drop_step(self) -> None:
@@ -119,6 +124,8 @@ class TrainingStep:
     def update(self, name: str, applied: Tensor) -> Tensor:
         """One optimizer step of one network; a no-op on the device unless loss and gradient are finite on all ranks."""
         network, clip = self.stage.networks[name], self.config.clip_grad_norm
+        if self.loss_scale is not None:
+            self.loss_scale.unscale(p.grad for p in network.parameters() if p.grad is not None)
         applied, norm = guarded_step(self.optimizers[name], network, clip, applied)
         self.window.add({self.figure("grad_norm", name): norm})
         return applied

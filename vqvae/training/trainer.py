@@ -206,6 +206,7 @@ class Trainer(TrainingStep):
             "meters": self.stage.meters.state_dict(),
             "window": self.window.state_dict(),
             "skipped": self.skipped.state_dict(),
+            **({} if self.loss_scale is None else {"loss_scale": self.loss_scale.state_dict()}),
             "best": self.best,
             "alerted": self.alerted,
             "seconds": self.seconds,
@@ -248,6 +249,8 @@ class Trainer(TrainingStep):
         self.stage.meters.load_state_dict(state["meters"])
         self.window.load_state_dict(state["window"])
         self.skipped.load_state_dict(state["skipped"])
+        if self.loss_scale is not None:
+            self.loss_scale.load_state_dict(state["loss_scale"])
         for name in ("steps", "best", "alerted", "seconds"):
             setattr(self, name, state[name])
 
