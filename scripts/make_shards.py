@@ -4,7 +4,8 @@
     python scripts/make_shards.py my_images shards --size 256 --shard_mb 500
 
 my_images is a folder as data=folder reads it: train/ and val/ or test/, or all in one folder, with subfolders as classes.
-Writes shards/train-000000.tar, val-000000.tar, ... with <number>.jpg (or another format) and <number>.cls, and classes.txt.
+Writes shards/train-000000.tar, val-000000.tar, ... with <name>.jpg (or another format) and <name>.cls, and classes.txt. Names
+are the paths of the files, with dots and the like as %2E, so that data=webdataset holds out the images that data=folder does.
 Files are packed as they are, in the order of data=folder; with --size, as data=folder with data.resize reads them: upright,
 resized, cropped to the center square, as PNG. The same images give the same bytes. The folder appears when it is complete.
 """
@@ -25,11 +26,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tqdm import tqdm
 
-from vqvae.data.folder import find_images, printable
+from vqvae.data.depth import Ranges, choose_ranges, look_at
+from vqvae.data.folder import spread
+from vqvae.data.formats import MOST_PIXELS, SUFFIXES
 from vqvae.data.images import read_image
+from vqvae.data.layout import Layout
+from vqvae.data.shards import member_key
+from vqvae.data.tree import Tree, printable
 from vqvae.errors import UserError
 from vqvae.storage.files import remove_leftovers, temporary_name
 
+FORMAT = tarfile.GNU_FORMAT  # names of any length
 CHANNELS = 3  # of resized images; gray ones are unchanged when read with one channel
 
 
@@ -41,18 +48,20 @@ class Shards:
         self.tar: tarfile.TarFile | None = None
         self.count = self.samples = 0
 
-    def add(self, members: dict[str, bytes]) -> None:
-        """Add one sample, given as its files by extension."""
-        blocks = tarfile.BLOCKSIZE
-        size = sum(blocks + -(-len(data) // blocks) * blocks for data in members.values())
+    def add(self, file: str, members: dict[str, bytes]) -> None:
+        """Add the sample of an image file, given as its files by extension."""
+        blocks, entries = tarfile.BLOCKSIZE, []
+        for extension, data in members.items():
+            about = tarfile.TarInfo(f"{member_key(file)}.{extension}")  # no time, no owner: equal images, equal bytes
+            about.size = len(data)
+            entries.append((about, data))
+        size = sum(len(about.tobuf(FORMAT)) + -(-len(data) // blocks) * blocks for about, data in entries)
         if self.tar is None or (self.tar.offset > 0 and self.tar.offset + size + tarfile.RECORDSIZE > self.most):
             self.close()
-            file = self.folder / f"{self.split}-{self.count:06d}.tar"
-            self.tar = tarfile.open(file, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115  # closed when it is full
+            name = self.folder / f"{self.split}-{self.count:06d}.tar"
+            self.tar = tarfile.open(name, "w", format=FORMAT)  # noqa: SIM115  # closed when it is full
             self.count += 1
-        for extension, data in members.items():
-            about = tarfile.TarInfo(f"{self.samples:09d}.{extension}")  # no time, no owner: equal images, equal bytes
-            about.size = len(data)
+        for about, data in entries:
             self.tar.addfile(about, io.BytesIO(data))
         self.samples += 1
 
@@ -61,7 +70,7 @@ class Shards:
             self.tar.close()
 
 
-def image_bytes(root: Path, size: int | None, file: str) -> tuple[str, bytes] | str:
+def image_bytes(root: Path, size: int | None, ranges: Ranges, file: str) -> tuple[str, bytes] | str:
     """Extension and content of an image file, or the reason why it cannot be read."""
     path = root / file
     try:
@@ -69,46 +78,47 @@ def image_bytes(root: Path, size: int | None, file: str) -> tuple[str, bytes] | 
             return path.suffix[1:].lower(), path.read_bytes()
         from torchvision.io import encode_png
 
-        return "png", encode_png(read_image(path, size, CHANNELS)).numpy().tobytes()
+        return "png", encode_png(read_image(path, size, CHANNELS, ranges)).numpy().tobytes()
     except OSError as error:
         return f"{printable(str(path))}: {error}"
 
 
-def contents(root: Path, files: list[str], size: int | None, workers: int) -> Iterator[tuple[str, bytes] | str]:
+def contents(tree: Tree, size: int | None, ranges: Ranges, workers: int) -> Iterator[tuple[str, bytes] | str]:
     """`image_bytes` of all files, in order."""
-    read = partial(image_bytes, root, size)
+    read = partial(image_bytes, tree.root, size, ranges)
     if workers < 2:
-        yield from map(read, files)
+        yield from map(read, tree.files)
         return
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(read, files, chunksize=16)
+        yield from pool.imap(read, tree.files, chunksize=16)
 
 
-def pack(root: Path, out: Path, split: str, classes: list[str], options: argparse.Namespace) -> str:
+def pack(layout: Layout, split: str, out: Path, ranges: Ranges, options: argparse.Namespace) -> str:
     """Pack one split. Returns a line for the user."""
-    files = find_images(root)
-    if not files:
-        raise UserError(f"no image in {root} or its subfolders")
-    strangers = [file for file in files if classes and file.split("/")[0] not in classes]
-    if strangers:
-        raise UserError(f"{printable(str(root / strangers[0]))} is in none of the class folders of the training images")
+    tree = layout.tree(split)
+    if not tree.files:
+        raise UserError(f"no image in {tree.root} or its subfolders")
+    labels = layout.labels(tree)
     shards, skipped = Shards(out, split, round(options.shard_mb * 1e6)), 0
-    bar = tqdm(files, desc=split, unit="image", disable=None)
-    for file, content in zip(bar, contents(root, files, options.size, options.workers)):
+    bar = tqdm(tree.files, desc=split, unit="image", disable=None)
+    for file, label, content in zip(bar, labels, contents(tree, options.size, ranges, options.workers)):
         if isinstance(content, str):
             skipped += 1
             bar.write(f"skipped {content}", file=sys.stderr)
             continue
-        members = {content[0]: content[1]}
-        if classes:
-            members["cls"] = str(classes.index(file.split("/")[0])).encode()
-        shards.add(members)
+        shards.add(file, {content[0]: content[1], **({"cls": str(label).encode()} if label >= 0 else {})})
     shards.close()
     if not shards.samples:
-        raise UserError(f"none of the {len(files)} images in {root} can be read")
+        raise UserError(f"none of the {len(tree.files)} images in {tree.root} can be read")
     return f"{shards.samples} images in {split}-{{000000..{shards.count - 1:06d}}}.tar" + (
         f", {skipped} skipped" if skipped else ""
     )
+
+
+def layout_of(options: argparse.Namespace) -> Layout:
+    """The splits and classes of the folder of images, as data=folder finds them."""
+    splits = dict(name.partition("=")[::2] for name in options.splits) if options.splits else None
+    return Layout(Path(options.images), splits, options.classes, SUFFIXES)
 
 
 def make(options: argparse.Namespace) -> None:
@@ -120,24 +130,23 @@ def make(options: argparse.Namespace) -> None:
         raise UserError(f"{out} exists already: name a new folder")
     if options.shard_mb <= 0 or options.workers < 1 or (options.size is not None and options.size < 1):
         raise UserError("--shard_mb, --size and --workers must be above 0")
-    splits = {name: root / name for name in ("train", "val", "test") if (root / "train").is_dir()} or {"train": root}
-    splits = {name: path for name, path in splits.items() if path.is_dir()}
-    classes = sorted(p.name for p in splits["train"].iterdir() if p.is_dir() and not p.name.startswith("."))
-    if broken := [name for name in classes if len(name.splitlines()) != 1]:
-        raise UserError(f"the class folder {printable(broken[0])} has a line end in its name: rename it")
+    layout = layout_of(options)
+    classes, ranges, train = layout.class_names, Ranges(), layout.tree("train")
+    if options.size is not None:
+        ranges = choose_ranges(look_at([train.root / file for file in spread(train.files)], MOST_PIXELS), "auto")
     remove_leftovers(out.parent, glob.escape(out.name))
     temporary = temporary_name(out)
     temporary.mkdir(parents=True)
     try:
-        lines = [pack(path, temporary, name, classes, options) for name, path in splits.items()]
+        lines = [pack(layout, name, temporary, ranges, options) for name in layout.folders]
     except BaseException:
         shutil.rmtree(temporary)
         raise
     if classes:
         (temporary / "classes.txt").write_text("".join(f"{name}\n" for name in classes), "utf-8")
     temporary.rename(out)
-    print("\n".join(f"{out}: {line}" for line in lines))
-    validation = next((f" 'data.val_urls={out}/{name}-*.tar'" for name in splits if name != "train"), "")
+    print("\n".join([*layout.notes(), *(f"{out}: {line}" for line in lines)]))
+    validation = next((f" 'data.val_urls={out}/{name}-*.tar'" for name in layout.folders if name != "train"), "")
     print(f"python train.py data=webdataset 'data.urls={out}/train-*.tar'{validation}")
 
 
@@ -151,6 +160,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--shard_mb", type=float, default=500, help="size of a shard in MB, at most, unless one image is larger (500)"
     )
+    parser.add_argument("--classes", choices=("auto", "off"), default="auto", help="off: no classes (auto)")
+    parser.add_argument("--splits", nargs="+", metavar="SPLIT=FOLDER", help="such as train=Training val=Testing")
     parser.add_argument("--workers", type=int, default=1, help="number of processes that read and resize (1)")
     options = parser.parse_args(arguments)
     try:

@@ -166,6 +166,7 @@ def test_a_replaced_image_takes_the_label_of_its_replacement(tmp_path: Path) -> 
     write_image(tmp_path / "p" / "train" / "b" / "0.png", 0)
     (tmp_path / "p" / "train" / "a").mkdir()
     (tmp_path / "p" / "train" / "a" / "0.png").write_bytes(b"")
+    write_image(tmp_path / "p" / "val" / "b" / "0.png", 1)
     loader = ItemLoader(folder(tmp_path / "p", tmp_path), folder(tmp_path / "p", tmp_path).split("train"), CPU)
     assert loader.split.labels.tolist() == [1, 1]
 

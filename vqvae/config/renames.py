@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 # `_target_` of a saved config or an export: old -> new.
@@ -38,3 +39,14 @@ def rename_keys(config: dict[str, Any]) -> dict[str, Any]:
     model = config.get("model")
     sweeps = model.pop("search_sweeps", 0) if isinstance(model, dict) else 0
     return {"search_sweeps": sweeps, **config}
+
+
+def newer_keys(config: dict[str, Any], stored: dict[str, Any], typed: Collection[str]) -> list[str]:
+    """Keys of config["data"] that a stored config of the same data set does not have and that nobody typed.
+
+    A run that began before they were there goes on without them: the constructor's defaults are what was done then.
+    """
+    ours, theirs = config["data"], stored["data"]
+    if not isinstance(ours, dict) or not isinstance(theirs, dict) or ours.get("_target_") != theirs.get("_target_"):
+        return []
+    return [key for key in ours if key not in theirs and f"data.{key}" not in typed]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vqvae.errors import UserError
-from vqvae.ranges import CountOrZero, PositiveInt, checked
+from vqvae.ranges import CountOrZero, PositiveInt, Share, checked
 
 
 @dataclass
@@ -76,11 +76,13 @@ class Data(ABC):
     ndim: number of data dims. channels: C. flip: mirror training items at random along their last dim. limit: use only that
     many items of each split, evenly spread; null: all. resident: "device" and "memory" keep all items there as one uint8
     tensor, "stream" decodes them when needed, "auto" decides by size. workers: decoding processes. cache_dir: folder for
-    decoded items. Raises UserError for values out of range.
+    decoded items. most_unreadable: a run ends where a larger share of a split cannot be read.
+    Raises UserError for values out of range.
     """
 
     size_key: ClassVar[str]  # the config key that sets `size`, for messages
     suffix: ClassVar[str]  # of the files that `save` writes
+    item_suffixes: ClassVar[frozenset[str] | None] = None  # of the files that `load` reads; None: of any file
 
     ndim: int
     channels: int
@@ -89,6 +91,7 @@ class Data(ABC):
     resident: Literal["auto", "device", "memory", "stream"]
     workers: CountOrZero
     cache_dir: str
+    most_unreadable: Share = 1.0  # of runs that an earlier version began
 
     def __post_init__(self) -> None:
         if os.path.expanduser(self.cache_dir).startswith("~"):
@@ -112,6 +115,10 @@ class Data(ABC):
     @abstractmethod
     def split(self, name: str) -> Split:
         """Split by name: train, val or test. Raises UserError if there is none."""
+
+    def notes(self) -> list[str]:
+        """Sentences about what was understood of the data and what was left out, once its splits are there."""
+        return []
 
     @abstractmethod
     def show(self, items: Tensor) -> Tensor:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, BinaryIO, ClassVar
+from typing import Annotated, BinaryIO, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -13,6 +16,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vqvae.data.base import Data
+from vqvae.data.depth import FULL, Looked, Ranges, ValueRange, choose_ranges, eight_bits, look_at, range_notes
+from vqvae.data.formats import MOST_PIXELS, SUFFIXES, open_image
 from vqvae.errors import UserError
 from vqvae.images import write_png
 from vqvae.ranges import Gt, In, Lt, PositiveInt, checked
@@ -28,6 +33,7 @@ class Images(Data):
 
     size_key: ClassVar[str] = "image_size"
     suffix: ClassVar[str] = ".png"
+    item_suffixes: ClassVar[frozenset[str] | None] = SUFFIXES
 
     ndim: Annotated[int, In(2)]
     channels: Annotated[int, In(1, 3)]
@@ -48,8 +54,13 @@ class Images(Data):
         return file
 
     def load(self, path: Path) -> Tensor:
-        """Read an image of any size and format that Pillow knows."""
-        return read_image(path, self.read_size[0], self.channels)
+        """Read an image of any size and raster format that Pillow opens, as those of the data set are read."""
+        return self.read_file(path)
+
+    @property
+    def read_file(self) -> Callable[[Path | BinaryIO], Tensor]:
+        """Image file -> uint8 (C, *R). Raises OSError if it cannot be decoded."""
+        return partial(read_image, side=self.read_size[0], channels=self.channels)
 
 
 @checked
@@ -58,19 +69,29 @@ class ResizedImages(Images):
     """Base of data sets of images of any size.
 
     Images are resized (shorter side to `resize`) and cropped to the center square. If `resize` is larger than `image_size`,
-    training takes random crops and everything else the center crop. Without a validation set, `split_seed` holds out a
-    share `val_share` of the images.
+    training takes random crops and everything else the center crop. Without a validation set, a share `val_share` of the
+    images is held out by `held_out`: a hash of each name with `split_seed`, or a shuffled order, as earlier versions did.
+    value_range: values of black and white in images of more than 8 bits; auto looks at some; null: the whole range of their
+    type. most_pixels: of an image; larger ones count as unreadable.
     """
 
     resize: PositiveInt
     val_share: Annotated[float, Gt(0), Lt(1)]
     split_seed: int
+    held_out: Literal["hash", "shuffle"] = "shuffle"  # defaults are what runs of earlier versions did
+    value_range: ValueRange = None
+    most_pixels: PositiveInt = MOST_PIXELS
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._class_names: list[str] = []
         if self.resize < self.image_size:
             raise UserError(f"resize must be at least image_size={self.image_size}, got {self.resize}")
+        if self.value_range is not None and self.value_range != "auto":
+            low, high = map(float, self.value_range)
+            if not low < high < math.inf or low == -math.inf:
+                raise UserError(f"value_range must be auto, null, or two numbers in order, got {self.value_range}")
+            self.value_range = low, high
 
     @property
     def read_size(self) -> tuple[int, ...]:
@@ -80,40 +101,53 @@ class ResizedImages(Images):
     def class_names(self) -> list[str]:
         return self._class_names
 
+    @abstractmethod
+    def probes(self) -> Iterable[Path | BinaryIO]:
+        """Some training images, spread over the set. They decide what holds for all."""
 
-def read_image(path: Path | BinaryIO, side: int, channels: int) -> Tensor:
+    @cached_property
+    def looked(self) -> Looked:
+        """What the probes show."""
+        return look_at(self.probes(), self.most_pixels)
+
+    @cached_property
+    def ranges(self) -> Ranges:
+        """Values of black and white, of all images. Raises UserError where they cannot be told."""
+        return choose_ranges(self.looked, self.value_range)
+
+    @property
+    def read_file(self) -> Callable[[Path | BinaryIO], Tensor]:
+        side, channels, ranges = self.read_size[0], self.channels, self.ranges
+        return partial(read_image, side=side, channels=channels, ranges=ranges, most_pixels=self.most_pixels)
+
+    @property
+    def reading(self) -> list[object]:
+        """What a fingerprint holds beside the files, where it differs from earlier versions."""
+        return [] if self.ranges == FULL else [tuple(self.ranges)]
+
+    def notes(self) -> list[str]:
+        return [*self.looked.notes(), *range_notes(self.looked, self.ranges)]
+
+
+def read_image(
+    file: Path | BinaryIO, side: int, channels: int, ranges: Ranges = FULL, most_pixels: int = MOST_PIXELS
+) -> Tensor:
     """Decode a file, turn it upright, resize and crop to the center square -> uint8 (channels, side, side).
 
-    Takes the first frame of an animation, and converts to gray or RGB as `channels` asks.
-    Raises OSError if it cannot be decoded, and for more pixels than Pillow considers safe.
+    Takes the first page of a file with several, and converts to gray or RGB as `channels` asks. `ranges` says which values of
+    images of more than 8 bits are black and white.
+    Raises OSError if it cannot be decoded, and for more than `most_pixels`.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                image = eight_bits(ImageOps.exif_transpose(opened))
-                image = fit(image.convert("RGB" if channels == 3 else "L"), side)
+        with open_image(file, most_pixels) as opened:
+            image = eight_bits(ImageOps.exif_transpose(opened), ranges)
+            image = fit(image.convert("RGB" if channels == 3 else "L"), side)
+    except Image.DecompressionBombWarning as error:
+        raise OSError(f"{type(error).__name__}: {error}; data.most_pixels is the limit") from error
     except Exception as error:  # Pillow's parsers raise many kinds: struct.error, AttributeError, ...
         raise OSError(f"{type(error).__name__}: {error}") from error
     array = np.asarray(image).reshape(side, side, channels)
     return torch.from_numpy(array.copy()).permute(2, 0, 1)  # (C, H, W)
-
-
-def eight_bits(image: Image.Image) -> Image.Image:
-    """Convert any mode to 8 bits per channel, transparent parts on white.
-
-    Integers of more bits (0 .. 65535) and floats (0 .. 1) are gray images; Pillow's own conversion would clip them.
-    Raises UserError for values out of that range.
-    """
-    if image.mode.startswith(("I", "F")):
-        values, most = np.asarray(image).astype(np.float32), 1 if image.mode == "F" else 65535
-        if not ((values >= 0) & (values <= most)).all():  # also False for NaN
-            raise UserError(f"its values go from {values.min():g} to {values.max():g}, and must lie in 0 .. {most}")
-        return Image.fromarray(np.round(values * (255 / most)).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image
 
 
 def fit(image: Image.Image, size: int) -> Image.Image:

@@ -14,16 +14,18 @@ import re
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from urllib.parse import quote, unquote_to_bytes
 
 import numpy as np
 
 from vqvae.data.base import fingerprint
 from vqvae.data.cache import claim
-from vqvae.data.folder import SUFFIXES, printable
+from vqvae.data.formats import SUFFIXES
+from vqvae.data.tree import printable
 from vqvae.errors import UserError
 from vqvae.storage.files import write_bytes
 
-INDEX_FORMAT = 1
+INDEX_FORMAT = 2
 SAMPLE = re.compile(r"^((?:.*/|)[^./]+)[.]([^/]*)$")  # key, extension, as WebDataset splits names
 MOST_LABEL_BYTES = 2**16  # of a .cls or .json
 log = logging.getLogger(__name__)
@@ -73,6 +75,20 @@ def read_index(file: Path) -> np.ndarray:
     except Exception as error:  # numpy raises many kinds for a damaged header
         raise UserError(f"{file} is not a shard index ({error}); delete it to have it made again") from error
     return table
+
+
+def identity(name: bytes) -> bytes:
+    """Name of an image's file in a shard -> what its sample is called, wherever it lies: the key, or the file it was made from.
+
+    scripts/make_shards.py makes the key of a file's path, with dots and the like as %2E.
+    """
+    folder, slash, file = name.rpartition(b"/")
+    return unquote_to_bytes(folder + slash + file.split(b".")[0])
+
+
+def member_key(file: str) -> str:
+    """Path of a file -> the key of its sample, unique and without dots: see `identity`."""
+    return quote(os.fsencode(file), safe="/").replace(".", "%2E")
 
 
 def scan(shard: Path) -> np.ndarray:

@@ -36,6 +36,7 @@ class Waveforms(Data):
 
     size_key: ClassVar[str] = "length"
     suffix: ClassVar[str] = ".wav"
+    item_suffixes: ClassVar[frozenset[str] | None] = frozenset({".wav"})
 
     ndim: Annotated[int, In(1)]
     channels: Annotated[int, In(1, 2)]

@@ -6,12 +6,13 @@ import glob
 import hashlib
 import io
 import itertools
-import random
 import re
-from array import array
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from os.path import expanduser
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -20,30 +21,29 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vqvae import distributed
+from vqvae.data import held_out
 from vqvae.data.base import Split, fingerprint, no_labels
-from vqvae.data.folder import CONTENT_PROBES, DECODING, printable
+from vqvae.data.folder import CONTENT_PROBES, DECODING
 from vqvae.data.images import ResizedImages, read_image
-from vqvae.data.shards import index_file, read_bytes, read_index
+from vqvae.data.shards import identity, index_file, read_bytes, read_index
+from vqvae.data.tree import printable
 from vqvae.errors import UserError
 from vqvae.ranges import checked
 from vqvae.storage.files import read_own_text
 
 MOST_SHARDS = 100_000
 REMOTE = re.compile(r"^(pipe(?=:)|[a-z][a-z0-9+.-]+(?=://))", re.IGNORECASE)
-
-
 PLACE = [("shard", "i4"), ("row", "i4"), ("offset", "i8"), ("size", "i8")]  # row in the shard's index
 
 
 @dataclass
 class ShardSplit(Split):
-    """Images by their places in shards: (n,) of PLACE. Names stay in the index files, one per shard, until asked for."""
+    """Images by their places in shards, (n,) of PLACE, decoded by `read_file`. Names stay in the index files."""
 
     shards: list[Path]
     indices: list[Path]
     places: np.ndarray
-    read_size: int
-    channels: int
+    read_file: Callable[[BinaryIO], Tensor]
 
     def content(self, index: int) -> bytes:
         """Bytes of an image file. Raises OSError if it cannot be read."""
@@ -51,7 +51,7 @@ class ShardSplit(Split):
         return read_bytes(self.shards[place["shard"]], int(place["offset"]), int(place["size"]))
 
     def read(self, index: int) -> Tensor:
-        return read_image(io.BytesIO(self.content(index)), self.read_size, self.channels)
+        return self.read_file(io.BytesIO(self.content(index)))
 
     def title(self, index: int) -> str:
         place = self.places[index]
@@ -65,7 +65,7 @@ class ShardSplit(Split):
 @checked
 @dataclass(kw_only=True)
 class WebDataset(ResizedImages):
-    """Shards `urls` for training, and `val_urls` or else a share held out by `split_seed` for validation.
+    """Shards `urls` for training, and `val_urls` or else a share that is held out for validation.
 
     Both are names with braces (train-{000000..000009}.tar) or wildcards (train-*.tar), or a list of them;
     scripts/make_shards.py writes shards. A sample is an image <key>.jpg, .png, ... with its class in <key>.cls (a number, or
@@ -96,21 +96,28 @@ class WebDataset(ResizedImages):
         if not self._class_names or int(self.train.labels[0]) < 0:
             self._class_names = [str(label) for label in range(int(self.train.labels.max()) + 1)]
         self.val = self._whole("val", self.val_shards) if self.val_shards else None
+        for split in filter(None, (self.train, self.val)):
+            split.read_file = self.read_file  # it depends on what some training images show
 
     def split(self, name: str) -> Split:
         train = name == "train"
         split = self.train if train else self.val
         if self.val is None:
-            count = len(self.train)
-            order = array("q", range(count))
-            random.Random(self.split_seed).shuffle(order)  # as in Folder, so that the same images are held out
-            held_out = max(1, round(count * self.val_share))
-            if held_out == count:
-                raise UserError(f"{count} images are too few to hold some out for validation; give val_urls")
-            chosen = np.sort(np.array(order[held_out:] if train else order[:held_out]))
+            chosen = np.flatnonzero(self._held_out() != train)
             split = self.train.subset(torch.from_numpy(chosen))  # type: ignore[assignment]
         assert split is not None
         return replace(split, name="train" if train else "val", fingerprint=self._identity(split, train))
+
+    def probes(self) -> Iterable[Path | BinaryIO]:
+        for index in probed(self.train):
+            yield io.BytesIO(content_of(self.train, index))
+
+    def _held_out(self) -> np.ndarray:
+        """bool (n,), True for the images of validation. As in Folder, so that the same images are held out."""
+        if self.held_out == "shuffle":
+            return held_out.by_shuffle(len(self.train), self.val_share, self.split_seed)
+        names = (identity(name) for file in self.train.indices for name in read_index(file)["name"])
+        return held_out.by_hash(names, self.val_share, self.split_seed)
 
     def _whole(self, name: str, shards: list[Path]) -> ShardSplit:
         """Split of all images of some shards. Raises UserError if there are none, or for invalid labels."""
@@ -136,7 +143,8 @@ class WebDataset(ResizedImages):
             found = no_labels(len(found))
         elif name == "val" and without:
             raise UserError("the images of val_urls have no classes (.cls), but those of urls do")
-        return ShardSplit(name, found, "", shards, indices, np.concatenate(places), self.resize, self.channels)
+        read_file = partial(read_image, side=self.resize, channels=self.channels)
+        return ShardSplit(name, found, "", shards, indices, np.concatenate(places), read_file)
 
     def _number(self, shard: Path, text: bytes) -> int:
         """Class number of a written label, -1 for none."""
@@ -157,9 +165,14 @@ class WebDataset(ResizedImages):
             table = read_index(file)[split.places["row"][split.places["shard"] == number]]
             digest.update(table["name"].tobytes())
             digest.update(table["size"].tobytes())
-        probes = range(0, len(split), max(1, len(split) // CONTENT_PROBES))
-        contents = [hashlib.sha256(content_of(split, index)).hexdigest() for index in probes]
-        return fingerprint(["webdataset", DECODING, train, self.resize, self.channels, digest.hexdigest(), contents])
+        contents = [hashlib.sha256(content_of(split, index)).hexdigest() for index in probed(split)]
+        parts = ["webdataset", DECODING, train, self.resize, self.channels, digest.hexdigest(), contents]
+        return fingerprint([*parts, *self.reading])
+
+
+def probed(split: ShardSplit) -> range:
+    """About CONTENT_PROBES indices, evenly spread."""
+    return range(0, len(split), max(1, len(split) // CONTENT_PROBES))
 
 
 def content_of(split: ShardSplit, index: int) -> bytes:

@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vqvae import distributed
-from vqvae.config.compose import CONFIGS, check_train
+from vqvae.config.compose import CONFIGS, check_train, plain
+from vqvae.config.renames import newer_keys
 from vqvae.config.saved import SAVED_BYTES, read_saved
 from vqvae.data.cache import is_claimed
 from vqvae.errors import UserError
@@ -25,7 +26,7 @@ STAGES = ("autoencoder", "prior")
 NETWORKS = {"autoencoder": "model", "prior": "prior"}  # the network that a stage leaves
 # Keys that may differ when a run is continued: they decide where and for how long, not the result.
 FREE_KEYS = re.compile(
-    r"^(run_dir|stages|search_sweeps|allow_targets|logger|data\.(root|urls|val_urls|resident|workers|cache_dir)"
+    r"^(run_dir|stages|search_sweeps|allow_targets|logger|data\.(root|urls|val_urls|resident|workers|cache_dir|most_unreadable|most_pixels)"
     r"|(prior\.)?trainer\.(max_time_minutes|on_nonfinite|max_skipped_steps))(\.|$)"
 )
 log = logging.getLogger(__name__)
@@ -58,8 +59,11 @@ class RunFolder:
         file = folder / "config.yaml"
         if file.is_file():
             stored = saved_config(folder, list(cfg.allow_targets))
-            changes = differences(stored, cfg)
             keys = [override.lstrip("+").split("=")[0] for override in overrides or []]
+            with open_dict(cfg):
+                for key in newer_keys(plain(cfg), plain(stored), keys):
+                    del cfg.data[key]
+            changes = differences(stored, cfg)
             is_free = overrides is not None and sweep_job is None and all(FREE_KEYS.match(key) for key in keys)
             if changes and is_free:
                 for key in keys:

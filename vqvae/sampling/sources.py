@@ -12,8 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vqvae import distributed
-from vqvae.data.folder import printable
 from vqvae.data.items import center_crop
+from vqvae.data.tree import list_tree, printable
 from vqvae.errors import UserError
 from vqvae.run.run import Run
 
@@ -57,11 +57,12 @@ def read_many(run: Run, folder: str | None, count: int | None) -> Iterator[tuple
         root = Path(expanduser(folder))
         if not root.is_dir():
             raise UserError(f"folder={folder} is not a folder")
-        files = sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file())
-        visible = [p for p in files if not any(part.startswith(".") for part in p.parts)]
-        if not visible:
-            raise UserError(f"folder={folder} holds no files")
-        readers = [(printable(p.as_posix()), partial(run.data.load, root / p)) for p in visible]
+        tree = list_tree(root, run.data.item_suffixes)
+        if not tree.files:
+            raise UserError("; ".join([f"folder={folder} holds no files that can be read", *tree.notes()]))
+        for note in tree.notes():
+            print(note)
+        readers = [(printable(file), partial(run.data.load, root / file)) for file in tree.files]
     for name, read in tqdm(readers[:count], desc="reconstructing", unit="image", disable=distributed.bar_hidden()):
         try:
             yield name, crop(run, read())

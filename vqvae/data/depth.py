@@ -1,0 +1,153 @@
+"""Images of more than 8 bits a channel: which values are black and white, decided once for a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from vqvae.data.formats import open_image
+from vqvae.errors import UserError
+
+Range = tuple[float, float]
+ValueRange = Range | Literal["auto"] | None  # the setting data.value_range
+MOST_DECODED = 16  # images whose values are looked at: decoding large ones takes long
+
+
+class Ranges(NamedTuple):
+    """Values that become 0 and 255. clips: values outside become 0 or 255, too; else such an image cannot be read."""
+
+    integers: Range = (0, 65535)
+    floats: Range = (0, 1)
+    clips: bool = False
+
+
+FULL = Ranges()  # what the types hold
+
+
+@dataclass
+class Looked:
+    """What some images of a set have shown. integers, floats: smallest and largest value of each image that has such."""
+
+    integers: list[Range]
+    floats: list[Range]
+    deep_colors: list[Range]  # after Pillow has kept the upper 8 bits of 16
+    pages: int = 0  # images with further pages
+    count: int = 0
+
+    def notes(self) -> list[str]:
+        """What is lost or chosen, in sentences."""
+        found = []
+        if self.pages:
+            found.append(f"{self.pages} of {self.count} images looked at have further pages; the first page is read")
+        if self.deep_colors:
+            found.append(f"{len(self.deep_colors)} of {self.count} images looked at have 16-bit colors, read as 8 bits")
+        return found
+
+
+def look_at(files: Iterable[Path | BinaryIO], most_pixels: int) -> Looked:
+    """Open images, and decode those of more than 8 bits, up to MOST_DECODED of them. Unreadable ones show nothing."""
+    looked, decoded = Looked([], [], []), 0
+    for file in files:
+        try:
+            with open_image(file, most_pixels) as image:
+                looked.count += 1
+                looked.pages += getattr(image, "n_frames", 1) > 1
+                found = values_of(looked, image)
+                if found is not None and decoded < MOST_DECODED:
+                    decoded += 1
+                    values = np.asarray(image)
+                    low, high = float(values.min()), float(values.max())
+                    if np.isfinite([low, high]).all():
+                        found.append((low, high))
+        except Exception:  # Pillow's parsers raise many kinds; whoever reads the image for use says it
+            continue
+    return looked
+
+
+def values_of(looked: Looked, image: Image.Image) -> list[Range] | None:
+    """The list of `looked` that the values of an image belong in, None for 8 bits."""
+    if image.mode.startswith("I"):
+        return looked.integers
+    if image.mode == "F":
+        return looked.floats
+    return looked.deep_colors if any(";16" in str(tile) for tile in getattr(image, "tile", [])) else None
+
+
+def choose_ranges(looked: Looked, value_range: ValueRange) -> Ranges:
+    """Ranges for a data set of which some images were looked at; `value_range` is the user's setting.
+
+    auto: integers from 0 on fill as many bits as their largest value needs, 8 at least; floats lie in 0 .. 1.
+    Raises UserError where the range cannot be told.
+    """
+    if looked.deep_colors and max(high for _, high in looked.deep_colors) < 128:
+        raise UserError(
+            "the 16-bit color images use only their lower bits, which Pillow drops: convert them to 8 bits a channel first"
+        )
+    if value_range is None:
+        return FULL
+    if value_range != "auto":
+        return Ranges(value_range, value_range, clips=True)
+    low, high = bounds(looked.integers, FULL.integers)
+    if low < 0 or high > FULL.integers[1]:
+        raise ask("integers", low, high)
+    bits = max(8, int(high).bit_length())
+    low, high = bounds(looked.floats, FULL.floats)
+    if low < 0 or high > FULL.floats[1]:
+        raise ask("numbers", low, high)
+    return Ranges((0, 2**bits - 1))
+
+
+def bounds(found: list[Range], default: Range) -> Range:
+    """The smallest and the largest value of all images."""
+    return (min(low for low, _ in found), max(high for _, high in found)) if found else default
+
+
+def ask(kind: str, low: float, high: float) -> UserError:
+    return UserError(
+        f"the values of the images are {kind} from {low:g} to {high:g}: say which become black and white, "
+        f"as data.value_range=[{low:g},{high:g}]"
+    )
+
+
+def range_notes(looked: Looked, ranges: Ranges) -> list[str]:
+    """Sentences about a range that is not the whole one of its type."""
+    found = []
+    for found_values, chosen, full in (
+        (looked.integers, ranges.integers, FULL.integers),
+        (looked.floats, ranges.floats, FULL.floats),
+    ):
+        if found_values and (chosen != full or ranges.clips):
+            low, high = bounds(found_values, full)
+            text = f"values {low:g} .. {high:g} of {len(found_values)} images looked at: data.value_range="
+            found.append(f"{text}[{chosen[0]:g},{chosen[1]:g}] becomes 0 .. 255")
+            if low < chosen[0] or high > chosen[1]:
+                found[-1] += ", values outside are clipped"
+    return found
+
+
+def eight_bits(image: Image.Image, ranges: Ranges) -> Image.Image:
+    """Convert any mode to 8 bits a channel, transparent parts on white.
+
+    Integers of more bits and floats are gray images; Pillow's own conversion would clip them.
+    Raises UserError for values out of their range.
+    """
+    if image.mode.startswith(("I", "F")):
+        low, high = ranges.floats if image.mode == "F" else ranges.integers
+        values = np.asarray(image).astype(np.float32 if image.mode == "F" else np.float64)
+        if ranges.clips and not np.isnan(values).any():
+            values = values.clip(low, high)
+        if not ((values >= low) & (values <= high)).all():  # also False for NaN
+            raise UserError(
+                f"its values go from {values.min():g} to {values.max():g}, and must lie in {low:g} .. {high:g} "
+                "(data.value_range=[low,high] sets the range)"
+            )
+        return Image.fromarray(np.round((values - low) * (255 / (high - low))).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image

@@ -1,0 +1,154 @@
+"""What lies below a folder: its items, and what was left out, by reason. The one rule for every program."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vqvae.errors import UserError
+
+SYSTEM_FOLDERS = {
+    "__macosx",
+    "__pycache__",
+    "@eadir",
+    "@recycle",
+    "@tmp",
+    "#recycle",
+    "#snapshot",
+    "$recycle.bin",
+    "lost+found",
+    "system volume information",
+}
+CACHE_FILE = re.compile(r"[0-9a-f]{16}-((images|used|shard)\.npy|sums\.json)")  # as Cache and index_file name them
+CONFIG_BYTES = 100_000  # of a config.yaml, looked through for what makes it one of a run
+HIDDEN = "hidden and system folders"
+OURS = "runs and caches of this program"
+CLOSED = "folders that cannot be opened"
+TWICE = "links to folders that are listed already"
+EMPTY = "folders without items"
+
+
+@dataclass
+class Tree:
+    """Items below `root`: sorted paths relative to it, with forward slashes.
+
+    groups: the folders directly below it that hold items, sorted. left_out: reason -> number and first path.
+    """
+
+    root: Path
+    files: list[str] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
+    left_out: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def leave_out(self, reason: str, path: str) -> None:
+        count, first = self.left_out.get(reason, (0, path))
+        self.left_out[reason] = count + 1, first
+
+    def notes(self) -> list[str]:
+        """One sentence for each reason: how many, and the first of them."""
+        return [
+            f"left out in {printable(str(self.root))}: {count} {reason} ({'such as ' * (count > 1)}{printable(first)})"
+            for reason, (count, first) in sorted(self.left_out.items())
+        ]
+
+
+def list_tree(root: Path, suffixes: Collection[str] | None) -> Tree:
+    """Files below `root` whose suffix, in lower case, is one of `suffixes` (None: all files).
+
+    Links are followed, and no folder is listed twice, so loops end. Left out are hidden files, hidden and system folders, runs
+    and caches of this program by what they hold, and what cannot be opened. Raises UserError if `root` cannot be opened.
+    """
+    tree, seen = Tree(root), set()
+    folders, links = deque([""]), deque[str]()  # links after real folders, so that they never hide one
+    entered, explained = set(), set()  # folders directly below the root; those that need no further word
+    while folders or links:
+        linked = not folders
+        folder = (links if linked else folders).popleft()
+        try:
+            about = os.stat(root / folder)
+            if (about.st_dev, about.st_ino) in seen:
+                tree.leave_out(TWICE, folder)
+                explained.add(top(folder))
+                continue
+            seen.add((about.st_dev, about.st_ino))
+            with os.scandir(root / folder) as scanned:
+                entries = sorted(scanned, key=lambda entry: entry.name)
+        except OSError as error:
+            if not folder:
+                raise UserError(f"{root} cannot be opened: {error.strerror}") from error
+            tree.leave_out(CLOSED, f"{folder}: {error.strerror}")
+            explained.add(top(folder))
+            continue
+        if folder and is_run(root / folder, entries):
+            tree.leave_out(OURS, folder)
+            explained.add(top(folder))
+            continue
+        if folder:
+            entered.add(top(folder))
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            kind = kind_of(entry)
+            if kind == "folder":
+                if is_hidden(entry.name):
+                    tree.leave_out(HIDDEN, path)
+                else:
+                    (links if entry.is_symlink() else folders).append(path)
+            elif kind != "file":
+                tree.leave_out(kind, path)
+            elif CACHE_FILE.fullmatch(entry.name):
+                tree.leave_out(OURS, path)
+                explained.add(top(folder))
+            elif entry.name.startswith("."):
+                tree.leave_out("hidden files", path)
+            elif suffixes is None or (suffix := os.path.splitext(entry.name)[1].lower()) in suffixes:
+                tree.files.append(path)
+            else:
+                tree.leave_out(f"{printable(suffix)} files" if suffix else "files without a suffix", path)
+    tree.files.sort()
+    tree.groups = sorted({top(file) for file in tree.files if "/" in file})
+    for name in sorted(entered - explained - set(tree.groups)):
+        tree.leave_out(EMPTY, name)
+    return tree
+
+
+def top(path: str) -> str:
+    """The first part of a relative path."""
+    return path.split("/", 1)[0]
+
+
+def is_hidden(name: str) -> bool:
+    """True for a folder that no user fills: hidden, or made by an operating system, a network disk or Python."""
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
+
+
+def kind_of(entry: os.DirEntry[str]) -> str:
+    """file or folder, links followed, or the reason why it is neither."""
+    try:
+        if entry.is_dir():
+            return "folder"
+        if entry.is_file():
+            return "file"
+    except OSError:  # a link in a circle, or through a folder that is closed
+        return "links that lead nowhere"
+    return "links that lead nowhere" if entry.is_symlink() else "neither files nor folders"
+
+
+def is_run(folder: Path, entries: list[os.DirEntry[str]]) -> bool:
+    """True for a run folder: it has the config of a run, whatever it is called."""
+    if not any(entry.name == "config.yaml" and kind_of(entry) == "file" for entry in entries):
+        return False
+    try:
+        with (folder / "config.yaml").open("rb") as file:
+            text = file.read(CONFIG_BYTES)
+    except OSError:
+        return False
+    return b"_target_: vqvae." in text and b"run_dir:" in text
+
+
+def printable(name: str) -> str:
+    """File name with line ends, escapes and undecodable bytes escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
