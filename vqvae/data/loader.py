@@ -7,6 +7,7 @@ import math
 import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,14 +25,20 @@ from vqvae.images import normalize
 
 log = logging.getLogger(__name__)
 RESIDENT_BYTES = 4 * 2**30  # resident=auto: larger sets are streamed
+MOST_TRIED = 64  # items of a cache that could not be read, tried again
 DEVICE_SHARE = 0.25  # resident=auto: share of the free device memory that items may take
 
 
-class ReadableDataset(Dataset):
-    """Items by index -> item, index that was read. An unreadable item is replaced by the next readable one.
+class ReadItem(NamedTuple):
+    """An item, the index that was read (-1: none could be), and why those before it could not: (index, reason)."""
 
-    The index is -1 if none can be read, because workers mangle exception messages.
-    """
+    item: Tensor
+    used: int
+    unreadable: list[tuple[int, str]]
+
+
+class ReadableDataset(Dataset):
+    """Items by index. An unreadable item is replaced by the next readable one; workers would mangle exceptions."""
 
     def __init__(self, split: Split) -> None:
         self.split, self.none_readable = split, False
@@ -39,22 +46,35 @@ class ReadableDataset(Dataset):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> ReadItem:
         count = len(self.split)
+        unreadable: list[tuple[int, str]] = []
         for used in range(index, index if self.none_readable else index + count):
             try:
-                return self.split.read(used % count), used % count
-            except OSError:
-                continue
+                return ReadItem(self.split.read(used % count), used % count, unreadable)
+            except OSError as error:
+                unreadable.append((used % count, str(error)))
         self.none_readable = True  # skip the rest of the batch
-        return torch.empty(0), -1
+        return ReadItem(torch.empty(0), -1, unreadable[:1])
+
+
+def collate(read: list[ReadItem]) -> tuple[Tensor, Tensor, dict[int, str]]:
+    """Items of a batch, indices that were read, and the unreadable ones with the reason of each."""
+    used = torch.tensor([one.used for one in read])
+    reasons = dict(pair for one in read for pair in one.unreadable)
+    items = torch.empty(0) if (used < 0).any() else torch.stack([one.item for one in read])
+    return items, used, reasons
 
 
 class ItemLoader:
-    """Reads batches of one split of `data` onto `device`. `unreadable` holds the indices that had to be replaced."""
+    """Reads batches of one split of `data` onto `device`. `unreadable` holds the indices that had to be replaced.
+
+    Raises UserError, at the first batch that shows it, where more than the share `data.most_unreadable` are unreadable.
+    """
 
     def __init__(self, data: Data, split: Split, device: torch.device) -> None:
         self.split, self.workers, self.device = split, data.workers, device
+        self.most_unreadable = data.most_unreadable
         self.unreadable: set[int] = set()
         self.images: Tensor | None = None
         shape = (data.channels, *data.read_size)
@@ -102,12 +122,11 @@ class ItemLoader:
             yield self.images[chosen], self.split.labels[chosen]
 
     def _stream(self, indices: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, used, wanted in self._decode(indices):
-            self._report(wanted[used != wanted])
+        for images, used, _ in self._decode(indices):
             yield images, self.split.labels[used]
 
     def _decode(self, indices: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Items, indices that were read, indices that were wanted."""
+        """Items, indices that were read, indices that were wanted. Reports what cannot be read."""
         wanted: list[Tensor] = []
 
         def batches() -> Iterator[list[int]]:
@@ -115,28 +134,38 @@ class ItemLoader:
                 wanted.append(chosen)
                 yield chosen.tolist()
 
-        loader: Iterable[list[Tensor]] = DataLoader(
+        loader: Iterable[tuple[Tensor, Tensor, dict[int, str]]] = DataLoader(
             ReadableDataset(self.split),
             batch_sampler=batches(),
+            collate_fn=collate,
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=ignore_signals,
             generator=torch.Generator(),  # else it draws from torch's global generator
         )
-        for images, used in loader:
-            if used[0] < 0:
-                raise UserError(f"none of the {len(self)} items of the split '{self.split.name}' can be decoded")
+        for images, used, reasons in loader:
+            if bool((used < 0).any()):
+                reason = next(iter(reasons.values()), "")
+                raise UserError(
+                    f"none of the {len(self)} items of the split '{self.split.name}' can be decoded: {reason}"
+                )
+            self._report(reasons)
             yield images, used, wanted.pop(0)
 
-    def _report(self, replaced: Tensor) -> None:
-        for index in replaced.tolist():
+    def _report(self, reasons: dict[int, str]) -> None:
+        """Warn of items that cannot be read. Raises UserError where they become too many."""
+        for index, reason in reasons.items():
             if index not in self.unreadable:
                 self.unreadable.add(index)
+                title, count = self.split.title(index), len(self.unreadable)
                 log.warning(
-                    "cannot decode %s (%d so far): the next readable item takes its place",
-                    self.split.title(index),
-                    len(self.unreadable),
+                    "cannot decode %s (%d so far): %s; the next readable item takes its place", title, count, reason
                 )
+        if len(self.unreadable) > self.most_unreadable * len(self):
+            raise UserError(
+                f"{len(self.unreadable)} of the {len(self)} items of the split '{self.split.name}' cannot be decoded so far, "
+                f"such as {title}: {reason}; repair or remove them, or set data.most_unreadable to the share that may be lost"
+            )
 
     def _resident(self, cache_dir: Path, shape: tuple[int, ...]) -> Tensor:
         """All items (n, C, *R), decoded once, then read from the cache."""
@@ -144,14 +173,33 @@ class ItemLoader:
             return self.split.images
         count = len(self.split)
         cache = Cache(cache_dir, self.split.fingerprint)
-        if distributed.is_main() and not cache.is_good():
+        known = self._known(cache) if distributed.is_main() else None
+        if distributed.is_main() and known is None:
             self._decode_into(cache, count, shape)
         distributed.barrier()
+        if not distributed.is_main():
+            known = self._known(cache)
+        self._report(known or {})
         used = torch.from_numpy(np.array(arrays.read(cache.used, np.dtype(np.int64), (count,))))
         images = torch.from_numpy(np.array(arrays.read(cache.images, np.dtype(np.uint8), (count, *shape))))
-        self._report(torch.nonzero(used != torch.arange(count))[:, 0])
         self.split.labels = self.split.labels[used]
         return images
+
+    def _known(self, cache: Cache) -> dict[int, str] | None:
+        """Unreadable items of a cache, with reasons. None if it is not good, or if an item that was unreadable now is not."""
+        if not cache.is_good():
+            return None
+        used = np.array(arrays.read(cache.used, np.dtype(np.int64), (len(self),)))
+        replaced = np.flatnonzero(used != np.arange(len(self))).tolist()
+        reasons = dict.fromkeys(replaced, "as before")
+        for index in replaced[:MOST_TRIED]:
+            try:
+                self.split.read(index)
+            except OSError as error:
+                reasons[index] = str(error)
+            else:
+                return None
+        return reasons
 
     def _decode_into(self, cache: Cache, count: int, shape: tuple[int, ...]) -> None:
         with cache.writing() as (images_file, used_file):

@@ -69,6 +69,7 @@ def summarize(run: Run, trained: TrainedModel) -> float | None:
     metrics: dict[str, Any] = {}
     store = run.code_store(trained, "val") if trained.codebook_sizes else None
     searched = searched_figures(run, trained, "val", run.cfg.search_sweeps)
+    unreadable = run.unreadable_items()
     if not distributed.is_main():
         return None
     for stage in STAGES:
@@ -86,8 +87,13 @@ def summarize(run: Run, trained: TrainedModel) -> float | None:
         looks += draw_samples(run, trained)
     metrics |= searched | bits_per_dim(metrics, run.data)
     reported = figures(metrics)
-    write_json(folder.path / "summary.json", {"version": __version__, "figures": reported})
+    write_json(
+        folder.path / "summary.json", {"version": __version__, "unreadable_items": unreadable, "figures": reported}
+    )
     print_figures(f"{folder.path}, on its validation set", reported)
+    for split, count in unreadable.items():
+        if count:
+            print(f"{count} items of the split '{split}' could not be read: others took their place, see train.log")
     print("\nlook at:\n" + "\n".join(f"  {path}" for path in looks))
     monitors = ("prior/bits_per_code", "prior/bits_per_code_bound", AutoencoderStage.monitor)
     return next((metrics[name] for name in monitors if name in metrics), None)
