@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Any
 
@@ -9,6 +10,8 @@ from vqvae.config.compose import check_train, resolve
 from vqvae.config.program import entry_point, typed_overrides
 from vqvae.config.sweep import in_sweep, job_folder
 from vqvae.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 @entry_point("train")
@@ -20,6 +23,7 @@ def main(cfg: Any) -> float | None:
 
     from vqvae import distributed
     from vqvae.run.checks import check_run
+    from vqvae.run.first_lines import first_lines
     from vqvae.run.folder import RunFolder
     from vqvae.run.process import set_up_logging, set_up_process
     from vqvae.run.report import summarize
@@ -36,9 +40,11 @@ def main(cfg: Any) -> float | None:
             other = adopt_config(cfg, overrides)
             folder = RunFolder.prepare(resolve(cfg), overrides, job_folder() if in_sweep() else None)
             run = Run(folder)
-            check_run(run)
+            understood = first_lines(run, check_run(run))
             folder.create()
             set_up_logging(folder.path)
+            for line in understood:
+                log.info("%s", line)
             if other is not None:
                 folder.adopt_tokenizer(other)
             with logging_redirect_tqdm():

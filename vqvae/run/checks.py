@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from vqvae.config.build import build
 from vqvae.errors import UserError
@@ -14,8 +15,11 @@ from vqvae.run.train import load_initial_weights
 from vqvae.training.settings import TrainerConfig
 
 
-def check_run(run: Run) -> None:
-    """Build everything once. Raises UserError for whatever does not fit, or cannot be read."""
+def check_run(run: Run) -> dict[str, nn.Module]:
+    """Build everything once. Returns the untrained networks: `model`, and `prior` if it is to be trained.
+
+    Raises UserError for whatever does not fit, or cannot be read.
+    """
     stage = run.autoencoder_stage(variance=1.0)
     data = DataInfo(type(run.data).__name__, run.data.channels, run.data.size, run.data.class_names)
     model, trained = stage.model, TrainedModel(stage.model, stage.reconstruction, data, fingerprint="")
@@ -31,9 +35,12 @@ def check_run(run: Run) -> None:
     build(run.cfg.logger, "logger")
     check_settings(run.cfg, "", len(run.split("train")))
     run.split("val")
+    networks: dict[str, nn.Module] = {"model": model}
     if "prior" in run.cfg.stages:
-        run.prior_stage(run.new_prior(model), trained)
+        networks["prior"] = prior = run.new_prior(model)
+        run.prior_stage(prior, trained)
         check_settings(run.cfg.prior, "prior.", len(run.split("train")))
+    return networks
 
 
 def check_settings(node: Any, prefix: str, train_size: int) -> None:

@@ -1,0 +1,87 @@
+"""The first lines of a run, before any work: what it was told, and what it will do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from vqvae import distributed
+from vqvae.config.build import build
+from vqvae.data.tree import printable
+from vqvae.model import VQVAE
+from vqvae.run.run import Run
+from vqvae.training.hardware import choose_precision
+from vqvae.training.settings import TrainerConfig
+
+MOST_NAMED = 10  # classes
+
+
+def first_lines(run: Run, networks: dict[str, nn.Module]) -> list[str]:
+    """Sentences about data, model, training and logs of a run. networks: `model`, and perhaps `prior`."""
+    splits = [run.split(name) for name in ("train", "val")]
+    counts = " and ".join(f"{len(split):,} {split.name}" for split in splits)
+    lines = [
+        f"data: {type(run.data).__name__}, {counts} items of {times([run.data.channels, *run.data.size])}{classes(run)}"
+    ]
+    lines += [f"data: {note}" for note in run.data.notes()]
+    model = networks["model"]
+    assert isinstance(model, VQVAE)
+    lines.append(f"model: {parameters(model)}, {codes(run, model)}")
+    for stage, node in (("autoencoder", run.cfg), ("prior", run.cfg.prior)):
+        if stage in run.cfg.stages and run.folder.weights_file(stage) is None:
+            own = f"{parameters(networks['prior'])}, " if stage == "prior" else ""
+            lines.append(f"{stage}: {own}{training(run, node)}")
+    lines.append(f"logs: train.log, <stage>/metrics.jsonl in {run.folder.path}; wandb: {run.cfg.logger.mode}")
+    return lines
+
+
+def classes(run: Run) -> str:
+    names = run.data.class_names
+    if not names:
+        return ", no classes"
+    return (
+        f", {len(names)} classes ({', '.join(map(printable, names[:MOST_NAMED]))}{', ...' * (len(names) > MOST_NAMED)})"
+    )
+
+
+def codes(run: Run, model: VQVAE) -> str:
+    """Codes and bits of an item, beside the bits of its values."""
+    shapes, sizes = model.code_shapes(run.data.size), model.codebook_sizes
+    if not sizes:
+        return "no codes"
+    counts = [math.prod(shape) for shape in shapes]
+    bits = sum(count * math.log2(size) for count, size in zip(counts, sizes))
+    maps = " + ".join(f"{times(shape)} of {size:,}" for shape, size in zip(shapes, sizes))
+    values = 8 * run.data.channels * math.prod(run.data.size)
+    return f"{sum(counts):,} codes an item ({maps}): {bits:,.0f} bits for {values:,}"
+
+
+def training(run: Run, node: Any) -> str:
+    """Steps, batch, device and precision of a stage. node: the config's top level, or its `prior`."""
+    settings: TrainerConfig = build(node.trainer, "trainer")
+    count = len(run.split("train"))
+    steps = settings.total_steps(count)
+    ranks = f" in {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
+    epochs = steps * settings.batch_size / count
+    return (
+        f"{steps:,} steps of {settings.batch_size} items ({epochs:.3g} epochs), "
+        f"{choose_precision(settings.precision, run.device)} on {device_name(run.device)}{ranks}"
+    )
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} with {torch.get_num_threads()} threads"
+
+
+def parameters(network: nn.Module) -> str:
+    return f"{sum(p.numel() for p in network.parameters()):,} parameters"
+
+
+def times(sizes: Iterable[int]) -> str:
+    return " x ".join(map(str, sizes))
