@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
 from typing import Any
 
 from vqvae.config.compose import check_train, resolve
@@ -25,6 +26,7 @@ def main(cfg: Any) -> float | None:
     from vqvae.run.checks import check_run
     from vqvae.run.first_lines import first_lines
     from vqvae.run.folder import RunFolder
+    from vqvae.run.lock import locked
     from vqvae.run.process import set_up_logging, set_up_process
     from vqvae.run.report import summarize
     from vqvae.run.run import Run
@@ -37,22 +39,25 @@ def main(cfg: Any) -> float | None:
             distributed.init()
             set_up_process()
             overrides = typed_overrides()
-            other = adopt_config(cfg, overrides)
-            folder = RunFolder.prepare(resolve(cfg), overrides, job_folder() if in_sweep() else None)
-            run = Run(folder)
-            understood = first_lines(run, check_run(run))
-            folder.create()
-            set_up_logging(folder.path)
-            for line in understood:
-                log.info("%s", line)
-            if other is not None:
-                folder.adopt_tokenizer(other)
-            with logging_redirect_tqdm():
-                if "autoencoder" in run.cfg.stages:
-                    train_autoencoder(run, stop)
-                if "prior" in run.cfg.stages:
-                    train_prior(run, run.tokenizer(), stop)
-                return summarize(run, run.trained_model())
+            adopt_config(cfg, overrides)
+            own = job_folder() if in_sweep() else cfg.run_dir and Path(cfg.run_dir)
+            with locked(own) as path:
+                cfg.run_dir = str(path)
+                folder = RunFolder.prepare(cfg, overrides, in_sweep())
+                run = Run(folder)
+                understood = first_lines(run, check_run(run))
+                folder.create()
+                set_up_logging(folder)
+                for line in understood:
+                    log.info("%s", line)
+                folder.adopt_tokenizer()
+                folder.adopt_initial_weights()
+                with logging_redirect_tqdm():
+                    if "autoencoder" in run.cfg.stages:
+                        train_autoencoder(run, stop)
+                    if "prior" in run.cfg.stages:
+                        train_prior(run, run.tokenizer(), stop)
+                    return summarize(run, run.trained_model())
         except Stopped as stopped:
             where = f"with run_dir={folder.path} and the same overrides " if folder else ""
             if distributed.is_main():
@@ -62,10 +67,10 @@ def main(cfg: Any) -> float | None:
             distributed.shutdown()
 
 
-def adopt_config(cfg: Any, overrides: list[str]) -> Any:
-    """Take over data, model, quantizer and loss of the run that `tokenizer` names. Returns its folder, or None."""
+def adopt_config(cfg: Any, overrides: list[str]) -> None:
+    """Take over data, model, quantizer and loss of the run that `tokenizer` names, if it names one."""
     if cfg.tokenizer is None:
-        return None
+        return
 
     from vqvae.run.folder import RunFolder
 
@@ -79,7 +84,6 @@ def adopt_config(cfg: Any, overrides: list[str]) -> Any:
             raise UserError(f"{override} does not go with tokenizer={cfg.tokenizer}, which brings its own; drop it")
     for key in brought:
         cfg[key] = other.config[key]
-    return other
 
 
 if __name__ == "__main__":

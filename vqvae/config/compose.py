@@ -17,7 +17,6 @@ from vqvae.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parent.parent
 CONFIGS = PACKAGE.parent / "configs"
-OmegaConf.register_new_resolver("sweep_dir", lambda run_dir: run_dir or "runs/sweep", replace=True)
 
 
 def compose(config_name: str, overrides: list[str] | None = None) -> DictConfig:

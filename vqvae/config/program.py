@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import hydra
@@ -17,7 +18,7 @@ from omegaconf import DictConfig
 
 from vqvae.config.compose import CONFIGS, check_group_choices
 from vqvae.config.messages import user_message
-from vqvae.config.sweep import in_sweep, record_job
+from vqvae.config.sweep import in_sweep, own_folder, record_job
 
 RANK_0_SPEAKS_SECONDS = 3
 
@@ -48,7 +49,9 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
             os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then raises errors instead of printing them
             try:
                 check_group_choices(sys.argv[1:])
-                hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
+                with own_folder(sys.argv[1:]) if config_name == "train" else nullcontext(sys.argv[1:]) as arguments:
+                    sys.argv[1:] = arguments
+                    hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
             except Exception as error:
                 message = user_message(error, config_name)
                 if message is None:

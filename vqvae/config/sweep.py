@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +16,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
+
+from vqvae.errors import UserError
 
 SUFFIX = ".job.json"
 
@@ -23,6 +28,44 @@ class Job(NamedTuple):
     name: str
     overrides: list[str]
     error: str | None
+
+
+@contextlib.contextmanager
+def own_folder(arguments: list[str]) -> Iterator[list[str]]:
+    """Yield a command's arguments; a sweep without run_dir gets a new folder, which is removed again if nothing is in it.
+
+    Raises UserError for a sweep into the folder of a run, and for one without run_dir under torchrun, whose processes would
+    each make one.
+    """
+    given = [argument.partition("=")[2].strip("'\"") for argument in arguments if argument.startswith("run_dir=")]
+    if not {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments):
+        yield arguments
+    elif given:
+        if (Path(given[-1]) / "config.yaml").is_file():
+            raise UserError(f"run_dir={given[-1]} holds a run: a sweep needs a folder of its own")
+        yield arguments
+    elif os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError("a sweep of several processes needs run_dir=...")
+    else:
+        folder = new_folder(Path("runs"))
+        try:
+            yield [*arguments, f"run_dir={folder}"]
+        finally:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def new_folder(parent: Path) -> Path:
+    """Make a folder named by date and time that was not there: with -2, -3, ... behind it if need be."""
+    parent.mkdir(parents=True, exist_ok=True)
+    name, number = time.strftime("%Y-%m-%d_%H-%M-%S"), 1
+    while True:
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            number += 1
 
 
 def in_sweep() -> bool:

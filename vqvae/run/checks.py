@@ -28,7 +28,7 @@ def check_run(run: Run) -> dict[str, nn.Module]:
             trained.check_searchable(run.data.size)
         except UserError as error:
             raise UserError(f"search_sweeps={run.cfg.search_sweeps}: {error}; 0 turns the search off") from error
-    if run.cfg.init_from is not None:
+    if run.cfg.init_from is not None and not run.folder.has_begun("autoencoder"):
         load_initial_weights(run, "autoencoder", stage)
     if "autoencoder" not in run.cfg.stages and run.cfg.tokenizer is None:
         run.folder.weights("autoencoder")

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import re
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vqvae import distributed
-from vqvae.config.compose import CONFIGS, check_train, plain
+from vqvae.config.build import build
+from vqvae.config.compose import CONFIGS, check_train, plain, resolve
 from vqvae.config.renames import newer_keys
 from vqvae.config.saved import SAVED_BYTES, read_saved
 from vqvae.data.cache import is_claimed
 from vqvae.errors import UserError
+from vqvae.run.continuing import FREE_KEYS, differences, interpolated, length_problem, may_differ, sentence, total_steps
+from vqvae.run.lock import NAME as LOCK
 from vqvae.run.untrusted import check_contained, load_weights
 from vqvae.storage import checkpoint
 from vqvae.storage.files import remove_leftovers, temporary_name, write_bytes
 
 STAGES = ("autoencoder", "prior")
 NETWORKS = {"autoencoder": "model", "prior": "prior"}  # the network that a stage leaves
-# Keys that may differ when a run is continued: they decide where and for how long, not the result.
-FREE_KEYS = re.compile(
-    r"^(run_dir|stages|search_sweeps|allow_targets|logger|data\.(root|urls|val_urls|resident|workers|cache_dir|most_unreadable|most_pixels)"
-    r"|(prior\.)?trainer\.(max_time_minutes|on_nonfinite|max_skipped_steps))(\.|$)"
-)
-log = logging.getLogger(__name__)
+INITIAL = "initial"  # name of the weights that a stage starts from, with init_from
 
 
 class RunFolder:
@@ -37,6 +32,9 @@ class RunFolder:
 
     def __init__(self, path: Path, cfg: DictConfig) -> None:
         self.path, self.config = path, cfg
+        self.replaces = False  # a start of another config lies there, without a checkpoint
+        self.longer: list[str] = []  # stages that shall end at another step than was planned
+        self.notes: list[str] = []  # what a user should know of this start
 
     @classmethod
     def load(cls, path: str | Path, allow_targets: list[str], key: str = "run_dir") -> RunFolder:
@@ -47,50 +45,116 @@ class RunFolder:
         return cls(folder, saved_config(folder, allow_targets))
 
     @classmethod
-    def prepare(cls, cfg: DictConfig, overrides: list[str] | None = None, sweep_job: Path | None = None) -> RunFolder:
-        """Folder for a resolved config: a new one, not made yet, or one that holds a run of the same config.
+    def prepare(cls, cfg: DictConfig, overrides: list[str] | None = None, sweep_job: bool = False) -> RunFolder:
+        """Folder `cfg.run_dir` for a config: an empty one, or one that holds a run which goes on with it.
 
-        overrides: those of the command line. If all of them are free to differ, the run in the folder continues with its own
-        config. sweep_job: the folder of a job of a sweep. Raises UserError, with the differences, for a run of another config.
+        overrides: those of the command line. If all of them may differ, the run in the folder continues with its own config
+        and these. sweep_job: the config is whole, whatever was typed. Raises UserError, with the differences, for a run of
+        another config; one that has no checkpoint yet is replaced.
         """
-        default = Path("runs") / time.strftime("%Y-%m-%d_%H-%M-%S")
-        folder = Path(distributed.broadcast_object(str(sweep_job or cfg.run_dir or default)))
-        cfg.run_dir = str(folder)
-        file = folder / "config.yaml"
-        if file.is_file():
-            stored = saved_config(folder, list(cfg.allow_targets))
-            keys = [override.lstrip("+").split("=")[0] for override in overrides or []]
-            with open_dict(cfg):
-                for key in newer_keys(plain(cfg), plain(stored), keys):
-                    del cfg.data[key]
-            changes = differences(stored, cfg)
-            is_free = overrides is not None and sweep_job is None and all(FREE_KEYS.match(key) for key in keys)
-            if changes and is_free:
-                for key in keys:
-                    OmegaConf.update(stored, key, OmegaConf.select(cfg, key))
-                check_train(stored)
-                cfg = stored
-            elif changes:
-                raise UserError(
-                    f"run_dir={folder} holds a run with another config ({'; '.join(changes)}): "
-                    "choose another run_dir, or drop the changes to continue that run"
-                )
-        elif folder.is_dir() and any(folder.iterdir()):
-            raise UserError(f"run_dir={folder} is a folder with other things in it: choose another, or empty it")
-        distributed.barrier()  # all ranks have looked before rank 0 makes the folder
-        return cls(folder, cfg)
+        folder, typed = Path(cfg.run_dir), [override.lstrip("+~").split("=")[0] for override in overrides or []]
+        found = cls(folder, resolve(cfg))
+        if not (folder / "config.yaml").is_file():
+            others = [name for name in os.listdir(folder) if name != LOCK] if folder.is_dir() else []
+            if any(not name.endswith(".tmp") for name in others):
+                raise UserError(f"run_dir={folder} is a folder with other things in it: choose another, or empty it")
+            return found
+        stored = saved_config(folder, list(cfg.allow_targets))
+        with open_dict(found.config):
+            for key in newer_keys(plain(found.config), plain(stored), typed):
+                del found.config.data[key]
+        begun = [stage for stage in STAGES if found.has_begun(stage)]
+        begun = [] if begun == ["autoencoder"] and stored.tokenizer is not None else begun  # it is another run's
+        if overrides is not None and not sweep_job and all(may_differ(key, begun) for key in typed):
+            merged = stored.copy()
+            for key in typed:
+                OmegaConf.update(merged, key, OmegaConf.select(found.config, key), merge=False)
+            check_train(merged)
+            found.config = merged
+        changes = [one for one in differences(plain(stored), plain(found.config)) if not FREE_KEYS.match(one[0])]
+        fixed = [one for one in changes if not may_differ(one[0], begun)]
+        follow = tuple(f"{key}." for key in interpolated(OmegaConf.to_container(cfg)))
+        told = [one for one in fixed or changes if not f"{one[0]}.".startswith(follow)] or fixed or changes
+        if not begun and changes:
+            found.replaces = True
+            found.notes.append(f"takes the place of a start without a checkpoint: {sentence(told, typed)}")
+        elif fixed:
+            raise UserError(
+                f"run_dir={folder} holds a run with another config ({sentence(told, typed)}): "
+                "choose another run_dir, or drop the changes to continue that run"
+            )
+        else:
+            found.longer = [stage for stage in begun if found.goes_on(stage, stored)]
+            found.notes += [f"goes on with other settings: {sentence(told, typed)}"] if changes else []
+        return found
+
+    def has_begun(self, stage: str) -> bool:
+        """True if a stage has a checkpoint, or is finished."""
+        checkpoints = checkpoint.find(self.stage(stage) / "checkpoints", "*")
+        return bool(checkpoints) or self.weights_file(stage) is not None
+
+    def train_size(self) -> int | None:
+        """Number of training items, if it is known without the data."""
+        return None
+
+    def goes_on(self, stage: str, stored: DictConfig) -> bool:
+        """True if a stage that has begun shall end at another step than was planned. Raises UserError if it cannot.
+
+        A finished stage that has more steps than are asked for keeps them, and the config says so.
+        """
+        prefix = {"autoencoder": "", "prior": "prior."}[stage]
+        old, new = (OmegaConf.select(cfg, f"{prefix}trainer") for cfg in (stored, self.config))
+        if (old.steps, old.epochs) == (new.steps, new.epochs):
+            return False
+        key = f"{prefix}trainer.steps={new.steps}" if new.steps is not None else f"{prefix}trainer.epochs={new.epochs}"
+
+        def refused(reason: str) -> UserError:
+            way_out = f"start a new run from the weights of this one, once it is finished, with init_from={self.path}"
+            return UserError(f"{key} cannot change here, because {reason}: {way_out}")
+
+        before, now = (total_steps(build(node, f"{prefix}trainer"), self.train_size()) for node in (old, new))
+        checkpoints = checkpoint.find(self.stage(stage) / "checkpoints", "step-*")
+        if not checkpoints or before is None or now is None:
+            raise refused(f"{self.path} does not hold all that it needs to go on")
+        if now <= before and self.weights_file(stage) is not None:
+            self.notes.append(f"has {before} steps of its {stage} already, and keeps them: {key} would be {now}")
+            new.steps, new.epochs = old.steps, old.epochs
+            return False
+        if checkpoint.load(checkpoints[-1]).get("steps") is not None:
+            raise refused("it ended early, or with an older version")
+        if stage == "autoencoder" and self.has_begun("prior"):
+            raise refused("the prior of this run has learned the codes of its autoencoder")
+        schedule = build(OmegaConf.select(self.config, f"{prefix}schedule"), f"{prefix}schedule")
+        if problem := length_problem(before, now, int(checkpoints[-1].name.split("-")[1]), schedule):
+            raise refused(problem)
+        return now != before
 
     def create(self) -> None:
         """Make the folder and write the config into it."""
+        distributed.barrier()  # all ranks have looked before rank 0 changes something
         if distributed.is_main():
             text = OmegaConf.to_yaml(self.config).encode()
             if len(text) > SAVED_BYTES:
                 limit = f"{SAVED_BYTES} bytes, and could not be read back"
                 raise UserError(f"this config has more than {limit}: name many files by braces or wildcards")
+            self._remove_what_ends()
             write_bytes(self.path / "config.yaml", text)
             for part in ("", "codes", *STAGES):
                 remove_leftovers(self.path / part)
         distributed.barrier()
+
+    def _remove_what_ends(self) -> None:
+        """Remove what a replaced start has left, and the results of stages that go on. The new config comes after it."""
+        stages = STAGES if self.replaces else self.longer
+        files = [file for stage in stages for file in checkpoint.find(self.stage(stage), "weights")]
+        if self.replaces:
+            files += [file for stage in STAGES for file in checkpoint.find(self.stage(stage), INITIAL)]
+            files += [*checkpoint.find(self.path, "variance"), *(self.stage(stage) / "wandb_id" for stage in STAGES)]
+        if "autoencoder" in stages:
+            for header in self.path.glob("codes/*/header.json"):
+                shutil.rmtree(header.parent)
+        for file in files:
+            file.unlink(missing_ok=True)
 
     def stage(self, name: str) -> Path:
         return self.path / name
@@ -110,9 +174,29 @@ class RunFolder:
             raise UserError(f"{self.path} has no finished {stage}: train it with python train.py run_dir={self.path}")
         return load_weights(file, NETWORKS[stage], distributed.device())
 
-    def adopt_tokenizer(self, other: RunFolder) -> None:
-        """Copy another run's autoencoder and codes, so that this folder is complete by itself."""
+    def adopt_initial_weights(self) -> None:
+        """Copy the weights that `init_from` names for stages that have not begun, so that this folder is complete by itself."""
+        missing = [s for s in STAGES if not self.has_begun(s) and not checkpoint.find(self.stage(s), INITIAL)]
+        if self.config.init_from is not None and missing and distributed.is_main():
+            other = RunFolder.load(self.config.init_from, list(self.config.allow_targets), "init_from")
+            for stage in missing:
+                if (source := other.weights_file(stage)) is not None:
+                    write_bytes(self.stage(stage) / source.name.replace("weights", INITIAL, 1), source.read_bytes())
+        distributed.barrier()
+
+    def initial_weights(self, stage: str) -> tuple[Path, dict[str, Any]]:
+        """Where a stage of a run with `init_from` starts from: the file, and its step and networks. Raises UserError."""
+        if files := checkpoint.find(self.stage(stage), INITIAL):
+            return files[-1], load_weights(files[-1], NETWORKS[stage], distributed.device())
+        other = RunFolder.load(self.config.init_from, list(self.config.allow_targets), "init_from")
+        return other.path, other.weights(stage)
+
+    def adopt_tokenizer(self) -> None:
+        """Copy the autoencoder and codes of the run that `tokenizer` names, so that this folder is complete by itself."""
+        if self.config.tokenizer is None:
+            return
         if self.weights_file("autoencoder") is None and distributed.is_main():
+            other = RunFolder.load(self.config.tokenizer, list(self.config.allow_targets), "tokenizer")
             source = other.weights_file("autoencoder")
             assert source is not None, "checked before the folder was made"
             self.stage("autoencoder").mkdir(exist_ok=True)
@@ -160,17 +244,3 @@ def default_of(data: str, key: str) -> str:
     defaults = OmegaConf.load(CONFIGS / "data" / f"{data}.yaml")
     assert isinstance(defaults, DictConfig)
     return str(defaults[key])
-
-
-def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """'key: old there, new here' for every leaf that differs, except FREE_KEYS."""
-    changes = []
-    for key in sorted({*old, *new}, key=str):
-        name, a, b = f"{prefix}{key}", old.get(key), new.get(key)
-        if FREE_KEYS.match(name) or a == b:
-            continue
-        if isinstance(a, DictConfig) and isinstance(b, DictConfig):
-            changes += differences(a, b, f"{name}.")
-        else:
-            changes.append(f"{name} is {a} there, {b} here")
-    return changes

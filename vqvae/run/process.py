@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from pathlib import Path
 
 import torch
 
 from vqvae import __version__, distributed
+from vqvae.run.folder import RunFolder
 from vqvae.training.hardware import keep_freed_memory
+
+log = logging.getLogger(__name__)
 
 
 def set_up_process() -> None:
@@ -18,13 +20,15 @@ def set_up_process() -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
-def set_up_logging(folder: Path) -> None:
-    """Log to the terminal, and to train.log in a run folder. Ranks other than 0 log only warnings."""
+def set_up_logging(folder: RunFolder) -> None:
+    """Log to the terminal, and to train.log in a run folder, whose notes come first. Ranks other than 0 log only warnings."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if distributed.is_main():
-        handlers.append(logging.FileHandler(folder / "train.log"))
+        handlers.append(logging.FileHandler(folder.path / "train.log"))
     level = logging.INFO if distributed.is_main() else logging.WARNING
     logging.basicConfig(
         level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers, force=True
     )
-    logging.getLogger(__name__).info("run folder: %s (vqvae %s)", folder, __version__)
+    log.info("run folder: %s (vqvae %s)", folder.path, __version__)
+    for note in folder.notes:
+        log.info("%s %s", folder.path, note)

@@ -25,6 +25,7 @@ from vqvae.priors.base import Prior
 from vqvae.priors.sampling import Sampling
 from vqvae.run.encoding import encode
 from vqvae.run.folder import RunFolder
+from vqvae.run.lock import locked
 from vqvae.stages.autoencoder import AutoencoderStage
 from vqvae.stages.prior import PriorStage
 from vqvae.storage import checkpoint
@@ -61,8 +62,9 @@ class Run:
         path = self.folder.path
         if distributed.broadcast_object(not checkpoint.find(path, "variance")):
             loader = self.loader("train")  # on every rank, because it waits for rank 0 to decode
-            if distributed.is_main():
-                checkpoint.save(path, "variance", {"variance": loader.variance()})
+            with locked(path):
+                if distributed.is_main():
+                    checkpoint.save(path, "variance", {"variance": loader.variance()})
         distributed.barrier()
         file = checkpoint.find(path, "variance")[-1:]  # on another machine's disk it may not be seen yet
         variance = distributed.broadcast_object(
@@ -145,7 +147,8 @@ class Run:
             **({"flipped": True} if flipped else {}),
         }
         if not path.is_dir():
-            CodeStore.write(path, header, len(loader), encode(tokenizer, loader, self.data.size, flipped))
+            with locked(self.folder.path):
+                CodeStore.write(path, header, len(loader), encode(tokenizer, loader, self.data.size, flipped))
         store = CodeStore(path)
         store.require(**header)
         most = max(len(self.data.class_names) - 1, 0)

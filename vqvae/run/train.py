@@ -12,7 +12,6 @@ from vqvae.data.codes import CodeEvaluationSet, CodeTrainingSet
 from vqvae.data.items import ItemEvaluationSet, ItemTrainingSet
 from vqvae.errors import UserError
 from vqvae.inference.trained_model import TrainedModel
-from vqvae.run.folder import RunFolder
 from vqvae.run.run import Run
 from vqvae.seeding import seed_everything
 from vqvae.training.logger import Logger
@@ -33,7 +32,7 @@ def train_autoencoder(run: Run, stop: StopRequest) -> None:
     train, val = run.loader("train"), run.loader("val")
     seed_everything(cfg.seed, 0)
     stage = run.autoencoder_stage(run.variance(), Fraction(len(train), cfg.trainer.batch_size))
-    if cfg.init_from is not None:
+    if cfg.init_from is not None and not run.folder.has_begun("autoencoder"):
         load_initial_weights(run, "autoencoder", stage)
     batches = ItemTrainingSet(run.data, train, cfg.trainer.batch_size, cfg.seed)
     trainer = make_trainer(run, "autoencoder", cfg, stop, stage, Examples(batches, ItemEvaluationSet(run.data, val)))
@@ -58,7 +57,7 @@ def train_prior(run: Run, tokenizer: TrainedModel, stop: StopRequest) -> None:
     prior = run.new_prior(tokenizer.model)
     prior.start_embeddings(tokenizer.model.code_vectors(run.data.size))
     stage = run.prior_stage(prior, tokenizer)
-    if run.cfg.init_from is not None:
+    if run.cfg.init_from is not None and not run.folder.has_begun("prior"):
         try:
             load_initial_weights(run, "prior", stage)
         except UserError as error:  # there is none, or it is for other codes, classes or networks
@@ -79,8 +78,8 @@ def train_prior(run: Run, tokenizer: TrainedModel, stop: StopRequest) -> None:
 
 def load_initial_weights(run: Run, name: str, stage: Stage) -> None:
     """Start a stage from the weights of the run that `init_from` names. Raises UserError if they do not fit."""
-    other = RunFolder.load(run.cfg.init_from, list(run.cfg.allow_targets), "init_from")
-    stage.load_weights(other.weights(name)["networks"], f"init_from={other.path}: its {name}")
+    source, state = run.folder.initial_weights(name)
+    stage.load_weights(state["networks"], f"init_from={source}: its {name}")
 
 
 def make_trainer(run: Run, name: str, node: Any, stop: StopRequest, stage: Stage, examples: Examples) -> Trainer:

@@ -215,7 +215,9 @@ class Trainer(TrainingStep):
         return {
             "step": step,
             "todo": list(pending),
-            "steps": self.steps,  # they may have become fewer: an early end
+            "steps": self.steps
+            if self.steps < self.config.total_steps(len(self.examples.train))
+            else None,  # an early end
             "networks": {name: network.state_dict() for name, network in self.stage.networks.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "average": self.average.weights if self.average else [],
@@ -246,7 +248,7 @@ class Trainer(TrainingStep):
             **form_of({"meters": own["meters"], "skipped": own["skipped"]}, finite=False),
             "step": step,
             "todo": mistake_in_todo,
-            "steps": step,
+            "steps": mistake_in_end,
             "optimizers": {
                 name: moments_form(optimizer, self.new_optimizer) for name, optimizer in self.optimizers.items()
             },
@@ -267,8 +269,10 @@ class Trainer(TrainingStep):
         self.skipped.load_state_dict(state["skipped"])
         if self.loss_scale is not None:
             self.loss_scale.load_state_dict(state["loss_scale"])
-        for name in ("steps", "best", "alerted", "seconds"):
+        for name in ("best", "alerted", "seconds"):
             setattr(self, name, state[name])
+        if state["steps"] == state["step"]:  # it has ended here; older versions wrote the planned number in other cases
+            self.steps = state["steps"]
 
     def finish(self, step: int) -> None:
         """Write the stage's result: its last weights, or those of its best step if the stage or an early stop asks for them."""
@@ -292,6 +296,10 @@ class Trainer(TrainingStep):
 
 def mistake_in_step(most: int, value: Any) -> str | None:
     return None if type(value) is int and 0 <= value <= most else f"is no number of steps up to {most}"
+
+
+def mistake_in_end(value: Any) -> str | None:
+    return None if value is None or (type(value) is int and value >= 0) else "is no number of steps"
 
 
 def mistake_in_todo(value: Any) -> str | None:

@@ -1,0 +1,77 @@
+"""What may differ where a run goes on: what does not change its past."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from vqvae.training.schedules import Schedule
+from vqvae.training.settings import TrainerConfig
+
+MOST_SHOWN = 8  # differences in a message
+# Keys that decide where, for how long, how often and how a run works, and not what it has come to.
+FREE_KEYS = re.compile(
+    r"^(run_dir|stages|search_sweeps|allow_targets|logger"
+    r"|data\.(root|urls|val_urls|resident|workers|cache_dir|most_unreadable|most_pixels)"
+    r"|(prior\.)?trainer\.(max_time_minutes|on_nonfinite|max_skipped_steps|eval_batch_size|accumulation|compile|cuda_graph"
+    r"|(log|eval|preview|checkpoint)_every_steps))(\.|$)"
+)
+LENGTHS = re.compile(
+    r"^(prior\.)?trainer\.(steps|epochs)$"
+)  # may differ where the schedule allows it: see length_problem
+
+
+def may_differ(key: str, begun: Iterable[str]) -> bool:
+    """True for keys that are free, and for those of a stage that has not begun. begun: stages that have a checkpoint."""
+    return bool(FREE_KEYS.match(key) or LENGTHS.match(key)) or (key.split(".")[0] == "prior" and "prior" not in begun)
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(key, old value, new value) of every leaf in which two plain configs differ."""
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and any(map(is_node, [*old, *new])):
+        old, new = dict(enumerate(old)), dict(enumerate(new))
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        if old != new:
+            yield prefix.rstrip("."), old, new
+        return
+    for key in dict.fromkeys([*old, *new]):
+        yield from differences(old.get(key), new.get(key), f"{prefix}{key}.")
+
+
+def interpolated(node: Any, prefix: str = "") -> Iterator[str]:
+    """Keys of an unresolved config whose values are made of other keys."""
+    if isinstance(node, str) and "${" in node:
+        yield prefix.rstrip(".")
+    for key, value in dict(
+        enumerate(node) if isinstance(node, list) else node if isinstance(node, dict) else {}
+    ).items():
+        yield from interpolated(value, f"{prefix}{key}.")
+
+
+def is_node(value: Any) -> bool:
+    return isinstance(value, (dict, list))
+
+
+def sentence(changes: list[tuple[str, Any, Any]], typed: list[str]) -> str:
+    """'key is old there, new here; ...', those that were typed first, and not more than a few."""
+    ordered = sorted(changes, key=lambda change: not any(f"{change[0]}.".startswith(f"{key}.") for key in typed))
+    shown = [f"{key} is {old} there, {new} here" for key, old, new in ordered[:MOST_SHOWN]]
+    return "; ".join(shown) + (f"; and {len(ordered) - MOST_SHOWN} more" if ordered[MOST_SHOWN:] else "")
+
+
+def length_problem(before: int, now: int, done: int, schedule: Schedule) -> str | None:
+    """Why a stage that was planned for `before` steps, of which some are done, cannot end at `now`; None if it can."""
+    if now < done:
+        return f"{done} steps are done"
+    if any(schedule(step, before) != schedule(step, now) for step in range(done)):
+        return (
+            f"the learning rate of the {done} steps that are done was planned for {before} "
+            f"(schedule={type(schedule).__name__.lower()})"
+        )
+    return None
+
+
+def total_steps(settings: TrainerConfig, train_size: int | None) -> int | None:
+    """Steps of a stage; None where they follow from a number of items that is not known."""
+    return settings.total_steps(train_size or 0) if settings.steps is not None or train_size else None
