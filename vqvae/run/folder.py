@@ -56,7 +56,7 @@ class RunFolder:
         found = cls(folder, resolve(cfg))
         if not (folder / "config.yaml").is_file():
             others = [name for name in os.listdir(folder) if name != LOCK] if folder.is_dir() else []
-            if any(not name.endswith(".tmp") for name in others):
+            if any(not name.endswith(".vqvae.tmp") for name in others):
                 raise UserError(f"run_dir={folder} is a folder with other things in it: choose another, or empty it")
             return found
         stored = saved_config(folder, list(cfg.allow_targets))
