@@ -83,7 +83,7 @@ WRONG = {
     "model.encoders.0.widths=[]": "model.encoders.0.widths=[] must not be empty",
     "stages=[autoencodr]": "stages may hold autoencoder and prior, got autoencodr; did you mean autoencoder?",
     "logger.mode=on": "logger.mode",
-    "data.resident=disk": "data.resident=disk must be one of auto, device, memory, stream",
+    "data.resident=disc": "data.resident=disc must be one of auto, device, memory, disk, stream",
     "data=folder": "data.root",
     "seed=-1": "seed=-1 must be at least 0",
     "tokenizer=/nowhere": "tokenizer=/nowhere holds no run",

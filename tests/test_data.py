@@ -14,6 +14,7 @@ import torch
 from conftest import error_of
 from PIL import Image
 
+from vqvae.data import cache, resident
 from vqvae.data.cache import Cache
 from vqvae.data.code_store import CodeStore, smallest_dtype
 from vqvae.data.folder import Folder
@@ -120,14 +121,39 @@ def test_chunks_cover_everything_once() -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"flip": True, "resize": 15}, {"channels": 1}])
 def test_resident_and_streamed_batches_are_the_same(classes: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
-    sets = [sets_of(folder(classes, tmp_path / "cache", resident=kind, **settings)) for kind in ("memory", "stream")]
-    batches = [list(itertools.islice(each.train.batches_from(2), 6)) for each in sets]
-    for (x, labels), (x_streamed, labels_streamed) in zip(*batches):
-        assert torch.equal(x, x_streamed)
-        assert torch.equal(labels, labels_streamed)
-        assert x.shape == (5, settings.get("channels", 3), 12, 12)
-    values = [list(each.val.batches(5)) for each in sets]
-    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(*values))
+    kinds = ("memory", "disk", "stream")
+    sets = [sets_of(folder(classes, tmp_path / "cache", resident=kind, **settings)) for kind in kinds]
+    batches = [list(itertools.islice(each.train.batches_from(2), 20)) for each in sets]
+    for first, *others in [*zip(*batches), *zip(*(each.val.batches(5) for each in sets))]:
+        assert all(torch.equal(first.x, other.x) and torch.equal(first.labels, other.labels) for other in others)
+        assert first.x.shape[1:] == (settings.get("channels", 3), 12, 12)
+
+
+def test_a_set_lies_where_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resident, "MEMORY_BYTES", 100)
+    new, room = tmp_path / "not" / "made" / "yet", resident.free_bytes(tmp_path)
+    assert resident.choose_place("auto", 100, CPU, new, cached=False) == "memory"
+    assert resident.choose_place("auto", 101, CPU, new, cached=False) == "disk"
+    assert resident.choose_place("auto", 2 * room, CPU, new, cached=False) == "stream"
+    assert resident.choose_place("auto", 2 * room, CPU, new, cached=True) == "disk"
+    assert resident.choose_place("stream", 1, CPU, new, cached=True) == "stream"
+
+
+def test_damage_to_a_file_too_large_to_read_whole_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "WHOLE", 1000)
+    monkeypatch.setattr(cache, "BLOCK", 50)
+    file = tmp_path / "large"
+    file.write_bytes(bytes(10_000))
+    sums = [cache.checksum(file)]
+    for damaged in (
+        bytes(9_999),
+        bytes(9_990) + b"x" * 10,
+        b"x" + bytes(9_999),
+        bytes(5_000) + b"x" * 200 + bytes(4_800),
+    ):
+        file.write_bytes(damaged)
+        sums.append(cache.checksum(file))
+    assert len(set(sums)) == 5
 
 
 def test_workers_give_the_same_batches(classes: Path, tmp_path: Path) -> None:

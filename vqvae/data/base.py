@@ -75,7 +75,8 @@ class Data(ABC):
 
     ndim: number of data dims. channels: C. flip: mirror training items at random along their last dim. limit: use only that
     many items of each split, evenly spread; null: all. resident: "device" and "memory" keep all items there as one uint8
-    tensor, "stream" decodes them when needed, "auto" decides by size. workers: decoding processes. cache_dir: folder for
+    tensor, "disk" reads decoded items from the file in cache_dir, "stream" decodes them when needed, and "auto" takes the
+    first of these that has room. workers: decoding processes. cache_dir: folder for
     decoded items. most_unreadable: a run ends where a larger share of a split cannot be read.
     Raises UserError for values out of range.
     """
@@ -88,7 +89,7 @@ class Data(ABC):
     channels: int
     flip: bool
     limit: PositiveInt | None
-    resident: Literal["auto", "device", "memory", "stream"]
+    resident: Literal["auto", "device", "memory", "disk", "stream"]
     workers: CountOrZero
     cache_dir: str
     most_unreadable: Share = 1.0  # of runs that an earlier version began

@@ -19,14 +19,13 @@ from vqvae import distributed
 from vqvae.data import arrays
 from vqvae.data.base import Data, Split, TensorSplit
 from vqvae.data.cache import Cache
+from vqvae.data.resident import PLACES, choose_place, mapped, read_ahead
 from vqvae.devices.copies import send
 from vqvae.errors import UserError
 from vqvae.images import normalize
 
 log = logging.getLogger(__name__)
-RESIDENT_BYTES = 4 * 2**30  # resident=auto: larger sets are streamed
 MOST_TRIED = 64  # items of a cache that could not be read, tried again
-DEVICE_SHARE = 0.25  # resident=auto: share of the free device memory that items may take
 
 
 class ReadItem(NamedTuple):
@@ -78,12 +77,16 @@ class ItemLoader:
         self.unreadable: set[int] = set()
         self.images: Tensor | None = None
         shape = (data.channels, *data.read_size)
-        size = len(split) * math.prod(shape)
-        streamed = data.resident == "stream" or (data.resident == "auto" and size > RESIDENT_BYTES)
-        if not streamed:
-            self.images = self._resident(Path(data.cache_dir).expanduser(), shape)
-            room = torch.cuda.mem_get_info(device)[0] * DEVICE_SHARE if device.type == "cuda" else 0
-            if data.resident == "device" or (data.resident == "auto" and size < room):
+        self.size = len(split) * math.prod(shape)
+        cache = Cache(Path(data.cache_dir).expanduser(), split.fingerprint)
+        place = choose_place(data.resident, self.size, device, cache.images.parent, cache.sums.is_file())
+        self.place = distributed.broadcast_object(place)  # all ranks wait for rank 0 to decode, or none
+        log.info(
+            "%s split: %s, %s", split.name, f"{len(split):,} items, {self.size / 2**20:,.0f} MiB", PLACES[self.place]
+        )
+        if self.place != "stream":
+            self.images = self._resident(cache, shape)
+            if self.place == "device":
                 self.images = self.images.to(device)
 
     def __len__(self) -> int:
@@ -96,11 +99,11 @@ class ItemLoader:
 
     def inputs(self, indices: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """As `batches`, but of items that are on the device the indices alone, for `items` to read."""
-        if self.images is not None and self.images.device == self.device:
+        if self.images is not None and self.images.device == self.device and self.place != "disk":
             for chosen in indices:
                 yield send(chosen, self.device), send(self.split.labels[chosen], self.device)
         else:
-            source = self._stream(indices) if self.images is None else self._gather(indices)
+            source = self._stream(indices) if self.images is None else self._gather(self.images, indices)
             yield from copied_aside(source, self.device)
 
     def items(self, inputs: Tensor) -> Tensor:
@@ -116,10 +119,16 @@ class ItemLoader:
             count, total, squares = count + x.numel(), total + float(x.sum()), squares + float(x.square().sum())
         return squares / count - (total / count) ** 2
 
-    def _gather(self, indices: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        assert self.images is not None
-        for chosen in indices:
-            yield self.images[chosen], self.split.labels[chosen]
+    def _gather(self, images: Tensor, indices: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.place == "disk":
+            for items, chosen in read_ahead(images, indices, pinned=self.device.type == "cuda"):
+                yield items, self.split.labels[chosen]
+        else:
+            for chosen in indices:
+                yield (
+                    images.index_select(0, chosen),
+                    self.split.labels[chosen],
+                )  # whole rows: faster than images[chosen]
 
     def _stream(self, indices: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         for images, used, _ in self._decode(indices):
@@ -167,12 +176,11 @@ class ItemLoader:
                 f"such as {title}: {reason}; repair or remove them, or set data.most_unreadable to the share that may be lost"
             )
 
-    def _resident(self, cache_dir: Path, shape: tuple[int, ...]) -> Tensor:
-        """All items (n, C, *R), decoded once, then read from the cache."""
+    def _resident(self, cache: Cache, shape: tuple[int, ...]) -> Tensor:
+        """All items (n, C, *R), decoded once, then read from the cache, or left there."""
         if isinstance(self.split, TensorSplit):
             return self.split.images
         count = len(self.split)
-        cache = Cache(cache_dir, self.split.fingerprint)
         known = self._known(cache) if distributed.is_main() else None
         if distributed.is_main() and known is None:
             self._decode_into(cache, count, shape)
@@ -181,9 +189,9 @@ class ItemLoader:
             known = self._known(cache)
         self._report(known or {})
         used = torch.from_numpy(np.array(arrays.read(cache.used, np.dtype(np.int64), (count,))))
-        images = torch.from_numpy(np.array(arrays.read(cache.images, np.dtype(np.uint8), (count, *shape))))
+        array = arrays.read(cache.images, np.dtype(np.uint8), (count, *shape))
         self.split.labels = self.split.labels[used]
-        return images
+        return mapped(array) if self.place == "disk" else torch.from_numpy(np.array(array))
 
     def _known(self, cache: Cache) -> dict[int, str] | None:
         """Unreadable items of a cache, with reasons. None if it is not good, or if an item that was unreadable now is not."""
