@@ -56,16 +56,20 @@ def test_sixteen_bits_are_scaled_and_rounded_not_clipped(name: str, tmp_path: Pa
     assert np.mean(clipped != gray(GRAYS)) > 0.9  # Pillow alone
 
 
-def test_sixteen_bit_colors_are_scaled(tmp_path: Path) -> None:
-    """Pillow writes none: a PNG by hand."""
-    rows = b"".join(b"\0" + row.tobytes() for row in NOISE.astype(">u2") * 257)
+def deep_colors(most: int) -> bytes:
+    """A PNG of NOISE in 16 bits a color, up to `most`: Pillow writes none."""
+    rows = b"".join(b"\0" + row.tobytes() for row in (NOISE.astype(np.int64) * most // 255).astype(">u2"))
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", SIDE, SIDE, 16, 2, 0, 0, 0)
     parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
-    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_sixteen_bit_colors_are_scaled(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(deep_colors(65535))
     assert np.array_equal(read(tmp_path / "x.png"), NOISE)
 
 

@@ -108,11 +108,13 @@ def test_batches_are_those_of_the_folder_from_any_step_on(
     assert own.train.loader.unreadable == other.train.loader.unreadable == {9}
 
 
-def test_a_share_for_validation_is_the_one_that_a_folder_splits_off(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rule", ["hash", "shuffle"])
+def test_a_share_for_validation_is_the_one_that_a_folder_splits_off(rule: str, tmp_path: Path) -> None:
     for index in range(20):
-        write_image(tmp_path / "p" / f"{index:02d}.png", index)
+        write_image(tmp_path / "p" / f"{index:02d}.{'x.' * (index % 2)}png", index)
     make(str(tmp_path / "p"), str(tmp_path / "out"))
-    data, other = shards(f"{tmp_path}/out/train-000000.tar", tmp_path), folder(tmp_path / "p", tmp_path)
+    data = shards(f"{tmp_path}/out/train-000000.tar", tmp_path, held_out=rule)
+    other = folder(tmp_path / "p", tmp_path, held_out=rule)
     assert data.class_names == []
     for name in ("train", "val", "test"):
         split, expected = data.split(name), other.split(name)
@@ -238,14 +240,13 @@ def test_a_shard_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
 def test_an_index_is_made_anew_when_the_shard_is_another(tmp_path: Path) -> None:
     path = tar_of(tmp_path / "t.tar", {"0.png": png(0), "1.png": png(1)})
     first = shards(str(path), tmp_path / "cache", val_share=0.5)
-    assert (
-        shards(str(path), tmp_path / "cache", val_share=0.5).split("val").fingerprint == first.split("val").fingerprint
-    )
+    before = first.split("val").fingerprint
+    assert shards(str(path), tmp_path / "cache", val_share=0.5).split("val").fingerprint == before
     assert len(list((tmp_path / "cache").glob("*-shard.npy"))) == 1
     tar_of(path, {"0.png": png(5), "1.png": png(6), "2.png": png(7)})
     second = shards(str(path), tmp_path / "cache", val_share=0.5)
     assert second.train.content(2) == png(7)
-    assert second.split("val").fingerprint != first.split("val").fingerprint
+    assert second.split("val").fingerprint != before
 
 
 @pytest.mark.parametrize(

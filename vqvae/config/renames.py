@@ -18,6 +18,13 @@ TARGETS = {
 # Arguments of a `_target_`: old -> new.
 ARGUMENTS = {"vqvae.quantizers.lookup.CosineVote": {"neighbours": "neighbors"}}
 
+# Keys of `data` that came later, and what was done before they were there.
+EARLIER_DATA: dict[str, dict[str, Any]] = {
+    "vqvae.data.folder.Folder": {"held_out": "shuffle", "value_range": None, "classes": "auto", "splits": None},
+    "vqvae.data.webdataset.WebDataset": {"held_out": "shuffle", "value_range": None},
+}
+KEPT = ("held_out", "value_range")  # of these, what decides the items of a run
+
 
 def rename_targets(node: Any) -> Any:
     """A copy of nested dicts and lists in which every `_target_` and its arguments have the names of today."""
@@ -35,18 +42,23 @@ def rename_targets(node: Any) -> Any:
 
 
 def rename_keys(config: dict[str, Any]) -> dict[str, Any]:
-    """A saved config with the keys of today: model.search_sweeps is now search_sweeps."""
+    """A saved config with the keys of today: model.search_sweeps is now search_sweeps, and see EARLIER_DATA."""
     model = config.get("model")
     sweeps = model.pop("search_sweeps", 0) if isinstance(model, dict) else 0
+    data = config.get("data")
+    if isinstance(data, dict):
+        config = {**config, "data": {**EARLIER_DATA.get(str(data.get("_target_")), {}), **data}}
     return {"search_sweeps": sweeps, **config}
 
 
-def newer_keys(config: dict[str, Any], stored: dict[str, Any], typed: Collection[str]) -> list[str]:
-    """Keys of config["data"] that a stored config of the same data set does not have and that nobody typed.
-
-    A run that began before they were there goes on without them: the constructor's defaults are what was done then.
-    """
+def keep_earlier(config: dict[str, Any], stored: dict[str, Any], typed: Collection[str]) -> dict[str, Any]:
+    """Keys of `data` in which a stored config is as earlier versions were, and that nobody typed: they stay as they are."""
     ours, theirs = config["data"], stored["data"]
     if not isinstance(ours, dict) or not isinstance(theirs, dict) or ours.get("_target_") != theirs.get("_target_"):
-        return []
-    return [key for key in ours if key not in theirs and f"data.{key}" not in typed]
+        return {}
+    earlier = EARLIER_DATA.get(ours["_target_"], {})
+    return {
+        key: earlier[key]
+        for key in KEPT
+        if key in earlier and theirs[key] == earlier[key] and f"data.{key}" not in typed
+    }

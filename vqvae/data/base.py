@@ -92,7 +92,7 @@ class Data(ABC):
     resident: Literal["auto", "device", "memory", "disk", "stream"]
     workers: CountOrZero
     cache_dir: str
-    most_unreadable: Share = 1.0  # of runs that an earlier version began
+    most_unreadable: Share = 1.0
 
     def __post_init__(self) -> None:
         if os.path.expanduser(self.cache_dir).startswith("~"):

@@ -78,8 +78,8 @@ class ResizedImages(Images):
     resize: PositiveInt
     val_share: Annotated[float, Gt(0), Lt(1)]
     split_seed: int
-    held_out: Literal["hash", "shuffle"] = "shuffle"  # defaults are what runs of earlier versions did
-    value_range: ValueRange = None
+    held_out: Literal["hash", "shuffle"] = "hash"
+    value_range: ValueRange = "auto"
     most_pixels: PositiveInt = MOST_PIXELS
 
     def __post_init__(self) -> None:
@@ -88,10 +88,10 @@ class ResizedImages(Images):
         if self.resize < self.image_size:
             raise UserError(f"resize must be at least image_size={self.image_size}, got {self.resize}")
         if self.value_range is not None and self.value_range != "auto":
-            low, high = map(float, self.value_range)
-            if not low < high < math.inf or low == -math.inf:
+            pair = () if isinstance(self.value_range, str) else tuple(map(float, self.value_range))
+            if len(pair) != 2 or not -math.inf < pair[0] < pair[1] < math.inf:
                 raise UserError(f"value_range must be auto, null, or two numbers in order, got {self.value_range}")
-            self.value_range = low, high
+            self.value_range = pair
 
     @property
     def read_size(self) -> tuple[int, ...]:
@@ -142,7 +142,7 @@ def read_image(
         with open_image(file, most_pixels) as opened:
             image = eight_bits(ImageOps.exif_transpose(opened), ranges)
             image = fit(image.convert("RGB" if channels == 3 else "L"), side)
-    except Image.DecompressionBombWarning as error:
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise OSError(f"{type(error).__name__}: {error}; data.most_pixels is the limit") from error
     except Exception as error:  # Pillow's parsers raise many kinds: struct.error, AttributeError, ...
         raise OSError(f"{type(error).__name__}: {error}") from error

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vqvae.data.cache import MARK
 from vqvae.errors import UserError
 
 SYSTEM_FOLDERS = {
@@ -59,22 +60,22 @@ class Tree:
 def list_tree(root: Path, suffixes: Collection[str] | None) -> Tree:
     """Files below `root` whose suffix, in lower case, is one of `suffixes` (None: all files).
 
-    Links are followed, and no folder is listed twice, so loops end. Left out are hidden files, hidden and system folders, runs
-    and caches of this program by what they hold, and what cannot be opened. Raises UserError if `root` cannot be opened.
+    Links are followed; no folder is listed twice, nor one that holds `root`, so loops end. Left out are hidden files, hidden
+    and system folders, runs and caches of this program by what they hold, and what cannot be opened.
+    Raises UserError if `root` cannot be opened.
     """
-    tree, seen = Tree(root), set()
+    tree, seen = Tree(root), {identity(parent) for parent in Path(os.path.realpath(root)).parents}
     folders, links = deque([""]), deque[str]()  # links after real folders, so that they never hide one
     entered, explained = set(), set()  # folders directly below the root; those that need no further word
     while folders or links:
-        linked = not folders
-        folder = (links if linked else folders).popleft()
+        folder = (folders or links).popleft()
         try:
-            about = os.stat(root / folder)
-            if (about.st_dev, about.st_ino) in seen:
+            own = identity(root / folder)
+            if own in seen:
                 tree.leave_out(TWICE, folder)
                 explained.add(top(folder))
                 continue
-            seen.add((about.st_dev, about.st_ino))
+            seen.add(own)
             with os.scandir(root / folder) as scanned:
                 entries = sorted(scanned, key=lambda entry: entry.name)
         except OSError as error:
@@ -90,29 +91,42 @@ def list_tree(root: Path, suffixes: Collection[str] | None) -> Tree:
         if folder:
             entered.add(top(folder))
         for entry in entries:
-            path = f"{folder}/{entry.name}" if folder else entry.name
-            kind = kind_of(entry)
-            if kind == "folder":
-                if is_hidden(entry.name):
-                    tree.leave_out(HIDDEN, path)
-                else:
-                    (links if entry.is_symlink() else folders).append(path)
-            elif kind != "file":
-                tree.leave_out(kind, path)
-            elif CACHE_FILE.fullmatch(entry.name):
-                tree.leave_out(OURS, path)
-                explained.add(top(folder))
-            elif entry.name.startswith("."):
-                tree.leave_out("hidden files", path)
-            elif suffixes is None or (suffix := os.path.splitext(entry.name)[1].lower()) in suffixes:
-                tree.files.append(path)
+            path, kind = f"{folder}/{entry.name}" if folder else entry.name, kind_of(entry)
+            if reason := reason_against(entry.name, kind, suffixes):
+                tree.leave_out(reason, path)
+                if reason == OURS:
+                    explained.add(top(path))
+            elif kind == "folder":
+                (links if entry.is_symlink() else folders).append(path)
             else:
-                tree.leave_out(f"{printable(suffix)} files" if suffix else "files without a suffix", path)
+                tree.files.append(path)
     tree.files.sort()
     tree.groups = sorted({top(file) for file in tree.files if "/" in file})
     for name in sorted(entered - explained - set(tree.groups)):
         tree.leave_out(EMPTY, name)
     return tree
+
+
+def reason_against(name: str, kind: str, suffixes: Collection[str] | None) -> str | None:
+    """Why a file or folder is left out, None if it is not. kind: see `kind_of`."""
+    if kind == "folder":
+        return HIDDEN if is_hidden(name) else None
+    if kind != "file":
+        return kind
+    if name == MARK or CACHE_FILE.fullmatch(name):
+        return OURS
+    if name.startswith("."):
+        return "hidden files"
+    suffix = os.path.splitext(name)[1].lower()
+    if suffixes is None or suffix in suffixes:
+        return None
+    return f"{printable(suffix)} files" if suffix else "files without a suffix"
+
+
+def identity(folder: Path) -> tuple[int, int]:
+    """What two names of one folder have in common."""
+    about = os.stat(folder)
+    return about.st_dev, about.st_ino
 
 
 def top(path: str) -> str:
@@ -138,7 +152,9 @@ def kind_of(entry: os.DirEntry[str]) -> str:
 
 
 def is_run(folder: Path, entries: list[os.DirEntry[str]]) -> bool:
-    """True for a run folder: it has the config of a run, whatever it is called."""
+    """True for a run folder, whatever it is called: it has the config of a run, or nothing but the lock of one that starts."""
+    if [entry.name for entry in entries] == ["lock"]:
+        return True
     if not any(entry.name == "config.yaml" and kind_of(entry) == "file" for entry in entries):
         return False
     try:

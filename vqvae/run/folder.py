@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from vqvae import distributed
 from vqvae.config.build import build
 from vqvae.config.compose import CONFIGS, check_train, plain, resolve
-from vqvae.config.renames import newer_keys
+from vqvae.config.renames import keep_earlier
 from vqvae.config.saved import SAVED_BYTES, read_saved
 from vqvae.data.cache import is_claimed
 from vqvae.errors import UserError
@@ -60,9 +60,7 @@ class RunFolder:
                 raise UserError(f"run_dir={folder} is a folder with other things in it: choose another, or empty it")
             return found
         stored = saved_config(folder, list(cfg.allow_targets))
-        with open_dict(found.config):
-            for key in newer_keys(plain(found.config), plain(stored), typed):
-                del found.config.data[key]
+        found.config.data.update(keep_earlier(plain(found.config), plain(stored), typed))
         begun = [stage for stage in STAGES if found.has_begun(stage)]
         begun = [] if begun == ["autoencoder"] and stored.tokenizer is not None else begun  # it is another run's
         if overrides is not None and not sweep_job and all(may_differ(key, begun) for key in typed):

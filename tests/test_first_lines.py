@@ -1,0 +1,53 @@
+"""Laws of the first lines of a run: they say before any work what was understood and what will be done, once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import SMALL_CODEBOOK, TINY, train_inside
+from test_data import write_image
+
+from vqvae.training import trainer
+from vqvae.training.trainer import rounded
+
+
+def test_a_run_says_first_what_it_understood_and_will_do_and_then_how_long_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "MENTIONED_SECONDS", 0.0)
+    for split, count in (("Training", 12), ("valid", 4)):
+        for name in ("cat", "dog"):
+            for seed in range(count):
+                write_image(tmp_path / "p" / split / name / f"{seed}.png", seed)
+    (tmp_path / "p" / "Training" / "notes.txt").write_text("text")
+    own = [one for one in [*TINY, *SMALL_CODEBOOK] if not one.startswith("data.")]
+    data = ["data=folder", f"data.root={tmp_path / 'p'}", "data.image_size=16", f"data.cache_dir={tmp_path / 'cache'}"]
+    sizes = ["trainer.batch_size=8", "prior.trainer.batch_size=8", "trainer.log_every_steps=1"]
+    train_inside(*own, *data, *sizes, f"run_dir={tmp_path / 'run'}")
+    log = [line.split(" ", 1)[1] for line in (tmp_path / "run" / "train.log").read_text().splitlines()]
+    work = next(number for number, line in enumerate(log) if line.startswith("autoencoder step"))
+    first = log[:work]
+    for said in (
+        "data: Folder, 24 train and 8 val items of 3 x 16 x 16, 2 classes (cat, dog)",
+        f"data: train in {tmp_path / 'p' / 'Training'}, val in {tmp_path / 'p' / 'valid'}",
+        f"data: left out in {tmp_path / 'p' / 'Training'}: 1 .txt files (notes.txt)",
+        f"logs: train.log, <stage>/metrics.jsonl in {tmp_path / 'run'}; wandb: off",
+    ):
+        assert first.count(said) == 1, "\n".join(first)
+    (model,) = [line for line in first if line.startswith("model: ")]
+    assert model.endswith("parameters, 16 codes an item (4 x 4 of 16): 64 bits for 6,144")
+    for stage in ("autoencoder", "prior"):
+        line = next(line for line in first if line.startswith(f"{stage}: "))
+        assert "4 steps of 8 items (1.33 epochs), " in line
+        assert "cpu" in line
+    assert sum("steps will take about" in line for line in log if line.startswith("autoencoder")) == 1
+    assert "will take" not in (tmp_path / "run" / "autoencoder" / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(31, "31 seconds"), (119, "119 seconds"), (720, "12 minutes"), (9000, "2.5 hours"), (86400 * 20, "20 days")],
+)
+def test_durations_are_said_in_the_unit_that_fits(seconds: float, said: str) -> None:
+    assert rounded(seconds) == said
