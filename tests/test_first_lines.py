@@ -8,14 +8,14 @@ import pytest
 from conftest import SMALL_CODEBOOK, TINY, train_inside
 from test_data import write_image
 
-from vqvae.training import trainer
-from vqvae.training.trainer import rounded
+from vqvae.training import duration
+from vqvae.training.duration import rounded
 
 
 def test_a_run_says_first_what_it_understood_and_will_do_and_then_how_long_it_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "MENTIONED_SECONDS", 0.0)
+    monkeypatch.setattr(duration, "MENTIONED_SECONDS", 0.0)
     for split, count in (("Training", 12), ("valid", 4)):
         for name in ("cat", "dog"):
             for seed in range(count):

@@ -86,3 +86,8 @@ class TrainerConfig:
                 f"{stage}: the loss was not finite in {skipped} steps up to step {step}; they changed nothing, and their "
                 f"batches are in {stage}/skipped_steps.jsonl. Lower the learning rate or set trainer.clip_grad_norm; {limit}"
             )
+
+
+def due(step: int, interval: int, steps: int) -> bool:
+    """True if something with this interval is due after `step`. It always is at the end; interval 0: only then."""
+    return step == steps or (interval > 0 and step % interval == 0)

@@ -18,12 +18,13 @@ from vqvae.metrics.renames import rename_checkpoint
 from vqvae.seeding import seed_everything
 from vqvae.storage import checkpoint
 from vqvae.storage.forms import Each, Form, form_of
+from vqvae.training.duration import Duration
 from vqvae.training.hardware import RATE, SECONDS, Clock, memory_mb
 from vqvae.training.logger import Logger, is_line
 from vqvae.training.metric_window import MetricWindow
 from vqvae.training.optimizers import load_moments, moments_form
 from vqvae.training.schedules import Schedule
-from vqvae.training.settings import TrainerConfig
+from vqvae.training.settings import TrainerConfig, due
 from vqvae.training.stage import Examples, Stage, evaluate
 from vqvae.training.step import TrainingStep
 from vqvae.training.stop import Stopped, StopRequest
@@ -32,7 +33,6 @@ from vqvae.training.weight_average import Evaluating
 log = logging.getLogger(__name__)
 KEEP_CHECKPOINTS = 2
 PREVIEW_COUNT = 16
-MENTIONED_SECONDS = 30  # shorter durations are not worth a line
 EXTRAS = ("evaluate", "preview")  # due after some steps, in this order
 
 
@@ -66,7 +66,7 @@ class Trainer(TrainingStep):
         self.stop = stop
         self.best: dict[str, Any] = {}  # step and metrics of the best evaluation
         self.alerted: list[str] = []
-        self.logs, self.duration_told = 0, False  # of this start
+        self.duration = Duration(logger.stage)
         self.seconds = 0.0  # of training steps, over all starts of this run
 
     def fit(self) -> None:
@@ -146,7 +146,7 @@ class Trainer(TrainingStep):
         steps, means = self.window.steps, self.window.close()
         seconds = clock.lap()
         self.seconds = distributed.broadcast_object(self.seconds + seconds)
-        self.tell_duration(step, seconds / max(steps, 1))
+        self.duration.hear(steps, seconds, self.steps - step)
         skipped, latest = self.skipped.take()
         rates = {self.figure("learning_rate", name): lr.value for name, lr in self.lr.items()}
         skips = {f"{self.logger.stage}/skipped_steps": skipped}
@@ -161,19 +161,6 @@ class Trainer(TrainingStep):
         if step < self.steps and self.seconds >= (self.config.max_time_minutes or math.inf) * 60:
             log.info("%s: max_time_minutes is over, ending at step %d", self.logger.stage, step)
             self.steps = step
-
-    def tell_duration(self, step: int, seconds: float) -> None:
-        """Say once how long the steps after `step` will take, from the seconds of one of the last ones."""
-        left = (self.steps - step) * seconds
-        self.logs += 1
-        # the first steps are slow; who waits long for them is told all the same
-        if (
-            left >= MENTIONED_SECONDS
-            and not self.duration_told
-            and (self.logs > 1 or step * seconds > MENTIONED_SECONDS)
-        ):
-            self.duration_told = True
-            log.info("%s: the other %d steps will take about %s", self.logger.stage, self.steps - step, rounded(left))
 
     @torch.no_grad()
     def evaluate(self, step: int) -> None:
@@ -310,16 +297,3 @@ def mistake_in_best(value: Any) -> str | None:
     """Of `Trainer.best`: empty, or a step with its figures."""
     good = value == {} or is_line(value)
     return None if good else "is not a step and its figures"
-
-
-def due(step: int, interval: int, steps: int) -> bool:
-    """True if something with this interval is due after `step`. It always is at the end; interval 0: only then."""
-    return step == steps or (interval > 0 and step % interval == 0)
-
-
-def rounded(seconds: float) -> str:
-    """A duration in words, as 12 minutes or 3.5 hours."""
-    lengths = {"days": 86400, "hours": 3600, "minutes": 60, "seconds": 1}
-    unit = next((unit for unit, length in lengths.items() if seconds >= 2 * length), "seconds")
-    number = seconds / lengths[unit]
-    return f"{number:.0f} {unit}" if number >= 10 else f"{number:.1f} {unit}"
