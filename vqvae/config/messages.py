@@ -16,6 +16,10 @@ from vqvae.config.keys import TOP_LEVEL
 from vqvae.errors import UserError, suggest
 
 OUT_OF_MEMORY = re.compile(r"allocate memory|out of memory|[Ss]torage size calculation overflowed")
+SHARED_MEMORY = re.compile(
+    r"shared memory|killed by signal: Bus error"
+)  # of a worker that reads data, as torch says it
+WORKER = re.compile(r"DataLoader worker \(pid\S* [\d, ]+\) (is killed by signal: [\w ]+|exited)")
 OTHER_RANK = re.compile(r"Connection (closed|reset) by peer|Broken pipe")  # as gloo says it
 
 
@@ -32,6 +36,16 @@ def user_message(error: BaseException, config_name: str = "train") -> str | None
         asked = re.search(r"tried to allocate (\d+) bytes", text)
         size = f": {int(asked[1]) / 2**30:,.1f} GiB were asked for at once" if asked else ""
         return f"this does not fit in memory{size}"
+    if isinstance(error, RuntimeError) and SHARED_MEMORY.search(text):
+        return (
+            "the shared memory, /dev/shm, is too small for batches that workers read: give it more (docker run --shm-size=8g, "
+            "or mount -o remount,size=8g /dev/shm), or read without workers (data.workers=0)"
+        )
+    if isinstance(error, RuntimeError) and (worker := WORKER.search(text)):
+        return (
+            f"a worker that reads data {worker[1].replace('is killed', 'was killed')}, as happens where memory runs out: "
+            "take fewer (data.workers); the same command continues from the last checkpoint"
+        )
     if isinstance(error, RuntimeError) and OTHER_RANK.search(text):
         return "another process of this run has ended"
     if isinstance(error, RuntimeError) and "Could not detect" in text:  # submitit, without Slurm

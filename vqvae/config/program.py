@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import os
 import signal
 import sys
@@ -41,6 +42,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
                 if message is None:
                     raise
                 fail(message)
+            finally:
+                end_workers()
             if in_sweep():
                 record_job(error=None)
             return result
@@ -74,6 +77,12 @@ def fail(message: str) -> None:
         time.sleep(RANK_0_SPEAKS_SECONDS)
     sys.stderr.write(f"error: {one_line(message)}\n")
     raise SystemExit(2)
+
+
+def end_workers() -> None:
+    """Tells processes that read data to end, because what an error or a stop has left of their loaders does not."""
+    for worker in multiprocessing.active_children():
+        worker.terminate()
 
 
 def end_job_of_sweep(error: Exception, message: str | None) -> None:

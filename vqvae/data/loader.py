@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from vqvae import distributed
@@ -20,6 +19,7 @@ from vqvae.data import arrays
 from vqvae.data.base import Data, Split, TensorSplit
 from vqvae.data.cache import Cache
 from vqvae.data.resident import PLACES, choose_place, mapped, read_ahead
+from vqvae.data.workers import read_batches
 from vqvae.devices.copies import send
 from vqvae.errors import UserError
 from vqvae.images import normalize
@@ -57,12 +57,15 @@ class ReadableDataset(Dataset):
         return ReadItem(torch.empty(0), -1, unreadable[:1])
 
 
-def collate(read: list[ReadItem]) -> tuple[Tensor, Tensor, dict[int, str]]:
-    """Items of a batch, indices that were read, and the unreadable ones with the reason of each."""
-    used = torch.tensor([one.used for one in read])
+def collate(read: list[ReadItem]) -> tuple[Tensor, list[int], dict[int, str]]:
+    """Items of a batch, indices that were read, and the unreadable ones with the reason of each.
+
+    Only items are tensors, which take shared memory, so that an error of it is raised here: tensors that are made later are
+    shared by a thread of the worker's queue, which loses its errors.
+    """
+    used = [one.used for one in read]
     reasons = dict(pair for one in read for pair in one.unreadable)
-    items = torch.empty(0) if (used < 0).any() else torch.stack([one.item for one in read])
-    return items, used, reasons
+    return torch.empty(0) if -1 in used else default_collate([one.item for one in read]), used, reasons
 
 
 class ItemLoader:
@@ -143,23 +146,17 @@ class ItemLoader:
                 wanted.append(chosen)
                 yield chosen.tolist()
 
-        loader: Iterable[tuple[Tensor, Tensor, dict[int, str]]] = DataLoader(
-            ReadableDataset(self.split),
-            batch_sampler=batches(),
-            collate_fn=collate,
-            num_workers=self.workers,
-            pin_memory=self.device.type == "cuda",
-            worker_init_fn=ignore_signals,
-            generator=torch.Generator(),  # else it draws from torch's global generator
-        )
-        for images, used, reasons in loader:
-            if bool((used < 0).any()):
+        pinned = self.device.type == "cuda"
+        for images, used, reasons in read_batches(
+            ReadableDataset(self.split), batches(), self.workers, pinned, collate
+        ):
+            if -1 in used:
                 reason = next(iter(reasons.values()), "")
                 raise UserError(
                     f"none of the {len(self)} items of the split '{self.split.name}' can be decoded: {reason}"
                 )
             self._report(reasons)
-            yield images, used, wanted.pop(0)
+            yield images, torch.tensor(used), wanted.pop(0)
 
     def _report(self, reasons: dict[int, str]) -> None:
         """Warn of items that cannot be read. Raises UserError where they become too many."""
@@ -232,12 +229,3 @@ def copied_aside(batches: Iterable[tuple[Tensor, Tensor]], device: torch.device)
             part.record_stream(torch.cuda.current_stream(device))
         torch.cuda.current_stream(device).wait_stream(stream)
         yield items, labels
-
-
-def ignore_signals(worker: int) -> None:
-    """Ignore signals in a worker, because terminals and Slurm signal the whole process group.
-
-    The parent may still need the worker for its last step. A worker ends when its parent says so or is gone.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
