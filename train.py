@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def main(cfg: Any) -> float | None:
         except Stopped as stopped:
             where = f"with run_dir={folder.path} and the same overrides " if folder else ""
             if distributed.is_main():
-                sys.stderr.write(f"{stopped}; python train.py {where}continues\n")
+                with suppress(OSError):  # the terminal is closed
+                    sys.stderr.write(f"{stopped}; python train.py {where}continues\n")
             stop.exit()
         finally:
             distributed.shutdown()

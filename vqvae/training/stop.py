@@ -17,7 +17,9 @@ class Stopped(BaseException):
 
 
 class StopRequest:
-    """Ends the program with Stopped on SIGTERM or Ctrl-C, at once, because files appear only when they are complete.
+    """Ends the program with Stopped on SIGTERM, Ctrl-C, or the closing of its terminal (SIGHUP, unless nohup had it ignored).
+
+    It ends at once, because files appear only when they are complete.
 
     So do signals by which a launcher, such as submitit, preempts a job; the launcher's own handler is called last.
     Inside `deferred()` signals are recorded, and the caller polls `agreed()`; a second Ctrl-C ends the program at once.
@@ -29,10 +31,11 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         """Receive signals until the context ends; the next job of a sweep may run in this process."""
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
         self.before = {number: signal.getsignal(number) for number in numbers}
         self.launcher = {n: handler for n, handler in self.before.items() if callable(handler) and n != signal.SIGINT}
-        for number in {signal.SIGTERM, signal.SIGINT, *self.launcher}:
+        closing = {signal.SIGHUP} if self.before[signal.SIGHUP] != signal.SIG_IGN else set()
+        for number in {signal.SIGTERM, signal.SIGINT, *closing, *self.launcher}:
             signal.signal(number, self._receive)
         return self
 
