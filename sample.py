@@ -13,6 +13,7 @@ from typing import Any
 from vqvae.config.compose import check_keys_of, plain, resolve
 from vqvae.config.program import entry_point, typed_overrides
 from vqvae.sampling.modes import COUNTS, check_mode, folder_name, quote
+from vqvae.surroundings.own_folder import own_folder
 
 
 def main() -> None:
@@ -33,17 +34,18 @@ def run_mode(cfg: Any) -> None:
     settings = plain(cfg)
     check_mode(settings, typed)
 
-    from tqdm.contrib.logging import logging_redirect_tqdm
+    with own_folder():  # no library finds its code or settings in the current one
+        from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from vqvae.run.folder import RunFolder
-    from vqvae.run.process import set_up_process
-    from vqvae.run.run import Run
-    from vqvae.sampling.complete import complete
-    from vqvae.sampling.generate import generate
-    from vqvae.sampling.interpolate import interpolate
-    from vqvae.sampling.job import Job
-    from vqvae.sampling.nearest import nearest
-    from vqvae.sampling.reconstruct import reconstruct
+        from vqvae.run.folder import RunFolder
+        from vqvae.run.process import set_up_process
+        from vqvae.run.run import Run
+        from vqvae.sampling.complete import complete
+        from vqvae.sampling.generate import generate
+        from vqvae.sampling.interpolate import interpolate
+        from vqvae.sampling.job import Job
+        from vqvae.sampling.nearest import nearest
+        from vqvae.sampling.reconstruct import reconstruct
 
     modes = {mode.__name__: mode for mode in (generate, complete, interpolate, reconstruct, nearest)}
     set_up_process()

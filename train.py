@@ -12,6 +12,7 @@ from vqvae.config.compose import check_train, resolve
 from vqvae.config.program import entry_point, typed_overrides
 from vqvae.config.sweep import in_sweep, job_folder
 from vqvae.errors import UserError
+from vqvae.surroundings.own_folder import own_folder
 
 log = logging.getLogger(__name__)
 
@@ -21,18 +22,19 @@ def main(cfg: Any) -> float | None:
     """Train the stages that are not finished, then write the summary. Returns the monitored metric, for Hydra's sweepers."""
     check_train(resolve(cfg))
 
-    from tqdm.contrib.logging import logging_redirect_tqdm
+    with own_folder():  # no library finds its code or settings in the current one
+        from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from vqvae import distributed
-    from vqvae.run.checks import check_run
-    from vqvae.run.first_lines import first_lines
-    from vqvae.run.folder import RunFolder
-    from vqvae.run.lock import locked
-    from vqvae.run.process import set_up_logging, set_up_process
-    from vqvae.run.report import summarize
-    from vqvae.run.run import Run
-    from vqvae.run.train import train_autoencoder, train_prior
-    from vqvae.training.stop import Stopped, StopRequest
+        from vqvae import distributed
+        from vqvae.run.checks import check_run
+        from vqvae.run.first_lines import first_lines
+        from vqvae.run.folder import RunFolder
+        from vqvae.run.lock import locked
+        from vqvae.run.process import set_up_logging, set_up_process
+        from vqvae.run.report import summarize
+        from vqvae.run.run import Run
+        from vqvae.run.train import train_autoencoder, train_prior
+        from vqvae.training.stop import Stopped, StopRequest
 
     folder = None
     with StopRequest() as stop:

@@ -20,17 +20,20 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import torch
+from vqvae.surroundings.own_folder import own_folder
 
-from vqvae.config.compose import choices
-from vqvae.priors.autoregressive import AutoregressivePrior
-from vqvae.priors.base import Prior
-from vqvae.priors.sampling import Sampling
-from vqvae.run.folder import RunFolder
-from vqvae.run.process import set_up_process
-from vqvae.run.run import Run
-from vqvae.training.hardware import RATE
-from vqvae.training.logger import read_lines
+with own_folder():  # torch finds no code in the current one
+    import torch
+
+    from vqvae.config.compose import choices
+    from vqvae.priors.autoregressive import AutoregressivePrior
+    from vqvae.priors.base import Prior
+    from vqvae.priors.sampling import Sampling
+    from vqvae.run.folder import RunFolder
+    from vqvae.run.process import set_up_process
+    from vqvae.run.run import Run
+    from vqvae.training.hardware import RATE
+    from vqvae.training.logger import read_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = 64

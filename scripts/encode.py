@@ -11,6 +11,7 @@ from vqvae.config.compose import check_keys_of, resolve
 from vqvae.config.program import entry_point
 from vqvae.config.types import fits
 from vqvae.errors import UserError
+from vqvae.surroundings.own_folder import own_folder
 
 
 @entry_point("encode")
@@ -22,10 +23,11 @@ def main(cfg: Any) -> None:
     if not fits(cfg.splits, list[str]) or not set(cfg.splits) <= set(known):
         raise UserError(f"splits={cfg.splits} must be a list of {', '.join(known)}, such as [train,val]")
 
-    from vqvae import distributed
-    from vqvae.run.folder import RunFolder
-    from vqvae.run.process import set_up_process
-    from vqvae.run.run import Run
+    with own_folder():  # no library finds its code or settings in the current one
+        from vqvae import distributed
+        from vqvae.run.folder import RunFolder
+        from vqvae.run.process import set_up_process
+        from vqvae.run.run import Run
 
     with distributed.joined():
         set_up_process()

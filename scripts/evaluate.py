@@ -15,6 +15,7 @@ from vqvae.config.program import entry_point
 from vqvae.config.types import mistake_in
 from vqvae.errors import UserError, suggest
 from vqvae.ranges import CountOrZero
+from vqvae.surroundings.own_folder import own_folder
 
 
 @entry_point("evaluate")
@@ -29,13 +30,14 @@ def main(cfg: Any) -> None:
     if cfg.batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {cfg.batch_size}")
 
-    from vqvae import distributed
-    from vqvae.run.evaluation import evaluate_run
-    from vqvae.run.folder import RunFolder
-    from vqvae.run.process import set_up_process
-    from vqvae.run.report import figures, print_figures
-    from vqvae.run.run import Run
-    from vqvae.storage.files import write_json
+    with own_folder():  # no library finds its code or settings in the current one
+        from vqvae import distributed
+        from vqvae.run.evaluation import evaluate_run
+        from vqvae.run.folder import RunFolder
+        from vqvae.run.process import set_up_process
+        from vqvae.run.report import figures, print_figures
+        from vqvae.run.run import Run
+        from vqvae.storage.files import write_json
 
     with distributed.joined():
         set_up_process()

@@ -9,6 +9,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from vqvae.config.compose import check_keys_of, resolve
 from vqvae.config.program import entry_point
+from vqvae.surroundings.own_folder import own_folder
 
 
 @entry_point("export")
@@ -17,10 +18,11 @@ def main(cfg: Any) -> None:
     cfg = resolve(cfg)
     check_keys_of("export", cfg)
 
-    from vqvae.export.write import export_run
-    from vqvae.run.folder import RunFolder
-    from vqvae.run.process import set_up_process
-    from vqvae.run.run import Run
+    with own_folder():  # no library finds its code or settings in the current one
+        from vqvae.export.write import export_run
+        from vqvae.run.folder import RunFolder
+        from vqvae.run.process import set_up_process
+        from vqvae.run.run import Run
 
     set_up_process()
     run = Run(RunFolder.load(cfg.run_dir, list(cfg.allow_targets)))

@@ -26,15 +26,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tqdm import tqdm
 
-from vqvae.data.depth import Ranges, choose_ranges, look_at
-from vqvae.data.folder import spread
-from vqvae.data.formats import MOST_PIXELS, SUFFIXES
-from vqvae.data.images import read_image
-from vqvae.data.layout import Layout
-from vqvae.data.shards import member_key
-from vqvae.data.tree import Tree, printable
-from vqvae.errors import UserError
-from vqvae.storage.files import remove_leftovers, temporary_name
+from vqvae.surroundings.own_folder import own_folder, shield_children
+
+with own_folder():  # torch finds no code in the current one
+    from vqvae.data.depth import Ranges, choose_ranges, look_at
+    from vqvae.data.folder import spread
+    from vqvae.data.formats import MOST_PIXELS, SUFFIXES
+    from vqvae.data.images import read_image
+    from vqvae.data.layout import Layout
+    from vqvae.data.shards import member_key
+    from vqvae.data.tree import Tree, printable
+    from vqvae.errors import UserError
+    from vqvae.storage.files import remove_leftovers, temporary_name
 
 FORMAT = tarfile.GNU_FORMAT  # names of any length
 CHANNELS = 3  # of resized images; gray ones are unchanged when read with one channel
@@ -85,11 +88,14 @@ def image_bytes(root: Path, size: int | None, ranges: Ranges, file: str) -> tupl
 
 def contents(tree: Tree, size: int | None, ranges: Ranges, workers: int) -> Iterator[tuple[str, bytes] | str]:
     """`image_bytes` of all files, in order."""
-    read = partial(image_bytes, tree.root, size, ranges)
+    read = partial(image_bytes, tree.root.absolute(), size, ranges)  # the processes stand in another folder
     if workers < 2:
         yield from map(read, tree.files)
         return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+    shield_children()
+    with own_folder():  # whose processes import torch
+        pool = multiprocessing.get_context("spawn").Pool(workers)
+    with pool:
         yield from pool.imap(read, tree.files, chunksize=16)
 
 
@@ -132,6 +138,8 @@ def make(options: argparse.Namespace) -> None:
         raise UserError("--shard_mb, --size and --workers must be above 0")
     layout = layout_of(options)
     classes, ranges, train = layout.class_names, Ranges(), layout.tree("train")
+    if broken := [name for name in classes if len(name.splitlines()) != 1]:
+        raise UserError(f"the class folder {printable(broken[0])} has a line end in its name: rename it")
     if options.size is not None:
         ranges = choose_ranges(look_at([train.root / file for file in spread(train.files)], MOST_PIXELS), "auto")
     remove_leftovers(out.parent, glob.escape(out.name))

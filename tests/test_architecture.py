@@ -16,6 +16,7 @@ ROOT_FILES = 8
 # Rooms and root files, lowest first -> what of ours each may import. Only names further up this list: no circles.
 LAYERS = {"quantizers", "networks", "losses", "priors", "model", "ranges"}
 ALLOWED = {
+    "surroundings": set(),
     "errors": set(),
     "ranges": {"errors"},
     "seeding": set(),
@@ -23,18 +24,29 @@ ALLOWED = {
     "devices": {"distributed"},
     "storage": {"distributed", "errors"},
     "images": {"storage"},
-    "metrics": {"distributed", "errors", "ranges"},
+    "metrics": {"surroundings", "distributed", "errors", "ranges"},
     "networks": {"distributed", "errors", "ranges"},
-    "quantizers": {"distributed", "errors", "networks", "ranges"},
+    "quantizers": {"surroundings", "distributed", "errors", "networks", "ranges"},
     "losses": {"errors", "metrics", "ranges"},
     "model": {"distributed", "errors", "networks", "quantizers", "ranges"},
     "priors": {"devices", "distributed", "errors", "networks", "ranges"},
     "data": {"devices", "distributed", "errors", "images", "ranges", "seeding", "storage"},
-    "training": {"devices", "distributed", "errors", "images", "metrics", "ranges", "seeding", "storage"},
+    "training": {
+        "surroundings",
+        "devices",
+        "distributed",
+        "errors",
+        "images",
+        "metrics",
+        "ranges",
+        "seeding",
+        "storage",
+    },
     "stages": {"data", "distributed", "errors", "images", "metrics", "training"} | LAYERS,
     "inference": {"distributed", "errors", "images"} | LAYERS,
-    "config": {"data", "errors", "training"} | LAYERS,
+    "config": {"surroundings", "data", "errors", "training"} | LAYERS,
     "run": {
+        "surroundings",
         "config",
         "data",
         "distributed",
@@ -48,7 +60,7 @@ ALLOWED = {
         "training",
     }
     | LAYERS,
-    "export": {"config", "data", "distributed", "errors", "inference", "run", "storage"} | LAYERS,
+    "export": {"surroundings", "config", "data", "distributed", "errors", "inference", "run", "storage"} | LAYERS,
     "sampling": {
         "config",
         "data",

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from vqvae.config.keys import check_keys
 from vqvae.config.types import mistake_in
 from vqvae.errors import UserError
+from vqvae.surroundings.own_folder import own_folder
 
 PACKAGE = Path(__file__).resolve().parent.parent
 CONFIGS = PACKAGE.parent / "configs"
@@ -90,6 +91,7 @@ def check_keys_of(config_name: str, cfg: DictConfig) -> None:
 
 def check_train(cfg: DictConfig) -> None:
     """Checks a resolved config of train.yaml: see `schema.check`."""
-    from vqvae.config.schema import check  # imports torch
+    with own_folder():
+        from vqvae.config.schema import check  # imports torch
 
     check(plain(cfg))

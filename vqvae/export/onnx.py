@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae.inference.trained_model import TrainedModel
+from vqvae.surroundings.own_folder import own_folder
 
 TRACED, CHECKED = 2, 3  # batch sizes: the second shows that the first was not built in
 TOLERANCE = 1e-3  # of x_hat in [-1, 1]: an eighth of the step between two levels of 8 bits
@@ -93,7 +94,8 @@ def random_codes(trained: TrainedModel, batch: int) -> list[Tensor]:
 
 def run_onnx(file: Path, codes: list[Tensor]) -> Tensor:
     """The file in onnxruntime on the CPU. Raises CannotExport where it does not run."""
-    import onnxruntime
+    with own_folder():
+        import onnxruntime
 
     try:
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vqvae.metrics.registry import figure
+from vqvae.surroundings.own_folder import own_folder
 
 MSE = figure(
     "autoencoder/mse",
@@ -44,7 +45,8 @@ def reconstruction_sums(x_hat: Tensor, x: Tensor) -> dict[str, Tensor]:
     squared, psnr = item_squared_error(a, b), item_psnr(x_hat, x)
     sums = {"squared_error": squared.sum(), "psnr": psnr.sum(), "items": squared.new_tensor(float(len(squared)))}
     if x.ndim == 4 and min(x.shape[2:]) >= SSIM_WINDOW:
-        from torchmetrics.functional.image import structural_similarity_index_measure  # takes a second to import
+        with own_folder():  # it imports matplotlib, which reads the matplotlibrc of the current one; and takes a second
+            from torchmetrics.functional.image import structural_similarity_index_measure
 
         ssim = structural_similarity_index_measure(a, b, data_range=1.0, reduction="none")
         assert isinstance(ssim, Tensor)

@@ -19,6 +19,7 @@ from torch import Tensor
 from vqvae import distributed
 from vqvae.errors import UserError
 from vqvae.networks.linear import linear
+from vqvae.surroundings import compiler
 
 # Scores of one chunk: small enough for a CPU's cache, large enough to fill a GPU; MIN_ROWS keeps a GEMM a GEMM.
 CPU_CHUNK_ELEMENTS = 2**20
@@ -176,7 +177,7 @@ def absolute_scores(codes: Tensor, metric: str, compile: bool) -> Scores:
 @functools.cache
 def compiled(metric: str) -> Callable[[Tensor, Tensor], Tensor]:
     function = {"l1": negative_l1, "linf": negative_linf}[metric]
-    return torch.no_grad()(torch.compile(function, dynamic=True, fullgraph=True))
+    return torch.no_grad()(compiler.compiled(function, dynamic=True, fullgraph=True))
 
 
 def negative_l1(z: Tensor, blocks: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vqvae.metrics.registry import FIGURES, find, without_split
 from vqvae.storage.files import write_bytes
+from vqvae.surroundings.own_folder import own_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,7 +75,8 @@ def panels_of(names: set[str]) -> dict[str, list[str]]:
 
 def subplots(panels: int) -> tuple[Figure, list[Axes]]:
     """A figure and its panels, row by row. Fixed margins: matplotlib's layouts take as long as the drawing."""
-    from matplotlib.figure import Figure
+    with own_folder():  # whose matplotlibrc counts otherwise
+        from matplotlib.figure import Figure
 
     columns = max(1, min(panels, PANELS_A_ROW))  # a log may be empty
     rows = max(1, math.ceil(panels / columns))

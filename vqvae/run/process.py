@@ -9,14 +9,16 @@ import torch
 
 from vqvae import __version__, distributed
 from vqvae.run.folder import RunFolder
+from vqvae.surroundings.own_folder import shield_children
 from vqvae.training.hardware import keep_freed_memory
 
 log = logging.getLogger(__name__)
 
 
 def set_up_process() -> None:
-    """Keep freed memory in this process, and compute float32 as float32: no TF32 in convolutions."""
+    """Keep freed memory in this process, compute float32 as float32 (no TF32 in convolutions), and shield child processes."""
     keep_freed_memory()
+    shield_children()
     torch.backends.cudnn.allow_tf32 = False
 
 

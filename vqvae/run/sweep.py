@@ -16,6 +16,7 @@ from vqvae.metrics.registry import find
 from vqvae.metrics.renames import rename
 from vqvae.run.tables import table
 from vqvae.storage.files import write_bytes
+from vqvae.surroundings.own_folder import own_folder
 
 
 class SweepSummary(Callback):
@@ -51,7 +52,8 @@ class SweepSummary(Callback):
 
 def shown_columns(columns: list[str]) -> list[str]:
     """The columns that the registry shows in the table: of a family, its first member; and the error."""
-    import vqvae.run.report  # noqa: F401  declares the figures
+    with own_folder():  # torch is not imported yet where jobs ran on other machines
+        import vqvae.run.report  # noqa: F401  declares the figures
 
     first: dict[str, str] = {}  # by entry
     for column in columns:

@@ -18,6 +18,7 @@ from vqvae.metrics.renames import rename_checkpoint
 from vqvae.seeding import seed_everything
 from vqvae.storage import checkpoint
 from vqvae.storage.forms import Each, Form, form_of
+from vqvae.surroundings.compiler import compiled, start_workers
 from vqvae.training.duration import Duration
 from vqvae.training.hardware import RATE, SECONDS, Clock, memory_mb
 from vqvae.training.logger import Logger, is_line
@@ -278,7 +279,9 @@ class Trainer(TrainingStep):
         if not self.config.compiles(self.device, self.steps):
             return wrapped
         log.info("%s: compiling the networks, which takes some seconds at the first step", self.logger.stage)
-        return torch.compile(wrapped)
+        if self.device.type == "cuda":
+            start_workers()
+        return compiled(wrapped)
 
 
 def mistake_in_step(most: int, value: Any) -> str | None:
