@@ -48,7 +48,7 @@ def run_mode(cfg: Any) -> None:
         from vqvae.sampling.reconstruct import reconstruct
 
     modes = {mode.__name__: mode for mode in (generate, complete, interpolate, reconstruct, nearest)}
-    set_up_process()
+    set_up_process(cfg.device)
     run = Run(RunFolder.load(cfg.run_dir, settings["allow_targets"]))
     if settings["n"] is None and settings["folder"] is None:
         settings["n"] = COUNTS[cfg.mode]

@@ -39,8 +39,8 @@ def main(cfg: Any) -> float | None:
     folder = None
     with StopRequest() as stop:
         try:
+            set_up_process(cfg.device)
             distributed.init()
-            set_up_process()
             overrides = typed_overrides()
             adopt_config(cfg, overrides)
             own = job_folder() if in_sweep() else cfg.run_dir and Path(cfg.run_dir)

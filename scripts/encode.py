@@ -29,8 +29,8 @@ def main(cfg: Any) -> None:
         from vqvae.run.process import set_up_process
         from vqvae.run.run import Run
 
+    set_up_process(cfg.device)
     with distributed.joined():
-        set_up_process()
         run = Run(RunFolder.load(cfg.run_dir, list(cfg.allow_targets)))
         tokenizer = run.tokenizer()
         for split in cfg.splits:

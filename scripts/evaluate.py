@@ -39,8 +39,8 @@ def main(cfg: Any) -> None:
         from vqvae.run.run import Run
         from vqvae.storage.files import write_json
 
+    set_up_process(cfg.device)
     with distributed.joined():
-        set_up_process()
         run = Run(RunFolder.load(cfg.run_dir, list(cfg.allow_targets)))
         metrics, about = evaluate_run(
             run, cfg.split, cfg.batch_size, run.cfg.search_sweeps if cfg.search is None else cfg.search

@@ -24,7 +24,7 @@ def main(cfg: Any) -> None:
         from vqvae.run.process import set_up_process
         from vqvae.run.run import Run
 
-    set_up_process()
+    set_up_process(cfg.device)
     run = Run(RunFolder.load(cfg.run_dir, list(cfg.allow_targets)))
     print("\n".join(export_run(run, Path(cfg.out or run.folder.path / "export"))))
 

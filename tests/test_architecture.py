@@ -20,7 +20,7 @@ ALLOWED = {
     "errors": set(),
     "ranges": {"errors"},
     "seeding": set(),
-    "distributed": set(),
+    "distributed": {"errors"},
     "devices": {"distributed"},
     "storage": {"distributed", "errors"},
     "images": {"storage"},
@@ -30,7 +30,7 @@ ALLOWED = {
     "losses": {"errors", "metrics", "ranges"},
     "model": {"distributed", "errors", "networks", "quantizers", "ranges"},
     "priors": {"devices", "distributed", "errors", "networks", "ranges"},
-    "data": {"devices", "distributed", "errors", "images", "ranges", "seeding", "storage"},
+    "data": {"surroundings", "devices", "distributed", "errors", "images", "ranges", "seeding", "storage"},
     "training": {
         "surroundings",
         "devices",

@@ -13,6 +13,27 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vqvae.errors import UserError
+
+_chosen = "auto"
+
+
+def choose_device(name: str) -> None:
+    """Use a kind of device from here on: cuda, cpu, or auto, which takes cuda where it is there.
+
+    Raises UserError for one that is not there, and for mps.
+    """
+    global _chosen
+    if name not in ("auto", "cuda", "cpu", "mps"):
+        raise UserError(f"device must be one of auto, cuda, cpu, got {name!r}")
+    if name == "mps":
+        raise UserError(
+            "device=mps does not work yet: figures and draws need float64, which it does not have; use device=cpu"
+        )
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: PyTorch finds no GPU here; device=auto then takes the CPU")
+    _chosen = name
+
 
 def init() -> None:
     """Join the process group that torchrun describes in the environment; do nothing without torchrun."""
@@ -23,7 +44,7 @@ def init() -> None:
         if environment.world_size > 1:
             environment.export(set_cuda_visible_devices=False)
     if "RANK" in os.environ and not dist.is_initialized():
-        cuda = torch.cuda.is_available()
+        cuda = uses_cuda()
         if cuda:
             own = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()  # a task may see only its own GPU
             torch.cuda.set_device(own)
@@ -63,9 +84,13 @@ def bar_hidden() -> bool | None:
     return None if is_main() else True
 
 
+def uses_cuda() -> bool:
+    return _chosen == "cuda" or (_chosen == "auto" and torch.cuda.is_available())
+
+
 def device() -> torch.device:
-    """CUDA device of this process, or the CPU (`CUDA_VISIBLE_DEVICES=` in the environment hides the GPU)."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    """Device of this process: see `choose_device`."""
+    return torch.device("cuda", torch.cuda.current_device()) if uses_cuda() else torch.device("cpu")
 
 
 def barrier() -> None:

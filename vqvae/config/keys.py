@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from vqvae.errors import UserError, suggest
 from vqvae.ranges import CountOrZero, Ge, LessThanOne, NonNegativeFloat
@@ -13,6 +13,7 @@ SETTINGS: dict[str, Any] = {  # of the top level; the other keys there are group
     "stages": list[str],
     "tokenizer": str | None,
     "init_from": str | None,
+    "device": Literal["auto", "cuda", "cpu", "mps"],
     "search_sweeps": CountOrZero,
     "allow_targets": list[str],
 }

@@ -48,7 +48,7 @@ def rename_keys(config: dict[str, Any]) -> dict[str, Any]:
     data = config.get("data")
     if isinstance(data, dict):
         config = {**config, "data": {**EARLIER_DATA.get(str(data.get("_target_")), {}), **data}}
-    return {"search_sweeps": sweeps, **config}
+    return {"search_sweeps": sweeps, "device": "auto", **config}
 
 
 def keep_earlier(config: dict[str, Any], stored: dict[str, Any], typed: Collection[str]) -> dict[str, Any]:

@@ -167,7 +167,8 @@ def read_label(tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str) ->
 def read_bytes(shard: Path, offset: int, size: int) -> bytes:
     """Read `size` bytes at `offset`. Raises OSError if the shard has fewer."""
     with shard.open("rb") as file:
-        data = os.pread(file.fileno(), size, offset)
+        file.seek(offset)
+        data = file.read(size)
     if len(data) != size:
         raise OSError(f"{shard} has {len(data)} of {size} bytes at {offset}")
     return data

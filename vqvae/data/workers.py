@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from vqvae.surroundings.signals import REQUESTS
+
 POSIX = hasattr(signal, "sigtimedwait")  # not on macOS and Windows
-REQUESTS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if POSIX}
 PARENT_IS_LOOKED_FOR_SECONDS = 1
 
 

@@ -15,8 +15,11 @@ from vqvae.training.hardware import keep_freed_memory
 log = logging.getLogger(__name__)
 
 
-def set_up_process() -> None:
-    """Keep freed memory in this process, compute float32 as float32 (no TF32 in convolutions), and shield child processes."""
+def set_up_process(device: str = "auto") -> None:
+    """Choose the device, keep freed memory in this process, compute float32 as float32 (no TF32 in convolutions), and shield
+    child processes. Raises UserError for a device that is not there.
+    """
+    distributed.choose_device(device)
     keep_freed_memory()
     shield_children()
     torch.backends.cudnn.allow_tf32 = False

@@ -9,7 +9,7 @@ from vqvae.config.types import fits, mistake_in
 from vqvae.errors import UserError, suggest
 from vqvae.ranges import Count, CountOrZero, NonNegativeFloat, PositiveInt
 
-COMMON = ("mode", "run_dir", "n", "out", "allow_targets")
+COMMON = ("mode", "run_dir", "n", "out", "device", "allow_targets")
 DRAWING = (
     "seed",
     "class",

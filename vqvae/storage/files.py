@@ -21,6 +21,9 @@ from vqvae.errors import UserError
 
 TEMPORARY = re.compile(r"\.(?P<machine>[0-9a-f]{8})-(?P<pid>\d{1,9})-[0-9a-f]{8}\.vqvae\.tmp$")
 FOREIGN_SECONDS = 24 * 3600  # what a process on another machine writes is taken for left over after that
+PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(
+    os, "O_NONBLOCK", 0
+)  # no link, no waiting for a pipe; Windows has neither
 LONGEST, MOST_TEXT = 120, 2**24  # bytes of a part of a path, and of a text file
 
 
@@ -118,7 +121,7 @@ def read_own_text(path: Path) -> str | None:
     Raises UserError for a link, because it may lead to a private file, and for what is not a text of moderate size.
     """
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | PLAIN)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise UserError(f"{path} is not a file")
             data = file.read(MOST_TEXT + 1)

@@ -48,7 +48,8 @@ def private_folder() -> Path:
 def is_private(folder: Path) -> bool:
     """True for a folder, not a link to one, that belongs to this user and that nobody else can write."""
     about = folder.lstat()
-    return stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and not about.st_mode & 0o022
+    own = not hasattr(os, "getuid") or about.st_uid == os.getuid()  # Windows has no such numbers
+    return stat.S_ISDIR(about.st_mode) and own and not about.st_mode & 0o022
 
 
 def start_workers() -> None:

@@ -17,14 +17,15 @@ def own_folder() -> Iterator[None]:
     torch loads libcuda.so.1 from the current folder if there is one (its libcusparseLt has an empty part in its search path),
     and matplotlib reads matplotlibrc there. So `cd somebodys_folder; python sample.py run_dir=.` would run what lies there.
     """
-    # not by its path: the folder may have been renamed or removed
-    before = os.open(".", getattr(os, "O_PATH", os.O_RDONLY))
+    by_path = os.chdir not in os.supports_fd  # on Windows; elsewhere the folder may have been renamed or removed
+    before = os.getcwd() if by_path else os.open(".", getattr(os, "O_PATH", os.O_RDONLY))
     os.chdir(HERE)
     try:
         yield
     finally:
         os.chdir(before)
-        os.close(before)
+        if isinstance(before, int):
+            os.close(before)
 
 
 def shield_children() -> None:

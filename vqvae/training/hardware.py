@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import resource
 import sys
 import time
 
@@ -11,6 +10,11 @@ import torch
 from torch import nn
 
 from vqvae.metrics.registry import figure
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None  # type: ignore[assignment]
 
 SECONDS = figure("timing/seconds", "wall clock of training steps, evaluation and checkpoints left out", report=False)
 RATE = figure("timing/items_per_second", "items (or their codes) trained on per second", "higher", report=False)
@@ -48,8 +52,10 @@ def to_channels_last(network: nn.Module) -> None:
 
 def memory_mb(device: torch.device) -> dict[str, float]:
     """Peak memory of this process, and of its GPU, in MiB, by the names of figures."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    values = {MEMORY: peak / (2**20 if sys.platform == "darwin" else 2**10)}
+    values = {}
+    if resource is not None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        values[MEMORY] = peak / (2**20 if sys.platform == "darwin" else 2**10)
     if device.type == "cuda":
         values[GPU_MEMORY] = torch.cuda.max_memory_allocated(device) / 2**20
     return values

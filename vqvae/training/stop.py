@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from vqvae import distributed
+from vqvae.surroundings.signals import COME_BACK, REQUESTS
+
+ALWAYS = {signal.SIGTERM, signal.SIGINT}  # received even where the parent had them ignored; SIGHUP is not, under nohup
 
 
 class Stopped(BaseException):
@@ -31,11 +35,10 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         """Receive signals until the context ends; the next job of a sweep may run in this process."""
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-        self.before = {number: signal.getsignal(number) for number in numbers}
+        self.before = {number: signal.getsignal(number) for number in REQUESTS}
         self.launcher = {n: handler for n, handler in self.before.items() if callable(handler) and n != signal.SIGINT}
-        closing = {signal.SIGHUP} if self.before[signal.SIGHUP] != signal.SIG_IGN else set()
-        for number in {signal.SIGTERM, signal.SIGINT, *closing, *self.launcher}:
+        ignored = {number for number, handler in self.before.items() if handler == signal.SIG_IGN} - ALWAYS
+        for number in (REQUESTS - COME_BACK - ignored) | set(self.launcher):
             signal.signal(number, self._receive)
         return self
 
@@ -52,12 +55,12 @@ class StopRequest:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if not self.waits and importing(frame):  # an extension module that is stopped while it loads is an ImportError
-            again = threading.Timer(0.1, signal.pthread_kill, [threading.main_thread().ident, number])
+            again = threading.Timer(0.1, _thread.interrupt_main, [number])
             again.daemon = True
             again.start()
             return
         first = self.number is None
-        if first or number in (signal.SIGUSR1, signal.SIGUSR2):  # a request to come back is not undone by one to end
+        if first or number in COME_BACK:  # a request to come back is not undone by one to end
             self.number = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if first and not self.waits:
