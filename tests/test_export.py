@@ -101,6 +101,13 @@ def export(plain_run: Run, tmp_path: Path, no_onnx: None) -> Path:
     return tmp_path / "export"
 
 
+def test_a_run_is_exported_to_the_same_bytes_each_time(plain_run: Run, export: Path, tmp_path: Path) -> None:
+    first = {file.name: file.read_bytes() for file in export.iterdir()}
+    for again in map(str, range(4)):
+        export_run(plain_run, tmp_path / again)
+        assert {file.name: file.read_bytes() for file in (tmp_path / again).iterdir()} == first
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_codes_reconstructions_logits_and_samples_are_those_of_the_run(
     kind: str, tmp_path: Path, no_onnx: None

@@ -25,9 +25,10 @@ from vqvae.run.run import Run
 from vqvae.storage import checkpoint
 from vqvae.storage.files import write_bytes
 from vqvae.storage.forms import Dense, Each, Keys, form_of, mistake
+from vqvae.training.checkpoint_form import moments_form
 from vqvae.training.logger import read_lines
 from vqvae.training.metric_window import MetricWindow
-from vqvae.training.optimizers import Muon, load_moments, moments_form, parameter_groups
+from vqvae.training.optimizers import Muon, load_moments, parameter_groups
 
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "adam": partial(torch.optim.Adam, lr=0.1, fused=True),

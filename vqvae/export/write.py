@@ -116,5 +116,6 @@ def write(folder: Path, name: str, network: nn.Module, config: dict[str, Any]) -
     # Copies: safetensors refuses tensors that share memory, and parts of a quantizer may.
     state: dict[str, Tensor] = {key: value.cpu().contiguous().clone() for key, value in network.state_dict().items()}
     config = {**config, "fingerprint": checkpoint.fingerprint(state)}
-    write_bytes(folder / f"{name}.safetensors", save(state, {"format": "pt", "of": f"vqvae {name}"}))
+    # One entry of metadata: several are written in random order, and the same run would give other bytes each time.
+    write_bytes(folder / f"{name}.safetensors", save(state, {"format": "pt"}))
     write_bytes(folder / f"{name}.json", (json.dumps(config, indent=2) + "\n").encode())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from vqvae import distributed
 from vqvae.devices.graphs import captures_on
 from vqvae.metrics.registry import figure
 from vqvae.ranges import LessThanOne, NonNegativeFloat, checked
-from vqvae.storage.forms import Form, Keys, form_of
 
 NORM = "gradient norm"  # the panel
 figure("{stage}/grad_norm", "norm of the whole gradient before it is clipped", panel=NORM, report=False)
@@ -37,31 +36,6 @@ def reset_rows(optimizers: Iterable[torch.optim.Optimizer], replaced: dict[nn.Pa
             for value in optimizer.state.get(parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     value.masked_fill_(rows.view(-1, *[1] * (value.ndim - 1)), 0)
-
-
-def moments_form(
-    optimizer: torch.optim.Optimizer, new: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
-) -> Form:
-    """What a checkpoint must hold of an optimizer (storage/forms.py); `new` makes one of the same kind from parameter groups.
-
-    Fused steps trust the shapes of moments. Which there are is seen in a step of a parameter of that shape, because every
-    optimizer has its own.
-    """
-    if isinstance(optimizer, Muon):
-        return {name: moments_form(part, new) for name, part in optimizer.parts.items()}
-    seen: dict[Any, Form] = {}
-    moments: dict[int, Form] = {}
-    for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-        kind = parameter.shape, parameter.dtype, getattr(parameter, "hidden_matrix", False)
-        if kind not in seen:
-            twin = nn.Parameter(torch.zeros_like(parameter))
-            twin.grad, twin.hidden_matrix = torch.zeros_like(twin), kind[2]  # type: ignore[attr-defined]
-            stepped = new([{"params": [twin]}])
-            stepped.step()
-            seen[kind] = form_of(dict(stepped.state[twin]))
-        moments[index] = seen[kind]
-    groups = [Keys({"params": group["params"]}, more=True) for group in optimizer.state_dict()["param_groups"]]
-    return Keys({"state": Keys(moments, missing=True), "param_groups": groups}, more=True)
 
 
 def load_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

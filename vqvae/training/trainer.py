@@ -6,7 +6,6 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,13 +16,12 @@ from vqvae import distributed
 from vqvae.metrics.renames import rename_checkpoint
 from vqvae.seeding import seed_everything
 from vqvae.storage import checkpoint
-from vqvae.storage.forms import Each, Form, form_of
 from vqvae.surroundings.compiler import compiled, start_workers
+from vqvae.training.checkpoint_form import checkpoint_form
 from vqvae.training.duration import Duration
 from vqvae.training.hardware import RATE, SECONDS, Clock, memory_mb
-from vqvae.training.logger import Logger, is_line
-from vqvae.training.metric_window import MetricWindow
-from vqvae.training.optimizers import load_moments, moments_form
+from vqvae.training.logger import Logger
+from vqvae.training.optimizers import load_moments
 from vqvae.training.schedules import Schedule
 from vqvae.training.settings import TrainerConfig, due
 from vqvae.training.stage import Examples, Stage, evaluate
@@ -220,30 +218,13 @@ class Trainer(TrainingStep):
 
     def restore(self) -> tuple[int, list[str]]:
         """Load the newest good checkpoint. Returns its step (0 if there is none) and what is left to do after it."""
-        state = checkpoint.load_newest(self.checkpoints, self.form(), self.device)
+        form = checkpoint_form(self.state(0, []), self.steps, EXTRAS, self.optimizers, self.new_optimizer)
+        state = checkpoint.load_newest(self.checkpoints, form, self.device)
         if state is None:
             return 0, []
         self.load(rename_checkpoint(state, self.logger.stage))
         log.info("%s: continuing from step %d of %d", self.logger.stage, state["step"], self.steps)
         return state["step"], state["todo"]
-
-    def form(self) -> Form:
-        """What a checkpoint of this stage must hold (storage/forms.py): what `state` gives, and what comes with training."""
-        step = partial(mistake_in_step, self.steps)
-        own = self.state(0, [])
-        return {
-            **form_of(own),
-            **form_of({"meters": own["meters"], "skipped": own["skipped"]}, finite=False),
-            "step": step,
-            "todo": mistake_in_todo,
-            "steps": mistake_in_end,
-            "optimizers": {
-                name: moments_form(optimizer, self.new_optimizer) for name, optimizer in self.optimizers.items()
-            },
-            "window": MetricWindow.mistake_in,
-            "best": mistake_in_best,
-            "alerted": Each(str, list),
-        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Take up what `state` gives."""
@@ -282,21 +263,3 @@ class Trainer(TrainingStep):
         if self.device.type == "cuda":
             start_workers()
         return compiled(wrapped)
-
-
-def mistake_in_step(most: int, value: Any) -> str | None:
-    return None if type(value) is int and 0 <= value <= most else f"is no number of steps up to {most}"
-
-
-def mistake_in_end(value: Any) -> str | None:
-    return None if value is None or (type(value) is int and value >= 0) else "is no number of steps"
-
-
-def mistake_in_todo(value: Any) -> str | None:
-    return None if isinstance(value, list) and all(one in EXTRAS for one in value) else f"is not of {EXTRAS}"
-
-
-def mistake_in_best(value: Any) -> str | None:
-    """Of `Trainer.best`: empty, or a step with its figures."""
-    good = value == {} or is_line(value)
-    return None if good else "is not a step and its figures"
