@@ -30,6 +30,7 @@ def main(cfg: Any) -> float | None:
         from vqvae.run.first_lines import first_lines
         from vqvae.run.folder import RunFolder
         from vqvae.run.lock import locked
+        from vqvae.run.machine import note_machine
         from vqvae.run.process import set_up_logging, set_up_process
         from vqvae.run.report import summarize
         from vqvae.run.run import Run
@@ -51,6 +52,7 @@ def main(cfg: Any) -> float | None:
                 understood = first_lines(run, check_run(run))
                 folder.create()
                 set_up_logging(folder)
+                note_machine(folder)
                 for line in understood:
                     log.info("%s", line)
                 folder.adopt_tokenizer()
