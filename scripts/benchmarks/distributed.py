@@ -22,7 +22,7 @@ from vqvae.data.items import ItemEvaluationSet, ItemTrainingSet
 from vqvae.run.folder import RunFolder
 from vqvae.run.run import Run
 from vqvae.run.tables import table
-from vqvae.run.train import make_trainer
+from vqvae.run.train import make_trainer, open_log
 from vqvae.seeding import seed_everything
 from vqvae.training.stage import Examples
 from vqvae.training.stop import StopRequest
@@ -88,9 +88,8 @@ def time_steps(overrides: list[str], folder: str) -> float:
         run.folder.path = Path(folder) / str(steps)
         train = ItemTrainingSet(run.data, run.loader("train"), run.cfg.trainer.batch_size, 0)
         val = ItemEvaluationSet(run.data, run.loader("val"))
-        trainer = make_trainer(
-            run, "autoencoder", run.cfg, StopRequest(), run.autoencoder_stage(0.25), Examples(train, val)
-        )
+        stage, examples = run.autoencoder_stage(0.25), Examples(train, val)
+        trainer = make_trainer(run, run.cfg, StopRequest(), stage, examples, open_log(run, "autoencoder"))
         trainer.evaluate = trainer.preview = lambda step: None  # type: ignore[method-assign]
         trainer.fit()
     return trainer.seconds / TIMED_STEPS

@@ -25,7 +25,7 @@ from vqvae.data.codes import CodeEvaluationSet, CodeTrainingSet
 from vqvae.priors.sampling import Sampling
 from vqvae.run.process import set_up_process
 from vqvae.run.run import Run, build_model
-from vqvae.run.train import make_trainer
+from vqvae.run.train import make_trainer, open_log
 from vqvae.stages.prior import PriorStage
 from vqvae.training.hardware import RATE
 from vqvae.training.stage import Examples
@@ -159,7 +159,7 @@ def prior_step(run: Run, store: CodeStore, name: str, batch: int, steps: int, cu
     prior = prior_of(name, (8, 8), [])
     stage = PriorStage(prior, lambda codes: torch.zeros(1, 3, 8, 8, dtype=torch.uint8), Sampling(), node.class_dropout)
     examples = Examples(CodeTrainingSet([store], batch, 0, run.device), CodeEvaluationSet(store, None, run.device))
-    trainer = make_trainer(run, "prior", node, StopRequest(), stage, examples)
+    trainer = make_trainer(run, node, StopRequest(), stage, examples, open_log(run, "prior"))
     trainer.evaluate = trainer.preview = lambda step: None  # type: ignore[method-assign]
     trainer.best = {"step": -1}
     trainer.fit()

@@ -28,7 +28,7 @@ from vqvae.run.folder import RunFolder
 from vqvae.run.process import set_up_process
 from vqvae.run.run import Run, build_model
 from vqvae.run.tables import table
-from vqvae.run.train import make_trainer, train_autoencoder
+from vqvae.run.train import make_trainer, open_log, train_autoencoder
 from vqvae.storage import checkpoint
 from vqvae.training.hardware import autocast_type, to_channels_last
 from vqvae.training.logger import read_lines
@@ -99,7 +99,7 @@ def through_the_trainer(run: Run, folder: str, **settings: Any) -> tuple[Any, fl
     stage = run.autoencoder_stage(run.variance())
     train = ItemTrainingSet(run.data, run.loader("train"), run.cfg.trainer.batch_size, 0)
     val = ItemEvaluationSet(run.data, run.loader("val"))
-    trainer = make_trainer(run, "autoencoder", run.cfg, StopRequest(), stage, Examples(train, val))
+    trainer = make_trainer(run, run.cfg, StopRequest(), stage, Examples(train, val), open_log(run, "autoencoder"))
     trainer.evaluate = trainer.preview = lambda step: None
     trainer.fit()
     return trainer, trainer.seconds / trainer.steps

@@ -29,19 +29,17 @@ def train_autoencoder(run: Run, stop: StopRequest) -> None:
         log.info("autoencoder: finished before")
         return
     cfg = run.cfg
-    train, val = run.loader("train"), run.loader("val")
-    seed_everything(cfg.seed, 0)
-    stage = run.autoencoder_stage(run.variance(), Fraction(len(train), cfg.trainer.batch_size))
-    if cfg.init_from is not None and not run.folder.has_begun("autoencoder"):
-        load_initial_weights(run, "autoencoder", stage)
-    batches = ItemTrainingSet(run.data, train, cfg.trainer.batch_size, cfg.seed)
-    trainer = make_trainer(run, "autoencoder", cfg, stop, stage, Examples(batches, ItemEvaluationSet(run.data, val)))
-    try:
-        trainer.fit()
+    with open_log(run, "autoencoder") as logger:
+        train, val = run.loader("train"), run.loader("val")
+        seed_everything(cfg.seed, 0)
+        stage = run.autoencoder_stage(run.variance(), Fraction(len(train), cfg.trainer.batch_size))
+        if cfg.init_from is not None and not run.folder.has_begun("autoencoder"):
+            load_initial_weights(run, "autoencoder", stage)
+        batches = ItemTrainingSet(run.data, train, cfg.trainer.batch_size, cfg.seed)
+        examples = Examples(batches, ItemEvaluationSet(run.data, val))
+        make_trainer(run, cfg, stop, stage, examples, logger).fit()
         weights = run.folder.weights_file("autoencoder")
-        trainer.logger.artifact("tokenizer", "model", weights, {"data": train.split.fingerprint}, [])
-    finally:
-        trainer.logger.finish()
+        logger.artifact("tokenizer", "model", weights, {"data": train.split.fingerprint}, [])
 
 
 def train_prior(run: Run, tokenizer: TrainedModel, stop: StopRequest) -> None:
@@ -50,30 +48,27 @@ def train_prior(run: Run, tokenizer: TrainedModel, stop: StopRequest) -> None:
         log.info("prior: finished before")
         return
     node = run.cfg.prior
-    train, val = [run.code_store(tokenizer, "train")], run.code_store(tokenizer, "val")
-    if node.flip:
-        train.append(run.code_store(tokenizer, "train", flipped=True))
-    seed_everything(run.cfg.seed, 1)
-    prior = run.new_prior(tokenizer.model)
-    prior.start_embeddings(tokenizer.model.code_vectors(run.data.size))
-    stage = run.prior_stage(prior, tokenizer)
-    if run.cfg.init_from is not None and not run.folder.has_begun("prior"):
-        try:
-            load_initial_weights(run, "prior", stage)
-        except UserError as error:  # there is none, or it is for other codes, classes or networks
-            log.warning("the prior starts anew: %s", error)
-    batches = CodeTrainingSet(train, node.trainer.batch_size, run.cfg.seed, run.device)
-    examples = Examples(batches, CodeEvaluationSet(val, train[0], run.device))
-    trainer = make_trainer(run, "prior", node, stop, stage, examples)
-    try:
-        trainer.fit()
+    with open_log(run, "prior") as logger:
+        train, val = [run.code_store(tokenizer, "train")], run.code_store(tokenizer, "val")
+        if node.flip:
+            train.append(run.code_store(tokenizer, "train", flipped=True))
+        seed_everything(run.cfg.seed, 1)
+        prior = run.new_prior(tokenizer.model)
+        prior.start_embeddings(tokenizer.model.code_vectors(run.data.size))
+        stage = run.prior_stage(prior, tokenizer)
+        if run.cfg.init_from is not None and not run.folder.has_begun("prior"):
+            try:
+                load_initial_weights(run, "prior", stage)
+            except UserError as error:  # there is none, or it is for other codes, classes or networks
+                log.warning("the prior starts anew: %s", error)
+        batches = CodeTrainingSet(train, node.trainer.batch_size, run.cfg.seed, run.device)
+        examples = Examples(batches, CodeEvaluationSet(val, train[0], run.device))
+        make_trainer(run, node, stop, stage, examples, logger).fit()
         stores = {f"codes-{store.path.name}": store for store in (*train, val)}
         for name, store in stores.items():
-            trainer.logger.artifact(name, "codes", store.path, store.header, ["tokenizer"])
+            logger.artifact(name, "codes", store.path, store.header, ["tokenizer"])
         weights = run.folder.weights_file("prior")
-        trainer.logger.artifact("prior", "model", weights, {"tokenizer": tokenizer.fingerprint}, list(stores))
-    finally:
-        trainer.logger.finish()
+        logger.artifact("prior", "model", weights, {"tokenizer": tokenizer.fingerprint}, list(stores))
 
 
 def load_initial_weights(run: Run, name: str, stage: Stage) -> None:
@@ -82,16 +77,20 @@ def load_initial_weights(run: Run, name: str, stage: Stage) -> None:
     stage.load_weights(state["networks"], f"init_from={source}: its {name}")
 
 
-def make_trainer(run: Run, name: str, node: Any, stop: StopRequest, stage: Stage, examples: Examples) -> Trainer:
-    """Trainer of the stage `name`. `node` holds optimizer, schedule and trainer: the config's top level, or its `prior`."""
-    wandb = build(run.cfg.logger, "logger")
+def open_log(run: Run, name: str) -> Logger:
+    """Log of the stage `name`, for the context of its work."""
+    return Logger(run.folder.stage(name), name, build(run.cfg.logger, "logger"), plain(run.cfg))
+
+
+def make_trainer(run: Run, node: Any, stop: StopRequest, stage: Stage, examples: Examples, logger: Logger) -> Trainer:
+    """Trainer of the logger's stage. `node` holds optimizer, schedule and trainer: the config's top level, or its `prior`."""
     return Trainer(
         stage,
         examples,
         build(node.trainer, "trainer"),
         build(node.optimizer, "optimizer"),
         build(node.schedule, "schedule"),
-        Logger(run.folder.stage(name), name, wandb, plain(run.cfg)),
-        run.cfg.seed * 2 + SEEDS[name],
+        logger,
+        run.cfg.seed * 2 + SEEDS[logger.stage],
         stop,
     )

@@ -17,14 +17,16 @@ from vqvae.images import write_png
 from vqvae.metrics.registry import in_split, without_split
 from vqvae.metrics.renames import rename_line
 from vqvae.storage.files import append_line, write_bytes
-from vqvae.training.wandb_run import Wandb, WandbRun
+from vqvae.training.wandb_run import FINISH_SECONDS, STOP_SECONDS, Wandb, WandbRun
 
 log = logging.getLogger(__name__)
 MOST = 1e100  # of a float in a log; figures are computed from float32, which ends at 3e38
 
 
 class Logger:
-    """One stage's log. metrics.jsonl is the source of truth and reproducible; times and memory go to timing.jsonl.
+    """One stage's log, mirrored to wandb within a context.
+
+    metrics.jsonl is the source of truth and reproducible; times and memory go to timing.jsonl.
 
     Args:
         folder: the stage's folder in the run folder.
@@ -38,6 +40,15 @@ class Logger:
         self.images = folder / "images"
         self.wandb = WandbRun(folder, stage, wandb, config)
 
+    def __enter__(self) -> Logger:
+        """Start wandb, before any work, so that trouble with it is known in the first seconds."""
+        if distributed.is_main():
+            self.wandb.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        self.wandb.finish(FINISH_SECONDS if kind is None else STOP_SECONDS)
+
     def start(self, step: int, evaluated: bool) -> None:
         """Opens the log at `step`: lines after it, written by a run that was killed, are cut; and the evaluation at `step`,
         unless it counts as `evaluated`."""
@@ -46,7 +57,6 @@ class Logger:
         self.images.mkdir(parents=True, exist_ok=True)
         for name in ("metrics.jsonl", "timing.jsonl", "skipped_steps.jsonl"):
             cut_after(self.folder / name, step, evaluated)
-        self.wandb.start()
 
     def log(self, step: int, split: str, metrics: dict[str, Any]) -> None:
         """Writes one line of reproducible figures of a split, by name: numbers, and histograms as made in metrics.codebook."""
@@ -80,9 +90,6 @@ class Logger:
         """Sends a file or folder to wandb; see WandbRun.artifact."""
         if path is not None:
             self.wandb.artifact(name, kind, path, metadata, made_from)
-
-    def finish(self) -> None:
-        self.wandb.finish()
 
     def _write(self, name: str, step: int, values: dict[str, Any]) -> None:
         if distributed.is_main():

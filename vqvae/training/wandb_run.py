@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
+import queue
+import re
 import secrets
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +21,12 @@ from vqvae.storage.files import write_bytes
 log = logging.getLogger(__name__)
 ARTIFACTS: dict[str, Any] = {}  # by name, of the stages that this process has logged: the sources of later ones
 SUMMARY = {"lower": "min", "higher": "max"}
+START_SECONDS = 20
+FINISH_SECONDS = 60
+STOP_SECONDS = 5  # in place of it, for a program that is told to end
+MOST_WAITING = 1000  # messages that wandb has not taken yet
+# where wandb keeps copies, in the run folder's own wandb folder; else it takes folders in the user's home
+FOLDERS = {"WANDB_DATA_DIR": "data", "WANDB_CACHE_DIR": "cache", "WANDB_ARTIFACT_DIR": "artifacts"}
 
 
 @checked
@@ -32,9 +41,10 @@ class Wandb:
 
 
 class WandbRun:
-    """Mirrors a stage's log to wandb. Trouble with wandb ends the mirroring, never the training.
+    """Mirrors a stage's log to wandb, which neither ends nor delays the training.
 
-    Does nothing until `start`.
+    A thread of its own talks to wandb. Whatever fails there or takes too long is one warning, and from then on only files
+    are written. Does nothing until `start`.
 
     Args:
         folder: the stage's folder in the run folder.
@@ -44,65 +54,99 @@ class WandbRun:
     """
 
     def __init__(self, folder: Path, stage: str, settings: Wandb, config: dict[str, Any]) -> None:
-        self.folder, self.stage, self.settings, self.config = folder, stage, settings, config
+        self.folder, self.stage, self.settings, self.config = folder.absolute(), stage, settings, config
         self.name = run_name(config)
+        self.on = False
         self._run: Any = None
+        self._tasks: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+        self._folders: dict[str, str] = {}
 
     def start(self) -> None:
         """Opens or continues the wandb run, unless the mode is off."""
-        if self.settings.mode != "off":
-            self._run = start_wandb(self.folder, self.stage, self.settings, self.config)
+        if self.settings.mode == "off":
+            return
+        self.on = True
+        own = self.folder.parent / "wandb"
+        self._folders = {name: str(own / below) for name, below in FOLDERS.items() if name not in os.environ}
+        os.environ.update(self._folders)
+        try:
+            set_up()
+        except ImportError:
+            self.on = False
+            log.warning("wandb is not installed, so only files are written (logger=off hides this line)")
+        except Exception as error:
+            self._fail(error)
+        opened = threading.Event()
+        self._send(self._open)
+        self._tasks.put(opened.set)
+        self._thread.start()
+        if not opened.wait(START_SECONDS):
+            self._fail(f"it did not start within {START_SECONDS} seconds")
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Sends numbers, and histograms {edges, counts} as made in metrics.codebook."""
-        self._send(lambda run: run.log({"step": step, **{key: to_wandb(value) for key, value in values.items()}}))
+        self._send(lambda: self._run.log({"step": step, **{key: to_wandb(value) for key, value in values.items()}}))
 
     def log_image(self, step: int, name: str, file: Path) -> None:
-        if self._run is not None:
-            import wandb
-
-            self._send(lambda run: run.log({"step": step, f"images/{name}": wandb.Image(str(file))}))
+        self._send(lambda: self._run.log({"step": step, f"images/{name}": image(file)}))
 
     def alert(self, title: str, text: str) -> None:
-        self._send(lambda run: run.alert(title=title, text=text))
+        self._send(lambda: self._run.alert(title=title, text=text))
 
     def artifact(self, name: str, kind: str, path: Path, metadata: dict[str, Any], made_from: list[str]) -> None:
-        """Sends a file or folder as an artifact. `made_from` names the artifacts of this run folder it came from.
+        """Sends a file or folder, which stays as it is, as an artifact. `made_from` names the artifacts that it came from.
 
         The lineage is also in the metadata, because wandb cannot record it offline.
         """
-        if self._run is None:
+        sources = [f"{self.name}-{source}" for source in made_from]
+        metadata = {**metadata, "made_from": made_from}
+        self._send(lambda: log_artifact(self._run, f"{self.name}-{name}", kind, path.absolute(), metadata, sources))
+
+    def finish(self, seconds: float) -> None:
+        """Closes the wandb run, because the next stage, or job of a sweep, has its own. Waits for `seconds` at most."""
+        if self._thread.ident is None:
             return
-        import wandb
+        self._tasks.put(self._close)
+        self._tasks.put(None)
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            self._fail(
+                f"it did not end within {seconds} seconds; wandb sync sends the rest from the run folder's wandb/"
+            )
+        if not self.on:
+            end_process()
+        for name in self._folders:
+            os.environ.pop(name, None)
 
-        artifact = wandb.Artifact(f"{self.name}-{name}", kind, metadata={**metadata, "made_from": made_from})
-        if path.is_dir():
-            artifact.add_dir(str(path))
-        else:
-            artifact.add_file(str(path))
-        for source in [] if self._run.offline else made_from:
-            if f"{self.name}-{source}" in ARTIFACTS:  # logged by an earlier stage of this process
-                self._send(functools.partial(use_artifact, ARTIFACTS[f"{self.name}-{source}"]))
-        self._send(lambda run: run.log_artifact(artifact))
-        ARTIFACTS[f"{self.name}-{name}"] = artifact
+    def _send(self, task: Callable[[], Any]) -> None:
+        """Does something with the wandb run, if there is one and wandb keeps up."""
+        if self._tasks.qsize() > MOST_WAITING:
+            self._fail("it does not keep up")
+        if self.on:
+            self._tasks.put(lambda: task() if self.on else None)
 
-    def finish(self) -> None:
-        """Closes the wandb run, because the next stage, or job of a sweep, has its own."""
+    def _work(self) -> None:
+        for task in iter(self._tasks.get, None):
+            try:
+                task()
+            except (Exception, SystemExit) as error:  # whatever wandb raises
+                self._fail(error)
+
+    def _fail(self, reason: BaseException | str) -> None:
+        """Warns, once, and sends nothing more."""
+        if self.on:
+            self.on = False
+            text = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"
+            log.warning("wandb failed (%s): from here on only files are written", " ".join(text.split())[:300])
+
+    def _open(self) -> None:
+        self._run = open_run(self.folder, self.stage, self.settings, self.config)
+
+    def _close(self) -> None:
         run, self._run = self._run, None
         if run is not None:
             run.finish()
-
-    def _send(self, send: Callable[[Any], Any]) -> None:
-        """Does something with the wandb run, if there is one."""
-        if self._run is None:
-            return
-        import wandb
-
-        try:
-            send(self._run)
-        except (wandb.errors.Error, OSError, ValueError) as error:
-            log.warning("wandb failed (%s): from here on only files are written", error)
-            self._run = None
 
 
 def run_name(config: dict[str, Any]) -> str:
@@ -110,44 +154,84 @@ def run_name(config: dict[str, Any]) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(config["run_dir"]).name)
 
 
-def start_wandb(folder: Path, stage: str, settings: Wandb, config: dict[str, Any]) -> Any:
-    """-> a wandb run, or None where wandb cannot start; trouble with it never stops training."""
+def set_up() -> None:
+    """Reads wandb's settings of the environment and the home folder, and starts its process.
+
+    In our own folder, because wandb would also read settings of the current one and run git there, which may be a
+    stranger's. Raises whatever wandb does about settings that it does not know.
+    """
+    here = os.open(".", os.O_RDONLY)
+    os.chdir(Path(__file__).parent)
     try:
         import wandb
-    except ImportError:
-        log.warning("wandb is not installed, so only files are written (logger=off hides this line)")
-        return None
-    id_file = folder / "wandb_id"
-    if not id_file.is_file():
-        write_bytes(id_file, secrets.token_hex(4).encode())
-    mode = os.environ.get("WANDB_MODE", "auto") if settings.mode == "auto" else settings.mode
-    if mode in ("auto", "online") and not logged_in():
+
+        try:
+            wandb.setup(wandb.Settings(silent=True, console="off", disable_git=True, x_service_wait=START_SECONDS))
+        except BaseException:
+            tear_down()  # of settings that were read in part
+            raise
+    finally:
+        os.fchdir(here)
+        os.close(here)
+
+
+def open_run(folder: Path, stage: str, settings: Wandb, config: dict[str, Any]) -> Any:
+    """-> the wandb run of a stage, continued if it was begun before."""
+    import wandb
+    from wandb.sdk.lib.import_hooks import unregister_all_post_import_hooks
+
+    users = wandb.setup().settings  # of the environment and the home folder
+    mode = users.mode if settings.mode == "auto" else settings.mode
+    if mode == "online" and not logged_in(users):
         mode = "offline"  # wandb would ask for a key otherwise
-    mode = "online" if mode == "auto" else mode
     name = run_name(config)
-    try:
-        run = wandb.init(
-            project=settings.project,
-            entity=settings.entity,
-            id=id_file.read_text().strip(),
-            name=f"{name}-{stage}",
-            group=name,
-            job_type=stage,
-            tags=settings.tags,
-            config=config,
-            dir=str(folder.parent),
-            mode=mode,  # type: ignore[arg-type]
-            resume="allow" if mode == "online" else None,
-            settings=wandb.Settings(silent=True, console="off", x_disable_stats=False, init_timeout=30),
-        )
-    except (wandb.errors.Error, OSError) as error:
-        log.warning("wandb could not start (%s): only files are written", error)
-        return None
+    run = wandb.init(
+        project=settings.project,
+        entity=settings.entity,
+        id=run_id(folder / "wandb_id"),
+        name=f"{name}-{stage}",
+        group=name,
+        job_type=stage,
+        tags=settings.tags,
+        config=config,
+        dir=str(folder.parent),
+        mode=mode,  # type: ignore[arg-type]
+        resume="allow" if mode == "online" else None,
+        settings=wandb.Settings(init_timeout=START_SECONDS - 5, finish_timeout=FINISH_SECONDS - 10),
+    )
+    unregister_all_post_import_hooks()  # they send what is imported, and would raise wandb's errors in an import of ours
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
     for metric, options in metric_settings(stage):
         run.define_metric(metric, step_metric="step", **options)
     return run
+
+
+def run_id(file: Path) -> str:
+    """The id of a wandb run, kept in a file. A damaged one is replaced: what comes then is another run for wandb."""
+    if not file.is_file() or not re.fullmatch(rb"[0-9a-f]{8}", file.read_bytes()):
+        write_bytes(file, secrets.token_hex(4).encode())
+    return file.read_text()
+
+
+def end_process() -> None:
+    """Ends wandb's process, which failed, lest this one waits for it at its end."""
+    with suppress(Exception):  # wandb has no public name for it
+        from wandb.sdk import wandb_setup
+
+        process: Any = wandb_setup.singleton()._connection
+        process._proc._process.kill()
+    ending = threading.Thread(target=tear_down, daemon=True)
+    ending.start()
+    ending.join(STOP_SECONDS)
+
+
+def tear_down() -> None:
+    """Makes wandb forget its process and its settings."""
+    with suppress(Exception, SystemExit):
+        import wandb
+
+        wandb.teardown()
 
 
 def metric_settings(stage: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -167,18 +251,35 @@ def metric_settings(stage: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield in_split(start, split) + star, {"hidden": True}
 
 
-def logged_in() -> bool:
-    """True if wandb has a key for this machine: WANDB_API_KEY, or an entry in netrc. Asks nobody."""
+def logged_in(settings: Any) -> bool:
+    """True if wandb's settings hold a key for this machine, or netrc does. Asks nobody."""
     import requests.utils
 
-    url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    return bool(os.environ.get("WANDB_API_KEY")) or requests.utils.get_netrc_auth(url) is not None
+    key = settings.api_key or settings.identity_token_file
+    return bool(key) or requests.utils.get_netrc_auth(settings.base_url) is not None
 
 
-def use_artifact(artifact: Any, run: Any) -> None:
-    """Records that a run was made from an artifact that was logged before, once the upload is done."""
-    artifact.wait()
-    run.use_artifact(artifact)
+def image(file: Path) -> Any:
+    import wandb
+
+    return wandb.Image(str(file))
+
+
+def log_artifact(run: Any, name: str, kind: str, path: Path, metadata: dict[str, Any], sources: list[str]) -> None:
+    """Sends an artifact without a copy of its files, once those of its `sources` that this process has sent are there."""
+    import wandb
+
+    artifact = wandb.Artifact(name, kind, metadata=metadata)
+    if path.is_dir():
+        artifact.add_dir(str(path), policy="immutable", skip_cache=True)
+    else:
+        artifact.add_file(str(path), policy="immutable", skip_cache=True)
+    for source in [] if run.offline else sources:
+        if source in ARTIFACTS:
+            ARTIFACTS[source].wait()
+            run.use_artifact(ARTIFACTS[source])
+    run.log_artifact(artifact)
+    ARTIFACTS[name] = artifact
 
 
 def to_wandb(value: Any) -> Any:
