@@ -49,7 +49,7 @@ def run_mode(cfg: Any) -> None:
 
     modes = {mode.__name__: mode for mode in (generate, complete, interpolate, reconstruct, nearest)}
     set_up_process(cfg.device)
-    run = Run(RunFolder.load(cfg.run_dir, settings["allow_targets"]))
+    run = Run(RunFolder.load(cfg.run_dir, settings["allow_targets"], places=settings["data"]))
     if settings["n"] is None and settings["folder"] is None:
         settings["n"] = COUNTS[cfg.mode]
         if cfg["class"] == "all" and cfg.mode == "generate" and run.data.class_names:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vqvae.config.compose import check_train, resolve
-from vqvae.config.program import entry_point, typed_overrides
+from vqvae.config.program import entry_point, typed_overrides, without_places
 from vqvae.config.sweep import in_sweep, job_folder
 from vqvae.errors import UserError
 from vqvae.surroundings.own_folder import own_folder
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 @entry_point("train")
 def main(cfg: Any) -> float | None:
     """Train the stages that are not finished, then write the summary. Returns the monitored metric, for Hydra's sweepers."""
-    check_train(resolve(cfg))
+    check_train(resolve(without_places(cfg)))
 
     with own_folder():  # no library finds its code or settings in the current one
         from tqdm.contrib.logging import logging_redirect_tqdm
@@ -57,6 +57,7 @@ def main(cfg: Any) -> float | None:
                     log.info("%s", line)
                 folder.adopt_tokenizer()
                 folder.adopt_initial_weights()
+                run.known.keep()
                 with logging_redirect_tqdm():
                     if "autoencoder" in run.cfg.stages:
                         train_autoencoder(run, stop)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from vqvae.config.compose import check_keys_of, resolve
+from vqvae.config.compose import check_keys_of, plain, resolve
 from vqvae.config.program import entry_point
 from vqvae.config.types import fits
 from vqvae.errors import UserError
@@ -31,7 +31,7 @@ def main(cfg: Any) -> None:
 
     set_up_process(cfg.device)
     with distributed.joined():
-        run = Run(RunFolder.load(cfg.run_dir, list(cfg.allow_targets)))
+        run = Run(RunFolder.load(cfg.run_dir, list(cfg.allow_targets), places=plain(cfg.data)))
         tokenizer = run.tokenizer()
         for split in cfg.splits:
             store = run.code_store(tokenizer, split)

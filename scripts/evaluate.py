@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from vqvae.config.compose import check_keys_of, resolve
+from vqvae.config.compose import check_keys_of, plain, resolve
 from vqvae.config.program import entry_point
 from vqvae.config.types import mistake_in
 from vqvae.errors import UserError, suggest
@@ -41,7 +41,7 @@ def main(cfg: Any) -> None:
 
     set_up_process(cfg.device)
     with distributed.joined():
-        run = Run(RunFolder.load(cfg.run_dir, list(cfg.allow_targets)))
+        run = Run(RunFolder.load(cfg.run_dir, list(cfg.allow_targets), places=plain(cfg.data)))
         metrics, about = evaluate_run(
             run, cfg.split, cfg.batch_size, run.cfg.search_sweeps if cfg.search is None else cfg.search
         )

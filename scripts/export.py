@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from vqvae.config.compose import check_keys_of, resolve
+from vqvae.config.compose import check_keys_of, plain, resolve
 from vqvae.config.program import entry_point
 from vqvae.surroundings.own_folder import own_folder
 
@@ -25,7 +25,7 @@ def main(cfg: Any) -> None:
         from vqvae.run.run import Run
 
     set_up_process(cfg.device)
-    run = Run(RunFolder.load(cfg.run_dir, list(cfg.allow_targets)))
+    run = Run(RunFolder.load(cfg.run_dir, list(cfg.allow_targets), places=plain(cfg.data)))
     print("\n".join(export_run(run, Path(cfg.out or run.folder.path / "export"))))
 
 

@@ -11,16 +11,18 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from vqvae.config.compose import CONFIGS, check_group_choices
 from vqvae.config.messages import user_message
 from vqvae.config.sweep import in_sweep, own_folder, record_job
 
+PLACES = ("data.root=", "data.urls=", "data.val_urls=", "data.most_unreadable=", "data.most_pixels=")
 RANK_0_SPEAKS_SECONDS = 3
 
 
@@ -52,7 +54,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
             os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then raises errors instead of printing them
             try:
                 check_group_choices(sys.argv[1:])
-                with own_folder(sys.argv[1:]) if config_name == "train" else nullcontext(sys.argv[1:]) as arguments:
+                trains = config_name == "train"
+                with own_folder(with_places(sys.argv[1:])) if trains else nullcontext(sys.argv[1:]) as arguments:
                     sys.argv[1:] = arguments
                     hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
             except Exception as error:
@@ -67,6 +70,26 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         return program
 
     return decorate
+
+
+def with_places(arguments: list[str]) -> list[str]:
+    """Arguments of train.py in which a run that goes on takes keys of its own data, which those of the default data are not."""
+    folders = [argument.partition("=")[2].strip("'\"") for argument in arguments if argument.startswith("run_dir=")]
+    if not folders or not (Path(folders[-1]) / "config.yaml").is_file():
+        return arguments
+    if any(argument.startswith(("data=", "experiment=", "tokenizer=")) for argument in arguments):
+        return arguments
+    return [f"++{argument}" if argument.startswith(PLACES) else argument for argument in arguments]
+
+
+def without_places(cfg: DictConfig) -> DictConfig:
+    """A copy without the keys that `with_places` has added, which are checked with the run's own config."""
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        for override in typed_overrides():
+            if override.startswith("++data."):
+                cfg.data.pop(override[len("++data.") :].partition("=")[0], None)
+    return cfg
 
 
 def fail(message: str) -> None:

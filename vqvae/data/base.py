@@ -8,13 +8,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vqvae.errors import UserError
 from vqvae.ranges import CountOrZero, PositiveInt, Share, checked
+
+
+class Items(NamedTuple):
+    """Files of n items: names, relative to the data set and with forward slashes; bytes (n,); times of change in ns (n,)."""
+
+    names: list[str]
+    sizes: np.ndarray
+    times: np.ndarray
 
 
 @dataclass
@@ -43,6 +52,14 @@ class Split(ABC):
     def subset(self, indices: Tensor) -> Split:
         """Split with only the items at `indices` (m,)."""
 
+    def items(self) -> Items | None:
+        """Files of the items as they are now; None where items are no files of their own. Raises OSError."""
+        return None
+
+    def digest(self, index: int) -> bytes:
+        """SHA-256 of an item's file, where `items` tells of files. Raises OSError if it cannot be read."""
+        raise NotImplementedError
+
     def limited(self, count: int) -> Split:
         """Split of `count` items spread evenly over this one; the split itself if it has no more."""
         if count >= len(self):
@@ -68,11 +85,20 @@ class TensorSplit(Split):
         return replace(self, labels=self.labels[indices], images=self.images[indices])
 
 
+class Whole(NamedTuple):
+    """All items that may belong to a split, class names of their labels, and whether other splits are of the same items."""
+
+    split: Split
+    class_names: list[str]
+    shared: bool
+
+
 @checked
 @dataclass(kw_only=True)
 class Data(ABC):
     """Base of all data sets; the fields are the keys of the `data` config group. Items are uint8 (C, *S).
 
+    Files are looked at when they are first asked for, not before: a finished run needs none, see `recall`.
     ndim: number of data dims. channels: C. flip: mirror training items at random along their last dim. limit: use only that
     many items of each split, evenly spread; null: all. resident: "device" and "memory" keep all items there as one uint8
     tensor, "disk" reads decoded items from the file in cache_dir, "stream" decodes them when needed, and "auto" takes the
@@ -116,6 +142,17 @@ class Data(ABC):
     @abstractmethod
     def split(self, name: str) -> Split:
         """Split by name: train, val or test. Raises UserError if there is none."""
+
+    def whole(self, name: str) -> Whole:
+        """All items that may belong to a split, in whose data set files may have been added."""
+        return Whole(self.split(name), self.class_names, shared=False)
+
+    def facts(self) -> dict[str, Any]:
+        """What was found in the files and holds for all items, as plain values, for `recall`."""
+        return {"class_names": self.class_names}
+
+    def recall(self, facts: dict[str, Any]) -> None:
+        """Take up what `facts` has found in an earlier start, instead of looking. Raises UserError for other values."""
 
     def notes(self) -> list[str]:
         """Sentences about what was understood of the data and what was left out, once its splits are there."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -100,6 +101,17 @@ def choose_ranges(looked: Looked, value_range: ValueRange) -> Ranges:
     if low < 0 or high > FULL.floats[1]:
         raise ask("numbers", low, high)
     return Ranges((0, 2**bits - 1))
+
+
+def recalled_ranges(values: Any) -> Ranges:
+    """[low, high, low, high, clips] of integers and floats -> Ranges. Raises UserError for anything else."""
+    good = isinstance(values, list) and [type(value) in (int, float) for value in values] == [True] * 4 + [False]
+    if not good or not all(map(math.isfinite, values)) or type(values[4]) is not bool:
+        raise UserError(f"{str(values)[:100]} are no values of black and white")
+    low, high, low_float, high_float, clips = values
+    if low >= high or low_float >= high_float:
+        raise UserError(f"{values} are no values of black and white: they must be in order")
+    return Ranges((low, high), (low_float, high_float), clips)
 
 
 def bounds(found: list[Range], default: Range) -> Range:

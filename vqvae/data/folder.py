@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from os.path import expanduser
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -14,11 +15,11 @@ import torch
 from torch import Tensor
 
 from vqvae.data import held_out
-from vqvae.data.base import Split, fingerprint
+from vqvae.data.base import Items, Split, Whole, fingerprint
 from vqvae.data.formats import SUFFIXES
 from vqvae.data.images import ResizedImages
 from vqvae.data.layout import Layout
-from vqvae.data.tree import printable
+from vqvae.data.tree import Tree, printable
 from vqvae.errors import UserError
 from vqvae.ranges import checked
 from vqvae.storage.files import digest
@@ -41,6 +42,14 @@ class FolderSplit(Split):
     def title(self, index: int) -> str:
         return printable(str(self.root / self.files[index]))
 
+    def items(self) -> Items:
+        found = [os.stat(self.root / file) for file in self.files]
+        sizes, times = ([getattr(one, key) for one in found] for key in ("st_size", "st_mtime_ns"))
+        return Items(self.files, np.array(sizes, np.int64), np.array(times, np.int64))
+
+    def digest(self, index: int) -> bytes:
+        return bytes.fromhex(digest(self.root / self.files[index]))
+
     def subset(self, indices: Tensor) -> Split:
         return replace(self, labels=self.labels[indices], files=[self.files[i] for i in indices.tolist()])
 
@@ -52,34 +61,49 @@ class Folder(ResizedImages):
 
     splits: split -> folder below `root`; null: those named train or training, val, valid or validation, and test or testing,
     in any case. classes: auto takes the folders of a split for classes; off reads all images without labels.
-    Raises UserError for a missing root and for a folder without images.
     """
 
     root: str
     splits: dict[str, str] | None = None
     classes: Literal["auto", "off"] = "auto"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.path = Path(expanduser(self.root))  # Path.expanduser raises RuntimeError for users that are not there
-        if not self.path.is_dir():
+    @cached_property
+    def layout(self) -> Layout:
+        """What lies below `root`. Raises UserError for a missing root and for a folder without images."""
+        path = Path(expanduser(self.root))  # Path.expanduser raises RuntimeError for users that are not there
+        if not path.is_dir():
             raise UserError(f"data.root={self.root} is not a folder; name the folder that holds the images")
-        self.layout = Layout(self.path, self.splits, self.classes, SUFFIXES)
-        self._class_names = self.layout.class_names
+        without = self.recalled.get("class_names") == []
+        return Layout(path, self.splits, "off" if without else self.classes, SUFFIXES)
+
+    def found_class_names(self) -> list[str]:
+        return self.layout.class_names
+
+    def whole(self, name: str) -> Whole:
+        tree = self._tree(name)
+        labels = torch.tensor(self.layout.numbers(tree))
+        split = FolderSplit(name, labels, "", tree.root, tree.files, self.read_file)
+        return Whole(split, self.layout.class_names, shared=len(self.layout.folders) == 1)
 
     def split(self, name: str) -> Split:
         train = name == "train"
+        tree = self._tree(name)
         if len(self.layout.folders) == 1:
-            tree = self.layout.tree("train")
             labels = torch.tensor(self.layout.labels(tree))
             chosen = torch.from_numpy(np.flatnonzero(self._held_out(tree.files) != train))
             files = [tree.files[i] for i in chosen.tolist()]
             return self._make("train" if train else "val", tree.root, files, labels[chosen])
         name = name if name in self.layout.folders else {"val": "test", "test": "val"}[name]
-        tree = self.layout.tree(name)
+        return self._make(name, tree.root, tree.files, torch.tensor(self.layout.labels(tree)))
+
+    def _tree(self, name: str) -> Tree:
+        """Files among which those of a split are. Raises UserError where there are none."""
+        if len(self.layout.folders) == 1:
+            return self.layout.tree("train")
+        tree = self.layout.tree(name if name in self.layout.folders else {"val": "test", "test": "val"}[name])
         if not tree.files:
             raise UserError(f"no image in {tree.root} or its subfolders; {name} needs some")
-        return self._make(name, tree.root, tree.files, torch.tensor(self.layout.labels(tree)))
+        return tree
 
     def probes(self) -> Iterable[Path | BinaryIO]:
         tree = self.layout.tree("train")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, BinaryIO, ClassVar, Literal
+from typing import Annotated, Any, BinaryIO, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,17 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vqvae.data.base import Data
-from vqvae.data.depth import FULL, Looked, Ranges, ValueRange, choose_ranges, eight_bits, look_at, range_notes
+from vqvae.data.depth import (
+    FULL,
+    Looked,
+    Ranges,
+    ValueRange,
+    choose_ranges,
+    eight_bits,
+    look_at,
+    range_notes,
+    recalled_ranges,
+)
 from vqvae.data.formats import MOST_PIXELS, SUFFIXES, open_image
 from vqvae.errors import UserError
 from vqvae.images import write_png
@@ -84,7 +94,7 @@ class ResizedImages(Images):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._class_names: list[str] = []
+        self.recalled: dict[str, Any] = {}
         if self.resize < self.image_size:
             raise UserError(f"resize must be at least image_size={self.image_size}, got {self.resize}")
         if self.value_range is not None and self.value_range != "auto":
@@ -99,7 +109,20 @@ class ResizedImages(Images):
 
     @property
     def class_names(self) -> list[str]:
-        return self._class_names
+        return self.recalled["class_names"] if "class_names" in self.recalled else self.found_class_names()
+
+    @abstractmethod
+    def found_class_names(self) -> list[str]:
+        """Names of the classes, looked up."""
+
+    def facts(self) -> dict[str, Any]:
+        integers, floats, clips = self.ranges
+        return {**super().facts(), "ranges": [*integers, *floats, clips]}
+
+    def recall(self, facts: dict[str, Any]) -> None:
+        self.recalled = facts
+        if "ranges" in facts:
+            self.ranges = recalled_ranges(facts["ranges"])
 
     @abstractmethod
     def probes(self) -> Iterable[Path | BinaryIO]:

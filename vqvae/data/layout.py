@@ -46,11 +46,8 @@ class Layout:
 
     def labels(self, tree: Tree) -> list[int]:
         """Class number of each item, -1 without classes. Raises UserError for an item in none of the class folders."""
-        if not self.class_names:
-            return [-1] * len(tree.files)
-        index = {name: number for number, name in enumerate(self.class_names)}
-        labels = [index.get(file.split("/")[0], -1) if "/" in file else -1 for file in tree.files]
-        if -1 in labels:
+        labels = self.numbers(tree)
+        if self.class_names and -1 in labels:
             stranger = printable(str(tree.root / tree.files[labels.index(-1)]))
             names = ", ".join(map(printable, self.class_names[:5])) + ", ..." * (len(self.class_names) > 5)
             raise UserError(
@@ -58,6 +55,11 @@ class Layout:
                 "move it there, or set data.classes=off to train without classes"
             )
         return labels
+
+    def numbers(self, tree: Tree) -> list[int]:
+        """Class number of each item, -1 for one in none of the class folders."""
+        index = {name: number for number, name in enumerate(self.class_names)}
+        return [index.get(file.split("/")[0], -1) if "/" in file else -1 for file in tree.files]
 
     def notes(self) -> list[str]:
         """Which folders are splits, and what was left out, in sentences."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from os.path import expanduser
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -83,8 +83,14 @@ class WebDataset(ResizedImages):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.train_shards = find_shards("urls", self.urls)
-        self.val_shards = [] if self.val_urls is None else find_shards("val_urls", self.val_urls)
+        self._is_open, self.added = False, 0
+
+    def _open(self) -> None:
+        """Index the shards, once: makes train_shards, val_shards, train, val."""
+        if self._is_open:
+            return
+        self.train_shards = self._shards("urls", self.urls)
+        self.val_shards = [] if self.val_urls is None else self._shards("val_urls", self.val_urls)
         self.cache = Path(self.cache_dir).expanduser()
         shards = [*self.train_shards, *self.val_shards]
         if distributed.is_main():  # the other ranks read the indices from the cache
@@ -96,10 +102,48 @@ class WebDataset(ResizedImages):
         if not self._class_names or int(self.train.labels[0]) < 0:
             self._class_names = [str(label) for label in range(int(self.train.labels.max()) + 1)]
         self.val = self._whole("val", self.val_shards) if self.val_shards else None
+        self._is_open = True
         for split in filter(None, (self.train, self.val)):
             split.read_file = self.read_file  # it depends on what some training images show
 
+    def found_class_names(self) -> list[str]:
+        self._open()
+        return self._class_names
+
+    def facts(self) -> dict[str, Any]:
+        self._open()
+        shards = {"urls": self.train_shards, "val_urls": self.val_shards}
+        names = {key: [shard.name for shard in files] for key, files in shards.items()}
+        unique = all(len(set(files)) == len(files) for files in names.values())
+        return {**super().facts(), **({"shards": names} if unique else {})}
+
+    def recall(self, facts: dict[str, Any]) -> None:
+        shards = facts.get("shards", {})
+        if not isinstance(shards, dict) or not all(isinstance(names, list) for names in shards.values()):
+            raise UserError("shards are not lists of names")
+        super().recall(facts)
+
+    def _shards(self, key: str, urls: str | list[str]) -> list[Path]:
+        """Shards that `urls` names; of a run that goes on, those that it was started on, and others are left out."""
+        found = find_shards(f"data.{key}", urls)
+        names = self.recalled.get("shards", {}).get(key)
+        if names is None:
+            return found
+        by_name = {shard.name: shard for shard in found}
+        if missing := [str(name) for name in names if name not in by_name]:
+            raise UserError(
+                f"data.{key}={urls}: {len(missing)} of the {len(names)} shards that this run was started on are missing, "
+                f"such as {printable(missing[0])[:80]}"
+            )
+        self.added += len(found) - len(names)
+        return [by_name[name] for name in names]
+
+    def notes(self) -> list[str]:
+        added = f"left out: {self.added} shards that are new since this run was started"
+        return [*super().notes(), *([added] if self.added else [])]
+
     def split(self, name: str) -> Split:
+        self._open()
         train = name == "train"
         split = self.train if train else self.val
         if self.val is None:
@@ -109,6 +153,7 @@ class WebDataset(ResizedImages):
         return replace(split, name="train" if train else "val", fingerprint=self._identity(split, train))
 
     def probes(self) -> Iterable[Path | BinaryIO]:
+        self._open()
         for index in probed(self.train):
             yield io.BytesIO(content_of(self.train, index))
 

@@ -33,14 +33,35 @@ def check_run(run: Run) -> dict[str, nn.Module]:
     if "autoencoder" not in run.cfg.stages and run.cfg.tokenizer is None:
         run.folder.weights("autoencoder")
     build(run.cfg.logger, "logger")
-    check_settings(run.cfg, "", len(run.split("train")))
-    run.split("val")
+    check_data(run, bool(model.codebook_sizes))
+    check_settings(run.cfg, "", run.known.count("train"))
     networks: dict[str, nn.Module] = {"model": model}
     if "prior" in run.cfg.stages:
         networks["prior"] = prior = run.new_prior(model)
         run.prior_stage(prior, trained)
-        check_settings(run.cfg.prior, "prior.", len(run.split("train")))
+        check_settings(run.cfg.prior, "prior.", run.known.count("train"))
     return networks
+
+
+def check_data(run: Run, has_codes: bool) -> None:
+    """Look for the items that the run was started on. Raises UserError where they are needed, and are not as they were."""
+    try:
+        for split in ("train", "val"):
+            run.split(split)
+    except (UserError, OSError) as error:
+        if needs_data(run, has_codes):
+            raise
+        run.folder.note(f"goes on without its data, which it does not need any more: {error}")
+
+
+def needs_data(run: Run, has_codes: bool) -> bool:
+    """True if something of a run is still to be made of its data."""
+    folder, source = run.folder, run.folder.source
+    trains = [stage for stage in run.cfg.stages if folder.weights_file(stage) is None]
+    stores = (["train", *(["train_flipped"] if run.cfg.prior.flip else [])] if "prior" in trains else []) + ["val"]
+    made = all((source / "codes" / store / "header.json").is_file() for store in stores) or not has_codes
+    trains_items = "autoencoder" in trains and source == folder.path
+    return run.known.record is None or trains_items or run.cfg.search_sweeps > 0 or bool(folder.longer) or not made
 
 
 def check_settings(node: Any, prefix: str, train_size: int) -> None:

@@ -22,12 +22,11 @@ MOST_NAMED = 10  # classes
 
 def first_lines(run: Run, networks: dict[str, nn.Module]) -> list[str]:
     """Sentences about data, model, training and logs of a run. networks: `model`, and perhaps `prior`."""
-    splits = [run.split(name) for name in ("train", "val")]
-    counts = " and ".join(f"{len(split):,} {split.name}" for split in splits)
+    counts = " and ".join(f"{run.known.count(name):,} {name}" for name in ("train", "val"))
     lines = [
         f"data: {type(run.data).__name__}, {counts} items of {times([run.data.channels, *run.data.size])}{classes(run)}"
     ]
-    lines += [f"data: {note}" for note in run.data.notes()]
+    lines += [f"data: {note}" for note in run.known.notes()]
     model = networks["model"]
     assert isinstance(model, VQVAE)
     lines.append(f"model: {parameters(model)}, {codes(run, model)}")
@@ -63,7 +62,7 @@ def codes(run: Run, model: VQVAE) -> str:
 def training(run: Run, node: Any) -> str:
     """Steps, batch, device and precision of a stage. node: the config's top level, or its `prior`."""
     settings: TrainerConfig = build(node.trainer, "trainer")
-    count = len(run.split("train"))
+    count = run.known.count("train")
     steps = settings.total_steps(count)
     ranks = f" in {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
     epochs = steps * settings.batch_size / count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -17,11 +18,14 @@ from vqvae.config.saved import SAVED_BYTES, read_saved
 from vqvae.data.cache import is_claimed
 from vqvae.errors import UserError
 from vqvae.run.continuing import FREE_KEYS, differences, interpolated, length_problem, may_differ, sentence, total_steps
+from vqvae.run.data_record import NAME as RECORD
+from vqvae.run.data_record import DataRecord
 from vqvae.run.lock import NAME as LOCK
 from vqvae.run.untrusted import check_contained, load_weights
 from vqvae.storage import checkpoint
 from vqvae.storage.files import remove_leftovers, temporary_name, write_bytes
 
+log = logging.getLogger(__name__)
 STAGES = ("autoencoder", "prior")
 NETWORKS = {"autoencoder": "model", "prior": "prior"}  # the network that a stage leaves
 INITIAL = "initial"  # name of the weights that a stage starts from, with init_from
@@ -34,15 +38,26 @@ class RunFolder:
         self.path, self.config = path, cfg
         self.replaces = False  # a start of another config lies there, without a checkpoint
         self.longer: list[str] = []  # stages that shall end at another step than was planned
-        self.notes: list[str] = []  # what a user should know of this start
+        self.notes: list[str] = []  # what a user should know of this start, until there is a log
+        self.logs = True
 
     @classmethod
-    def load(cls, path: str | Path, allow_targets: list[str], key: str = "run_dir") -> RunFolder:
-        """Open an existing run and check its config. Raises UserError, naming `key`, if there is none."""
+    def load(
+        cls, path: str | Path, allow_targets: list[str], key: str = "run_dir", places: dict[str, Any] | None = None
+    ) -> RunFolder:
+        """Open an existing run and check its config. Raises UserError, naming `key`, if there is none.
+
+        places: keys of `data` that say where the data is now; those that are None stay.
+        """
         folder = Path(path)
         if not (folder / "config.yaml").is_file():
             raise UserError(f"{key}={path} holds no run (there is no {folder / 'config.yaml'})")
-        return cls(folder, saved_config(folder, allow_targets))
+        cfg = saved_config(folder, allow_targets)
+        for name, value in (places or {}).items():
+            if value is not None:
+                cfg.data[name] = value
+        check_train(cfg)
+        return cls(folder, cfg)
 
     @classmethod
     def prepare(cls, cfg: DictConfig, overrides: list[str] | None = None, sweep_job: bool = False) -> RunFolder:
@@ -54,6 +69,7 @@ class RunFolder:
         """
         folder, typed = Path(cfg.run_dir), [override.lstrip("+~").split("=")[0] for override in overrides or []]
         found = cls(folder, resolve(cfg))
+        found.logs = False
         if not (folder / "config.yaml").is_file():
             others = [name for name in os.listdir(folder) if name != LOCK] if folder.is_dir() else []
             if any(not name.endswith(".vqvae.tmp") for name in others):
@@ -67,8 +83,8 @@ class RunFolder:
             merged = stored.copy()
             for key in typed:
                 OmegaConf.update(merged, key, OmegaConf.select(found.config, key), merge=False)
-            check_train(merged)
             found.config = merged
+        check_train(found.config)
         changes = [one for one in differences(plain(stored), plain(found.config)) if not FREE_KEYS.match(one[0])]
         fixed = [one for one in changes if not may_differ(one[0], begun)]
         follow = tuple(f"{key}." for key in interpolated(OmegaConf.to_container(cfg)))
@@ -91,9 +107,29 @@ class RunFolder:
         checkpoints = checkpoint.find(self.stage(stage) / "checkpoints", "*")
         return bool(checkpoints) or self.weights_file(stage) is not None
 
+    @property
+    def source(self) -> Path:
+        """The folder that holds the autoencoder and its codes: that of `tokenizer` until they are copied."""
+        adopts = self.config.tokenizer is not None and (self.replaces or self.weights_file("autoencoder") is None)
+        return Path(self.config.tokenizer) if adopts else self.path
+
+    def data_record(self) -> DataRecord | None:
+        """What is recorded of the data, once a stage has begun on it. Raises UserError if it is damaged."""
+        if self.source == self.path and not any(map(self.has_begun, STAGES)):
+            return None
+        return DataRecord.read(self.source)
+
     def train_size(self) -> int | None:
         """Number of training items, if it is known without the data."""
-        return None
+        record = self.data_record()
+        return record.splits["train"].count if record is not None and "train" in record.splits else None
+
+    def note(self, text: str) -> None:
+        """Say something about this start: in the log, as soon as there is one."""
+        if self.logs:
+            log.warning("%s: %s", self.path, text)
+        else:
+            self.notes.append(text)
 
     def goes_on(self, stage: str, stored: DictConfig) -> bool:
         """True if a stage that has begun shall end at another step than was planned. Raises UserError if it cannot.
@@ -147,7 +183,9 @@ class RunFolder:
         files = [file for stage in stages for file in checkpoint.find(self.stage(stage), "weights")]
         if self.replaces:
             files += [file for stage in STAGES for file in checkpoint.find(self.stage(stage), INITIAL)]
-            files += [*checkpoint.find(self.path, "variance"), *(self.stage(stage) / "wandb_id" for stage in STAGES)]
+            files += [self.stage(stage) / "wandb_id" for stage in STAGES]
+        if self.replaces or not any(map(self.has_begun, STAGES)):  # of data that may have been corrected
+            files += [*checkpoint.find(self.path, "variance"), self.path / RECORD]
         if "autoencoder" in stages:
             for header in self.path.glob("codes/*/header.json"):
                 shutil.rmtree(header.parent)
@@ -198,7 +236,9 @@ class RunFolder:
             source = other.weights_file("autoencoder")
             assert source is not None, "checked before the folder was made"
             self.stage("autoencoder").mkdir(exist_ok=True)
-            for name in ("autoencoder/metrics.jsonl", "autoencoder/timing.jsonl"):
+            for name in ("autoencoder/metrics.jsonl", "autoencoder/timing.jsonl", RECORD):
+                if name == RECORD and not (other.path / RECORD).is_file():  # an older version made it
+                    continue
                 write_bytes(self.path / name, (other.path / name).read_bytes())
             for variance in checkpoint.find(other.path, "variance"):  # if missing, it is computed again
                 write_bytes(self.path / variance.name, variance.read_bytes())

@@ -37,3 +37,4 @@ def set_up_logging(folder: RunFolder) -> None:
     log.info("run folder: %s (vqvae %s)", folder.path, __version__)
     for note in folder.notes:
         log.info("%s %s", folder.path, note)
+    folder.logs = True

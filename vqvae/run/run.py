@@ -25,6 +25,7 @@ from vqvae.priors.base import Prior
 from vqvae.priors.sampling import Sampling
 from vqvae.run.encoding import encode
 from vqvae.run.folder import RunFolder
+from vqvae.run.known_data import KnownData
 from vqvae.run.lock import locked
 from vqvae.stages.autoencoder import AutoencoderStage
 from vqvae.stages.prior import PriorStage
@@ -36,15 +37,13 @@ class Run:
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder, self.cfg, self.device = folder, folder.config, distributed.device()
-        self.data: Data = build(self.cfg.data, "data")
-        self._splits: dict[str, Split] = {}
+        self.known = KnownData(folder)
+        self.data: Data = self.known.data
         self._loaders: dict[str, ItemLoader] = {}
 
     def split(self, name: str) -> Split:
-        if name not in self._splits:
-            split = self.data.split(name)
-            self._splits[name] = split.limited(self.data.limit) if self.data.limit else split
-        return self._splits[name]
+        """Split of the data: train, val or test. Raises UserError where it is not what the run was started on."""
+        return self.known.split(name)
 
     def loader(self, split: str) -> ItemLoader:
         """Loader of a split: train, val or test."""
@@ -54,8 +53,7 @@ class Run:
 
     def unreadable_items(self) -> dict[str, int]:
         """Split -> the number of items that this process and the other ranks could not read. Call it on all ranks."""
-        loaders = {name: self.loader(name) for name in ("train", "val")}
-        return {name: len(distributed.any_row(one.unreadable, len(one))) for name, one in loaders.items()}
+        return {name: len(distributed.any_row(one.unreadable, len(one))) for name, one in self._loaders.items()}
 
     def variance(self) -> float:
         """Variance of the training items, in [-1, 1]; computed once and kept in the run folder."""
@@ -138,15 +136,16 @@ class Run:
 
         Raises UserError for a store that does not fit.
         """
-        path, loader = self.folder.codes(f"{split}_flipped" if flipped else split), self.loader(split)
+        path = self.folder.codes(f"{split}_flipped" if flipped else split)
         header: dict[str, Any] = {
             "code_shapes": tokenizer.code_shapes,
             "codebook_sizes": tokenizer.codebook_sizes,
             "tokenizer": tokenizer.fingerprint,
-            "data": loader.split.fingerprint,
+            "data": self.known.fingerprint(split),
             **({"flipped": True} if flipped else {}),
         }
         if not path.is_dir():
+            loader = self.loader(split)
             with locked(self.folder.path):
                 CodeStore.write(path, header, len(loader), encode(tokenizer, loader, self.data.size, flipped))
         store = CodeStore(path)

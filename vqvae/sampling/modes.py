@@ -9,7 +9,7 @@ from vqvae.config.types import fits, mistake_in
 from vqvae.errors import UserError, suggest
 from vqvae.ranges import Count, CountOrZero, NonNegativeFloat, PositiveInt
 
-COMMON = ("mode", "run_dir", "n", "out", "device", "allow_targets")
+COMMON = ("mode", "run_dir", "n", "out", "data", "device", "allow_targets")
 DRAWING = (
     "seed",
     "class",
@@ -45,7 +45,8 @@ TYPES: dict[
     "chunk": PositiveInt | None,
     "out": str | None,
 }
-FREE_TEXT = ("mask", "image", "folder", "run_dir", "out")  # keys whose values hydra must not parse
+# Keys whose values hydra must not parse.
+FREE_TEXT = ("mask", "image", "folder", "run_dir", "out", "data.root", "data.urls", "data.val_urls")
 
 
 def quote(argument: str) -> str:
@@ -67,7 +68,7 @@ def check_mode(cfg: dict[str, Any], typed: Iterable[str]) -> None:
     if mode not in KEYS:
         raise UserError(f"mode={mode} does not exist; {suggest(str(mode), KEYS)}")
     for key in typed:
-        if key not in (*COMMON, *KEYS[mode]):
+        if key.split(".")[0] not in (*COMMON, *KEYS[mode]):
             others = " and ".join(f"mode={other}" for other, keys in KEYS.items() if key in keys)
             raise UserError(f"{key}= does not belong to mode={mode}; it is a key of {others}")
     for key, kind in TYPES.items():
