@@ -29,7 +29,9 @@ CPU = torch.device("cpu")
 def shards(urls: str | list[str], cache: Path, **settings: Any) -> WebDataset:
     plain = {"ndim": 2, "channels": 3, "image_size": 12, "flip": False, "limit": None, "resident": "stream"}
     more = {"workers": 0, "cache_dir": str(cache), "val_urls": None, "resize": 12, "val_share": 0.25, "split_seed": 0}
-    return WebDataset(**{**plain, **more, "urls": urls, **settings})  # type: ignore[arg-type]
+    data = WebDataset(**{**plain, **more, "urls": urls, **settings})  # type: ignore[arg-type]
+    assert data.class_names is not None, "it has looked at all shards"
+    return data
 
 
 def make(*arguments: str) -> None:

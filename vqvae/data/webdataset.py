@@ -9,7 +9,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from os.path import expanduser
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -83,37 +83,45 @@ class WebDataset(ResizedImages):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._is_open, self.added = False, 0
+        self.added = 0  # shards that are left out, because a run was started without them
 
-    def _open(self) -> None:
-        """Index the shards, once: makes train_shards, val_shards, train, val."""
-        if self._is_open:
-            return
-        self.train_shards = self._shards("urls", self.urls)
-        self.val_shards = [] if self.val_urls is None else self._shards("val_urls", self.val_urls)
-        self.cache = Path(self.cache_dir).expanduser()
-        shards = [*self.train_shards, *self.val_shards]
+    @cached_property
+    def shards(self) -> dict[str, list[Path]]:
+        """Shards of `urls` and `val_urls`, indexed."""
+        found = {"urls": self._named_shards("urls", self.urls)}
+        found["val_urls"] = [] if self.val_urls is None else self._named_shards("val_urls", self.val_urls)
         if distributed.is_main():  # the other ranks read the indices from the cache
-            for shard in tqdm(shards, desc="indexing", unit="shard", disable=None, delay=1):
-                index_file(shard, self.cache)
+            for shard in tqdm(itertools.chain(*found.values()), desc="indexing", unit="shard", disable=None, delay=1):
+                index_file(shard, Path(self.cache_dir).expanduser())
         distributed.barrier()
-        self._class_names = (read_own_text(self.train_shards[0].with_name("classes.txt")) or "").splitlines()
-        self.train = self._whole("train", self.train_shards)
-        if not self._class_names or int(self.train.labels[0]) < 0:
-            self._class_names = [str(label) for label in range(int(self.train.labels.max()) + 1)]
-        self.val = self._whole("val", self.val_shards) if self.val_shards else None
-        self._is_open = True
-        for split in filter(None, (self.train, self.val)):
-            split.read_file = self.read_file  # it depends on what some training images show
+        return found
+
+    @cached_property
+    def train(self) -> ShardSplit:
+        """All images of `urls`."""
+        return self._whole("train", self.shards["urls"], self._listed_names)
+
+    @cached_property
+    def val(self) -> ShardSplit | None:
+        """All images of `val_urls`."""
+        shards = self.shards["val_urls"]
+        return self._whole("val", shards, self._found_names) if shards else None
+
+    @cached_property
+    def _listed_names(self) -> list[str]:
+        return (read_own_text(self.shards["urls"][0].with_name("classes.txt")) or "").splitlines()
+
+    @cached_property
+    def _found_names(self) -> list[str]:
+        if self._listed_names and int(self.train.labels[0]) >= 0:
+            return self._listed_names
+        return [str(label) for label in range(int(self.train.labels.max()) + 1)]
 
     def found_class_names(self) -> list[str]:
-        self._open()
-        return self._class_names
+        return self._found_names
 
     def facts(self) -> dict[str, Any]:
-        self._open()
-        shards = {"urls": self.train_shards, "val_urls": self.val_shards}
-        names = {key: [shard.name for shard in files] for key, files in shards.items()}
+        names = {key: [shard.name for shard in files] for key, files in self.shards.items()}
         unique = all(len(set(files)) == len(files) for files in names.values())
         return {**super().facts(), **({"shards": names} if unique else {})}
 
@@ -123,7 +131,7 @@ class WebDataset(ResizedImages):
             raise UserError("shards are not lists of names")
         super().recall(facts)
 
-    def _shards(self, key: str, urls: str | list[str]) -> list[Path]:
+    def _named_shards(self, key: str, urls: str | list[str]) -> list[Path]:
         """Shards that `urls` names; of a run that goes on, those that it was started on, and others are left out."""
         found = find_shards(f"data.{key}", urls)
         names = self.recalled.get("shards", {}).get(key)
@@ -143,17 +151,16 @@ class WebDataset(ResizedImages):
         return [*super().notes(), *([added] if self.added else [])]
 
     def split(self, name: str) -> Split:
-        self._open()
         train = name == "train"
         split = self.train if train else self.val
         if self.val is None:
             chosen = np.flatnonzero(self._held_out() != train)
             split = self.train.subset(torch.from_numpy(chosen))  # type: ignore[assignment]
         assert split is not None
-        return replace(split, name="train" if train else "val", fingerprint=self._identity(split, train))
+        split = replace(split, name="train" if train else "val", read_file=self.read_file)
+        return replace(split, fingerprint=self._identity(split, train))
 
     def probes(self) -> Iterable[Path | BinaryIO]:
-        self._open()
         for index in probed(self.train):
             yield io.BytesIO(content_of(self.train, index))
 
@@ -164,9 +171,10 @@ class WebDataset(ResizedImages):
         names = (identity(name) for file in self.train.indices for name in read_index(file)["name"])
         return held_out.by_hash(names, self.val_share, self.split_seed)
 
-    def _whole(self, name: str, shards: list[Path]) -> ShardSplit:
+    def _whole(self, name: str, shards: list[Path], class_names: list[str]) -> ShardSplit:
         """Split of all images of some shards. Raises UserError if there are none, or for invalid labels."""
-        labels, places, indices = [], [], [index_file(shard, self.cache) for shard in shards]
+        cache = Path(self.cache_dir).expanduser()
+        labels, places, indices = [], [], [index_file(shard, cache) for shard in shards]
         for number, shard in enumerate(shards):
             table = read_index(indices[number])
             place = np.empty(len(table), PLACE)
@@ -174,7 +182,7 @@ class WebDataset(ResizedImages):
             place["offset"], place["size"] = table["offset"], table["size"]
             places.append(place)
             kinds, inverse = np.unique(table["label"], return_inverse=True)
-            numbers = [self._number(shard, kind) for kind in kinds.tolist()]
+            numbers = [class_number(shard, kind, class_names) for kind in kinds.tolist()]
             labels.append(torch.tensor(numbers, dtype=torch.int64)[torch.from_numpy(inverse)])
         found = torch.cat(labels)
         if not len(found):
@@ -184,24 +192,12 @@ class WebDataset(ResizedImages):
             raise UserError(
                 f"{without} of the {len(found)} images in {shards[0].parent} have no class (.cls): all need one, or none"
             )
-        if name == "val" and not self._class_names:
+        if name == "val" and not class_names:
             found = no_labels(len(found))
         elif name == "val" and without:
             raise UserError("the images of val_urls have no classes (.cls), but those of urls do")
         read_file = partial(read_image, side=self.resize, channels=self.channels)
         return ShardSplit(name, found, "", shards, indices, np.concatenate(places), read_file)
-
-    def _number(self, shard: Path, text: bytes) -> int:
-        """Class number of a written label, -1 for none."""
-        if not text:
-            return -1
-        name, count = text.decode("utf-8", "replace"), len(self._class_names)
-        if text.isdigit() and len(text) < 7 and (not count or int(text) < count):
-            return int(text)  # before names: a class may be called 7 and not be the seventh
-        if name not in self._class_names:
-            classes = f"one of the {count} classes" if count else "a class number, and there is no classes.txt"
-            raise UserError(f"{shard}: the class {printable(name)[:80]} is not {classes}")
-        return self._class_names.index(name)
 
     def _identity(self, split: ShardSplit, train: bool) -> str:
         """Fingerprint: names, sizes and labels of all images, the content of some, and how they are read."""
@@ -213,6 +209,19 @@ class WebDataset(ResizedImages):
         contents = [hashlib.sha256(content_of(split, index)).hexdigest() for index in probed(split)]
         parts = ["webdataset", DECODING, train, self.resize, self.channels, digest.hexdigest(), contents]
         return fingerprint([*parts, *self.reading])
+
+
+def class_number(shard: Path, text: bytes, class_names: list[str]) -> int:
+    """Class number of a written label, -1 for none."""
+    if not text:
+        return -1
+    name, count = text.decode("utf-8", "replace"), len(class_names)
+    if text.isdigit() and len(text) < 7 and (not count or int(text) < count):
+        return int(text)  # before names: a class may be called 7 and not be the seventh
+    if name not in class_names:
+        classes = f"one of the {count} classes" if count else "a class number, and there is no classes.txt"
+        raise UserError(f"{shard}: the class {printable(name)[:80]} is not {classes}")
+    return class_names.index(name)
 
 
 def probed(split: ShardSplit) -> range:
