@@ -12,6 +12,7 @@ import torch
 from conftest import SMALL_CODEBOOK, TINY, call_inside, error_of
 from PIL import Image
 from test_data import CPU, folder, write_image
+from test_strange_images import deep_colors
 
 from vqvae.data.depth import FULL, choose_ranges, look_at
 from vqvae.data.formats import FORMATS, MOST_PIXELS, RASTER, SUFFIXES
@@ -190,8 +191,6 @@ def test_further_pages_and_colors_of_sixteen_bits_are_said(tmp_path: Path) -> No
     for index in range(3):
         pages[0].save(tmp_path / "p" / f"{index}.tif", save_all=True, append_images=pages[1:])
     assert any("3 of 3 images looked at have further pages" in n for n in folder(tmp_path / "p", tmp_path).notes())
-    from test_strange_images import deep_colors
-
     for most, name in ((65535, "bright.png"), (4095, "dark.png")):
         (tmp_path / name).write_bytes(deep_colors(most))
     looked = look_at([tmp_path / "bright.png"], MOST_PIXELS)

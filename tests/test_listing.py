@@ -180,6 +180,13 @@ def test_splits_of_other_names_are_named_by_the_user(tmp_path: Path) -> None:
             folder(root, tmp_path, splits=splits)
 
 
+def test_classes_that_look_like_splits_are_said(tmp_path: Path) -> None:
+    root = fill(tmp_path / "set", "train_set/0.png", "test_set/1.png")
+    assert any("data.splits={test: test_set, train: train_set}" in note for note in folder(root, tmp_path).notes())
+    plain = fill(tmp_path / "plain", "valley/0.png", "contest/1.png")
+    assert folder(plain, tmp_path).notes() == []
+
+
 def test_the_folder_train_alone_holds_a_share_out(tmp_path: Path) -> None:
     root = fill(tmp_path / "set", *(f"train/{name}/{i}.png" for name in ("cat", "dog") for i in range(10)))
     data = folder(root, tmp_path)

@@ -62,6 +62,7 @@ def look_at(files: Iterable[Path | BinaryIO], most_pixels: int) -> Looked:
                 if found is not None and decoded < MOST_DECODED:
                     decoded += 1
                     values = np.asarray(image)
+                    values = values[..., :3] if values.ndim == 3 else values  # no transparency
                     low, high = float(values.min()), float(values.max())
                     if np.isfinite([low, high]).all():
                         found.append((low, high))

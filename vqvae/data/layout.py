@@ -68,6 +68,10 @@ class Layout:
         if self.beside:
             more = ", ..." * (len(self.beside) > 5)
             found.append(f"left out beside the splits: {printable(', '.join(self.beside[:5]))}{more}")
+        alike = {split: name for name in self.class_names for split in NAMES if split in name.lower()}
+        if "train" in alike and len(alike) > 1:
+            named = ", ".join(f"{split}: {printable(name)}" for split, name in alike.items())
+            found.append(f"classes that look like splits: data.splits={{{named}}} would make them splits")
         return found + [note for tree in self._trees.values() for note in tree.notes()]
 
     def _find(self) -> dict[str, Path]:
