@@ -134,14 +134,21 @@ def make(options: argparse.Namespace) -> None:
         raise UserError(f"{root} is not a folder; name the folder that holds the images")
     if out.exists():
         raise UserError(f"{out} exists already: name a new folder")
+    if options.value_range and not options.value_range[0] < options.value_range[1]:
+        raise UserError("--value_range must be two numbers in order")
     if options.shard_mb <= 0 or options.workers < 1 or (options.size is not None and options.size < 1):
         raise UserError("--shard_mb, --size and --workers must be above 0")
     layout = layout_of(options)
     classes, ranges, train = layout.class_names, Ranges(), layout.tree("train")
+    counts = ", ".join(f"{len(layout.tree(name).files):,} {name}" for name in layout.folders)
+    print(f"{counts} images, {len(classes) or 'no'} classes")
+    for note in layout.notes():
+        print(note)
     if broken := [name for name in classes if len(name.splitlines()) != 1]:
         raise UserError(f"the class folder {printable(broken[0])} has a line end in its name: rename it")
     if options.size is not None:
-        ranges = choose_ranges(look_at([train.root / file for file in spread(train.files)], MOST_PIXELS), "auto")
+        looked = look_at([train.root / file for file in spread(train.files)], MOST_PIXELS)
+        ranges = choose_ranges(looked, tuple(options.value_range) if options.value_range else "auto")
     remove_leftovers(out.parent, glob.escape(out.name))
     temporary = temporary_name(out)
     temporary.mkdir(parents=True)
@@ -153,7 +160,7 @@ def make(options: argparse.Namespace) -> None:
     if classes:
         (temporary / "classes.txt").write_text("".join(f"{name}\n" for name in classes), "utf-8")
     temporary.rename(out)
-    print("\n".join([*layout.notes(), *(f"{out}: {line}" for line in lines)]))
+    print("\n".join(f"{out}: {line}" for line in lines))
     validation = next((f" 'data.val_urls={out}/{name}-*.tar'" for name in layout.folders if name != "train"), "")
     print(f"python train.py data=webdataset 'data.urls={out}/train-*.tar'{validation}")
 
@@ -168,6 +175,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--shard_mb", type=float, default=500, help="size of a shard in MB, at most, unless one image is larger (500)"
     )
+    value_range = (
+        "black and white in images of more than 8 bits, with --size; see data.value_range in docs/data.md (auto)"
+    )
+    parser.add_argument("--value_range", nargs=2, type=float, metavar=("LOW", "HIGH"), help=value_range)
     parser.add_argument("--classes", choices=("auto", "off"), default="auto", help="off: no classes (auto)")
     parser.add_argument("--splits", nargs="+", metavar="SPLIT=FOLDER", help="such as train=Training val=Testing")
     parser.add_argument("--workers", type=int, default=1, help="number of processes that read and resize (1)")

@@ -13,6 +13,7 @@ from conftest import SMALL_CODEBOOK, TINY, call_inside, error_of
 from PIL import Image
 from test_data import CPU, folder, write_image
 from test_strange_images import deep_colors
+from test_webdataset import make, shards
 
 from vqvae.data.depth import FULL, choose_ranges, look_at
 from vqvae.data.formats import FORMATS, MOST_PIXELS, RASTER, SUFFIXES
@@ -166,6 +167,14 @@ def test_a_range_of_the_user_clips_and_says_so(tmp_path: Path) -> None:
     assert any("values outside are clipped" in note for note in data.notes())
     plain = folder(root, tmp_path, value_range=[0, 2000]).split("train").fingerprint
     assert plain != folder(root, tmp_path, value_range=[0, 1000]).split("train").fingerprint
+
+
+def test_resized_shards_hold_the_values_that_the_folder_reads(tmp_path: Path) -> None:
+    root = write_values(tmp_path / "p", ramp(3000, "i4", -1000))
+    make(str(root), str(tmp_path / "out"), "--size", "16", "--value_range", "0", "1000")
+    packed = shards(f"{tmp_path}/out/train-*.tar", tmp_path, image_size=16, resize=16).train
+    data = folder(root, tmp_path, image_size=16, resize=16, value_range=[0, 1000])
+    assert all(torch.equal(packed.read(index), data.load(root / f"{index}.tif")) for index in range(4))
 
 
 @pytest.mark.parametrize("wrong", [[1, 0], [0, 0], [0, float("inf")], "12 bits"])

@@ -197,6 +197,17 @@ def test_only_plain_files_inside_the_archive_are_read(tmp_path: Path, caplog: py
     assert sorted(p for p in tmp_path.rglob("*") if "cache" not in str(p)) == before
 
 
+def test_samples_without_an_image_are_counted_and_hidden_folders_are_no_samples(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    members = {"0.png": png(0), "1.heic": b"", "1.cls": b"0", "2.txt": b"", ".ipynb_checkpoints/0.png": png(1)}
+    tar_of(tmp_path / "t.tar", dict(members))
+    with caplog.at_level(logging.WARNING):
+        data = shards(str(tmp_path / "t.tar"), tmp_path / "cache")
+    assert len(data.train) == 1
+    assert "t.tar: skipped 2 samples without an image that is read, such as 1.heic" in caplog.text
+
+
 def test_an_image_that_cannot_be_read_is_named_counted_and_replaced(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -110,7 +110,8 @@ class Folder(ResizedImages):
         return [tree.root / file for file in spread(tree.files)]
 
     def notes(self) -> list[str]:
-        return [*self.layout.notes(), *super().notes()]
+        alone = f"validation is held out of train: data.val_share={self.val_share}, data.held_out={self.held_out}"
+        return [*self.layout.notes(), *([alone] if len(self.layout.folders) == 1 else []), *super().notes()]
 
     def _held_out(self, files: list[str]) -> np.ndarray:
         """bool (n,), True for the files of validation."""

@@ -21,7 +21,7 @@ import numpy as np
 from vqvae.data.base import fingerprint
 from vqvae.data.cache import claim
 from vqvae.data.formats import SUFFIXES
-from vqvae.data.tree import printable
+from vqvae.data.tree import is_hidden, printable
 from vqvae.errors import UserError
 from vqvae.storage.files import write_bytes
 
@@ -40,6 +40,7 @@ class Rows:
     names: list[bytes] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    without_image: list[str] = field(default_factory=list)
 
     def table(self) -> np.ndarray:
         """Structured array of offset, size, name (UTF-8) and label (UTF-8, empty for none)."""
@@ -113,12 +114,15 @@ def scan(shard: Path) -> np.ndarray:
         log.warning(
             "%s: skipped %d members that are links, devices or lead out of it, %s", shard, len(rows.left_out), shown
         )
+    if rows.without_image:
+        shown = f"such as {printable(rows.without_image[0])[:80]}"
+        log.warning("%s: skipped %d samples without an image that is read, %s", shard, len(rows.without_image), shown)
     return rows.table()
 
 
 def collect(tar: tarfile.TarFile, rows: Rows) -> None:
     """Go through the members. Consecutive members with one key are one sample with one image."""
-    current, label, image = "", "", None
+    current, label, image, name = "", "", None, ""
     while (member := tar.next()) is not None:
         tar.members.clear()  # type: ignore[attr-defined]  # else it keeps every member in memory
         if member.isdir():
@@ -128,20 +132,23 @@ def collect(tar: tarfile.TarFile, rows: Rows) -> None:
             rows.left_out.append(member.name)
             continue
         match = SAMPLE.match(member.name)
-        if match is None:
+        if match is None or any(map(is_hidden, path.parts[:-1])):
             continue
         key, extension = match[1], match[2].lower()
         if key != current:
-            add(rows, image, label)
-            current, label, image = key, "", None
+            add(rows, image, label, name)
+            current, label, image, name = key, "", None, member.name
         if f".{extension}" in SUFFIXES and image is None:
             image = member
         elif extension == "cls" or (extension == "json" and not label):
             label = read_label(tar, member, extension) or label
-    add(rows, image, label)
+    add(rows, image, label, name)
 
 
-def add(rows: Rows, image: tarfile.TarInfo | None, label: str) -> None:
+def add(rows: Rows, image: tarfile.TarInfo | None, label: str, name: str) -> None:
+    """Take down a sample, whose first member is `name`; empty before the first sample."""
+    if image is None and name:
+        rows.without_image.append(name)
     if image is not None:
         rows.offsets.append(image.offset_data)
         rows.sizes.append(image.size)
