@@ -58,7 +58,7 @@ def describe(annotation: Any) -> str:
         length = fixed_length(annotation)
         return f"a list of {f'{length} items' if length else 'items'}, each {describe(arguments[0])}"
     if origin is dict:
-        return f"names, each with {describe(arguments[-1])}"
+        return f"pairs of a name and {describe(arguments[-1])}"
     if arguments:
         return " or ".join(describe(member) for member in arguments if getattr(member, "__name__", "") != "Tensor")
     if isinstance(annotation, type) and annotation not in NAMES:
