@@ -11,9 +11,9 @@ import json
 import logging
 import os
 import re
-import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 from urllib.parse import quote, unquote_to_bytes
 
 import numpy as np
@@ -21,6 +21,7 @@ import numpy as np
 from vqvae.data.base import fingerprint
 from vqvae.data.cache import claim
 from vqvae.data.formats import SUFFIXES
+from vqvae.data.tar import Damaged, Member, members
 from vqvae.data.tree import is_hidden, printable
 from vqvae.errors import UserError
 from vqvae.storage.files import write_bytes
@@ -28,6 +29,8 @@ from vqvae.storage.files import write_bytes
 INDEX_FORMAT = 2
 SAMPLE = re.compile(r"^((?:.*/|)[^./]+)[.]([^/]*)$")  # key, extension, as WebDataset splits names
 MOST_LABEL_BYTES = 2**16  # of a .cls or .json
+MOST_IMAGE_BYTES = 2**31
+MOST_SHOWN = 80  # characters of a name in a message
 log = logging.getLogger(__name__)
 
 
@@ -38,17 +41,33 @@ class Rows:
     offsets: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     names: list[bytes] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
+    labels: list[bytes] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)  # the beginnings of names
     without_image: list[str] = field(default_factory=list)
 
     def table(self) -> np.ndarray:
         """Structured array of offset, size, name (UTF-8) and label (UTF-8, empty for none)."""
-        labels = [label.encode() for label in self.labels]
-        kinds = [f"S{max(1, *map(len, texts))}" if texts else "S1" for texts in (self.names, labels)]
-        table = np.empty(len(self.offsets), [("offset", "i8"), ("size", "i8"), ("name", kinds[0]), ("label", kinds[1])])
-        table["offset"], table["size"], table["name"], table["label"] = self.offsets, self.sizes, self.names, labels
+        kinds = [
+            ("offset", "i8"),
+            ("size", "i8"),
+            ("name", f"S{longest(self.names)}"),
+            ("label", f"S{longest(self.labels)}"),
+        ]
+        table = np.empty(len(self.offsets), kinds)
+        table["offset"], table["size"], table["name"], table["label"] = (
+            self.offsets,
+            self.sizes,
+            self.names,
+            self.labels,
+        )
         return table
+
+    def bytes_of_table(self) -> int:
+        return len(self.offsets) * (16 + longest(self.names) + longest(self.labels))
+
+
+def longest(texts: list[bytes]) -> int:
+    return max(map(len, texts), default=0) or 1
 
 
 def index_file(shard: Path, cache_dir: Path) -> Path:
@@ -94,42 +113,36 @@ def member_key(file: str) -> str:
 
 def scan(shard: Path) -> np.ndarray:
     """Read the headers and labels of all members. Returns the table of `Rows.table`."""
-    rows = Rows()
+    rows, size = Rows(), shard.stat().st_size
     try:
-        with tarfile.open(shard, "r:") as tar:
-            collect(tar, rows)
-            end = tar.offset
-    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        reason = str(error) or type(error).__name__
-        raise UserError(f"{shard} is not a complete, uncompressed tar ({reason}): copy or make it again") from error
-    with shard.open("rb") as file:
-        file.seek(end)
-        block = file.read(tarfile.BLOCKSIZE)
-    if len(block) < tarfile.BLOCKSIZE or any(block):  # tarfile takes this for the end of the archive
-        raise UserError(f"{shard} is cut off or damaged at byte {end}: copy or make it again")
+        with shard.open("rb") as file:
+            collect(file, rows)
+    except Damaged as error:
+        if error.place:
+            raise UserError(
+                f"{shard} is cut off or damaged at byte {error.place} ({error}): copy or make it again"
+            ) from error
+        raise UserError(f"{shard} is not a complete, uncompressed tar ({error}): copy or make it again") from error
+    if rows.bytes_of_table() > size:  # every row is as long as the longest
+        raise UserError(f"{shard} has names or labels that are far too long: copy or make it again")
     if rows.left_out:
-        shown = f"such as {printable(rows.left_out[0])[:80]}"
+        shown = f"such as {printable(rows.left_out[0])[:MOST_SHOWN]}"
         log.warning(
             "%s: skipped %d members that are links, devices or lead out of it, %s", shard, len(rows.left_out), shown
         )
     if rows.without_image:
-        shown = f"such as {printable(rows.without_image[0])[:80]}"
+        shown = f"such as {printable(rows.without_image[0])[:MOST_SHOWN]}"
         log.warning("%s: skipped %d samples without an image that is read, %s", shard, len(rows.without_image), shown)
     return rows.table()
 
 
-def collect(tar: tarfile.TarFile, rows: Rows) -> None:
+def collect(file: BinaryIO, rows: Rows) -> None:
     """Go through the members. Consecutive members with one key are one sample with one image."""
     current, label, image, name = "", "", None, ""
-    while (member := tar.next()) is not None:
-        tar.members.clear()  # type: ignore[attr-defined]  # else it keeps every member in memory
-        if member.isdir():
-            continue
+    for member in members(file):
         path = PurePosixPath(member.name)
-        if not member.isreg() or member.issparse() or path.is_absolute() or ".." in path.parts:
-            rows.left_out.append(member.name)
+        if not member.plain or path.is_absolute() or ".." in path.parts:
+            rows.left_out.append(member.name[:MOST_SHOWN])
             continue
         match = SAMPLE.match(member.name)
         if match is None or any(map(is_hidden, path.parts[:-1])):
@@ -141,26 +154,25 @@ def collect(tar: tarfile.TarFile, rows: Rows) -> None:
         if f".{extension}" in SUFFIXES and image is None:
             image = member
         elif extension == "cls" or (extension == "json" and not label):
-            label = read_label(tar, member, extension) or label
+            label = read_label(file, member, extension) or label
     add(rows, image, label, name)
 
 
-def add(rows: Rows, image: tarfile.TarInfo | None, label: str, name: str) -> None:
+def add(rows: Rows, image: Member | None, label: str, name: str) -> None:
     """Take down a sample, whose first member is `name`; empty before the first sample."""
     if image is None and name:
-        rows.without_image.append(name)
+        rows.without_image.append(name[:MOST_SHOWN])
     if image is not None:
-        rows.offsets.append(image.offset_data)
+        rows.offsets.append(image.offset)
         rows.sizes.append(image.size)
         rows.names.append(image.name.encode("utf-8", "surrogateescape"))
-        rows.labels.append(label)
+        rows.labels.append(label.encode("utf-8", "replace"))
 
 
-def read_label(tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str) -> str:
+def read_label(file: BinaryIO, member: Member, extension: str) -> str:
     """Label as written in a .cls file, or in `cls` or `label` of a .json file; empty if there is none."""
-    stream = tar.extractfile(member)
-    assert stream is not None, "a plain file"
-    text = stream.read(MOST_LABEL_BYTES).decode("utf-8", "replace").strip()
+    file.seek(member.offset)
+    text = file.read(min(member.size, MOST_LABEL_BYTES)).decode("utf-8", "replace").strip()
     if extension == "cls":
         return text
     try:
@@ -172,7 +184,9 @@ def read_label(tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str) ->
 
 
 def read_bytes(shard: Path, offset: int, size: int) -> bytes:
-    """Read `size` bytes at `offset`. Raises OSError if the shard has fewer."""
+    """Read `size` bytes at `offset`. Raises OSError if the shard has fewer, or that is more than any image has."""
+    if not 0 <= size <= MOST_IMAGE_BYTES or offset < 0:
+        raise OSError(f"{shard} has an image of {size} bytes")
     with shard.open("rb") as file:
         file.seek(offset)
         data = file.read(size)
