@@ -13,6 +13,7 @@ from vqvae.config.program import entry_point, typed_overrides, without_places
 from vqvae.config.sweep import in_sweep, job_folder
 from vqvae.errors import UserError
 from vqvae.surroundings.own_folder import own_folder
+from vqvae.surroundings.terminal import printable
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def main(cfg: Any) -> float | None:
             where = f"with run_dir={folder.path} and the same overrides " if folder else ""
             if distributed.is_main():
                 with suppress(OSError):  # the terminal is closed
-                    sys.stderr.write(f"{stopped}; python train.py {where}continues\n")
+                    sys.stderr.write(printable(f"{stopped}; python train.py {where}continues") + "\n")
             stop.exit()
         finally:
             distributed.shutdown()

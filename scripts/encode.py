@@ -12,6 +12,7 @@ from vqvae.config.program import entry_point
 from vqvae.config.types import fits
 from vqvae.errors import UserError
 from vqvae.surroundings.own_folder import own_folder
+from vqvae.surroundings.terminal import say
 
 
 @entry_point("encode")
@@ -37,7 +38,7 @@ def main(cfg: Any) -> None:
             store = run.code_store(tokenizer, split)
             if distributed.is_main():
                 sizes = f"maps of {store.code_shapes}, codebooks of {store.codebook_sizes}"
-                print(f"{store.path}: {len(store)} images, {sizes}")
+                say(f"{store.path}: {len(store)} images, {sizes}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from vqvae.config.types import mistake_in
 from vqvae.errors import UserError, suggest
 from vqvae.ranges import CountOrZero
 from vqvae.surroundings.own_folder import own_folder
+from vqvae.surroundings.terminal import say
 
 
 @entry_point("evaluate")
@@ -51,7 +52,7 @@ def main(cfg: Any) -> None:
         file = Path(cfg.out or run.folder.path / f"evaluation_{cfg.split}.json")
         write_json(file, {**about, "figures": reported})
         print_figures(f"{cfg.run_dir}, {about['items']} items of split '{about['split']}'", reported)
-        print(f"\nwritten to {file}")
+        say(f"\nwritten to {file}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from vqvae.config.compose import check_keys_of, plain, resolve
 from vqvae.config.program import entry_point
 from vqvae.surroundings.own_folder import own_folder
+from vqvae.surroundings.terminal import say
 
 
 @entry_point("export")
@@ -26,7 +27,7 @@ def main(cfg: Any) -> None:
 
     set_up_process(cfg.device)
     run = Run(RunFolder.load(cfg.run_dir, list(cfg.allow_targets), places=plain(cfg.data)))
-    print("\n".join(export_run(run, Path(cfg.out or run.folder.path / "export"))))
+    say("\n".join(export_run(run, Path(cfg.out or run.folder.path / "export"))))
 
 
 if __name__ == "__main__":

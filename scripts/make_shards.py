@@ -35,9 +35,10 @@ with own_folder():  # torch finds no code in the current one
     from vqvae.data.images import read_image
     from vqvae.data.layout import Layout
     from vqvae.data.shards import member_key
-    from vqvae.data.tree import Tree, printable
+    from vqvae.data.tree import Tree
     from vqvae.errors import UserError
     from vqvae.storage.files import remove_leftovers, temporary_name
+    from vqvae.surroundings.terminal import printable, say
 
 FORMAT = tarfile.GNU_FORMAT  # names of any length
 CHANNELS = 3  # of resized images; gray ones are unchanged when read with one channel
@@ -141,9 +142,9 @@ def make(options: argparse.Namespace) -> None:
     layout = layout_of(options)
     classes, ranges, train = layout.class_names, Ranges(), layout.tree("train")
     counts = ", ".join(f"{len(layout.tree(name).files):,} {name}" for name in layout.folders)
-    print(f"{counts} images, {len(classes) or 'no'} classes")
+    say(f"{counts} images, {len(classes) or 'no'} classes")
     for note in layout.notes():
-        print(note)
+        say(note)
     if broken := [name for name in classes if len(name.splitlines()) != 1]:
         raise UserError(f"the class folder {printable(broken[0])} has a line end in its name: rename it")
     if options.size is not None:
@@ -160,9 +161,9 @@ def make(options: argparse.Namespace) -> None:
     if classes:
         (temporary / "classes.txt").write_text("".join(f"{name}\n" for name in classes), "utf-8")
     temporary.rename(out)
-    print("\n".join(f"{out}: {line}" for line in lines))
+    say("\n".join(f"{out}: {line}" for line in lines))
     validation = next((f" 'data.val_urls={out}/{name}-*.tar'" for name in layout.folders if name != "train"), "")
-    print(f"python train.py data=webdataset 'data.urls={out}/train-*.tar'{validation}")
+    say(f"python train.py data=webdataset 'data.urls={out}/train-*.tar'{validation}")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -186,7 +187,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         make(options)
     except (UserError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(printable(f"error: {error}") + "\n")
         raise SystemExit(2) from None
 
 

@@ -62,6 +62,7 @@ ALLOWED = {
     | LAYERS,
     "export": {"surroundings", "config", "data", "distributed", "errors", "inference", "run", "storage"} | LAYERS,
     "sampling": {
+        "surroundings",
         "config",
         "data",
         "distributed",

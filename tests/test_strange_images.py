@@ -19,8 +19,9 @@ from test_data import CPU, folder, write_image
 from vqvae.data.formats import SUFFIXES
 from vqvae.data.images import read_image
 from vqvae.data.loader import ItemLoader
-from vqvae.data.tree import list_tree, printable
+from vqvae.data.tree import list_tree
 from vqvae.sampling.sources import names_in
+from vqvae.surroundings.terminal import printable
 
 SIDE = 16
 GRAYS = np.arange(256, dtype=np.uint8).reshape(SIDE, SIDE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import multiprocessing
 import os
 import signal
@@ -21,6 +22,7 @@ from omegaconf import DictConfig, open_dict
 from vqvae.config.compose import CONFIGS, check_group_choices
 from vqvae.config.messages import user_message
 from vqvae.config.sweep import in_sweep, own_folder, record_job
+from vqvae.surroundings.terminal import PrintableFormatter, printable
 
 PLACES = ("data.root=", "data.urls=", "data.val_urls=", "data.most_unreadable=", "data.most_pixels=")
 RANK_0_SPEAKS_SECONDS = 3
@@ -51,6 +53,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
             return result
 
         def program() -> None:
+            if logging.lastResort is not None:  # what programs without a log say
+                logging.lastResort.setFormatter(PrintableFormatter())
             os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then raises errors instead of printing them
             try:
                 check_group_choices(sys.argv[1:])
@@ -118,7 +122,7 @@ def end_job_of_sweep(error: Exception, message: str | None) -> None:
 
 
 def one_line(message: str) -> str:
-    return " ".join(message.split())
+    return printable(" ".join(message.split()))
 
 
 def typed_overrides() -> list[str]:

@@ -19,10 +19,11 @@ from vqvae.data.base import Items, Split, Whole, fingerprint
 from vqvae.data.formats import SUFFIXES
 from vqvae.data.images import ResizedImages
 from vqvae.data.layout import Layout
-from vqvae.data.tree import Tree, printable
+from vqvae.data.tree import Tree
 from vqvae.errors import UserError
 from vqvae.ranges import checked
 from vqvae.storage.files import digest
+from vqvae.surroundings.terminal import printable
 
 CONTENT_PROBES = 64  # files whose content is part of the fingerprint, with the name and size of all
 DECODING = 2  # part of the fingerprint; raise it when the same files decode to different pixels

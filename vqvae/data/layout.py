@@ -6,8 +6,9 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from vqvae.data.tree import Tree, is_hidden, kind_of, list_tree, printable
+from vqvae.data.tree import Tree, is_hidden, kind_of, list_tree
 from vqvae.errors import UserError
+from vqvae.surroundings.terminal import printable
 
 NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 

@@ -22,9 +22,10 @@ from vqvae.data.base import fingerprint
 from vqvae.data.cache import claim
 from vqvae.data.formats import SUFFIXES
 from vqvae.data.tar import Damaged, Member, members
-from vqvae.data.tree import is_hidden, printable
+from vqvae.data.tree import is_hidden
 from vqvae.errors import UserError
 from vqvae.storage.files import write_bytes
+from vqvae.surroundings.terminal import printable
 
 INDEX_FORMAT = 2
 SAMPLE = re.compile(r"^((?:.*/|)[^./]+)[.]([^/]*)$")  # key, extension, as WebDataset splits names

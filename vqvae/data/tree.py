@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vqvae.data.cache import MARK
 from vqvae.errors import UserError
+from vqvae.surroundings.terminal import printable
 
 SYSTEM_FOLDERS = {
     "__macosx",
@@ -163,8 +164,3 @@ def is_run(folder: Path, entries: list[os.DirEntry[str]]) -> bool:
     except OSError:
         return False
     return b"_target_: vqvae." in text and b"run_dir:" in text
-
-
-def printable(name: str) -> str:
-    """File name with line ends, escapes and undecodable bytes escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

@@ -26,10 +26,10 @@ from vqvae.data.base import Split, fingerprint, no_labels
 from vqvae.data.folder import CONTENT_PROBES, DECODING
 from vqvae.data.images import ResizedImages, read_image
 from vqvae.data.shards import identity, index_file, read_bytes, read_index
-from vqvae.data.tree import printable
 from vqvae.errors import UserError
 from vqvae.ranges import checked
 from vqvae.storage.files import read_own_text
+from vqvae.surroundings.terminal import printable
 
 MOST_SHARDS = 100_000
 REMOTE = re.compile(r"^(pipe(?=:)|[a-z][a-z0-9+.-]+(?=://))", re.IGNORECASE)

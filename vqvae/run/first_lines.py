@@ -11,9 +11,9 @@ from torch import nn
 
 from vqvae import distributed
 from vqvae.config.build import build
-from vqvae.data.tree import printable
 from vqvae.model import VQVAE
 from vqvae.run.run import Run
+from vqvae.surroundings.terminal import printable
 from vqvae.training.hardware import choose_precision
 from vqvae.training.settings import TrainerConfig
 

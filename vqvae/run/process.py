@@ -10,6 +10,7 @@ import torch
 from vqvae import __version__, distributed
 from vqvae.run.folder import RunFolder
 from vqvae.surroundings.own_folder import shield_children
+from vqvae.surroundings.terminal import PrintableFormatter
 from vqvae.training.hardware import keep_freed_memory
 
 log = logging.getLogger(__name__)
@@ -30,10 +31,9 @@ def set_up_logging(folder: RunFolder) -> None:
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if distributed.is_main():
         handlers.append(logging.FileHandler(folder.path / "train.log"))
-    level = logging.INFO if distributed.is_main() else logging.WARNING
-    logging.basicConfig(
-        level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers, force=True
-    )
+    for handler in handlers:
+        handler.setFormatter(PrintableFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO if distributed.is_main() else logging.WARNING, handlers=handlers, force=True)
     log.info("run folder: %s (vqvae %s)", folder.path, __version__)
     for note in folder.notes:
         log.info("%s %s", folder.path, note)

@@ -24,6 +24,7 @@ from vqvae.run.run import Run
 from vqvae.run.tables import table
 from vqvae.stages.autoencoder import AutoencoderStage
 from vqvae.storage.files import path_part, write_json
+from vqvae.surroundings.terminal import say
 from vqvae.training.hardware import RATE, SECONDS
 from vqvae.training.logger import is_number, read_lines
 
@@ -59,7 +60,7 @@ def print_figures(title: str, reported: dict[str, dict[str, Any]]) -> None:
     for name, entry in reported.items():
         sections.setdefault(name.split("/")[0], []).append([name, entry["value"]])
     rows = [row for section in sections.values() for row in (["", ""], *section)]
-    print(f"\n{title}\n{table(['figure', 'value'], rows)}")
+    say(f"\n{title}\n{table(['figure', 'value'], rows)}")
 
 
 def summarize(run: Run, trained: TrainedModel) -> float | None:
@@ -93,8 +94,8 @@ def summarize(run: Run, trained: TrainedModel) -> float | None:
     print_figures(f"{folder.path}, on its validation set", reported)
     for split, count in unreadable.items():
         if count:
-            print(f"{count} items of the split '{split}' could not be read: others took their place, see train.log")
-    print("\nlook at:\n" + "\n".join(f"  {path}" for path in looks))
+            say(f"{count} items of the split '{split}' could not be read: others took their place, see train.log")
+    say("\nlook at:\n" + "\n".join(f"  {path}" for path in looks))
     monitors = ("prior/bits_per_code", "prior/bits_per_code_bound", AutoencoderStage.monitor)
     return next((metrics[name] for name in monitors if name in metrics), None)
 

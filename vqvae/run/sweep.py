@@ -17,6 +17,7 @@ from vqvae.metrics.renames import rename
 from vqvae.run.tables import table
 from vqvae.storage.files import write_bytes
 from vqvae.surroundings.own_folder import own_folder
+from vqvae.surroundings.terminal import say
 
 
 class SweepSummary(Callback):
@@ -46,8 +47,8 @@ class SweepSummary(Callback):
         shown = shown_columns(columns)
         cells = [[labels.get(row["job"], row["job"]), *(row.get(c, "") for c in shown)] for row in rows]
         counts = f"{len(rows) - len(failed)} finished jobs" + (f" and {len(failed)} failed" if failed else "")
-        print(f"\n{counts} in {base}\n{table(['job', *(c.split('/')[-1] for c in shown)], cells)}")
-        print(f"all figures: {base / 'summary.csv'}")
+        say(f"\n{counts} in {base}\n{table(['job', *(c.split('/')[-1] for c in shown)], cells)}")
+        say(f"all figures: {base / 'summary.csv'}")
 
 
 def shown_columns(columns: list[str]) -> list[str]:

@@ -14,6 +14,7 @@ from vqvae.priors.sampling import Known
 from vqvae.sampling.classes import choose_labels
 from vqvae.sampling.job import Job, paint
 from vqvae.sampling.sources import names_in, read_named
+from vqvae.surroundings.terminal import say
 
 HALVES = {  # name -> the data dim, counted from the last, and whether it is the second half
     "left_half": (1, False),
@@ -48,7 +49,7 @@ def complete(job: Job) -> None:
     if settings["singles"]:
         job.write_singles([f"{seed:06d}" for seed in job.seeds], items)
     count, every = sum(int(mask.sum()) for mask in kept), sum(mask.numel() for mask in kept)
-    print(
+    say(
         f"original, masked, reconstruction, and {n} completions that keep {count} of {every} codes: {png}\n"
         f"images, their codes, and those that were given and kept: {file}"
     )

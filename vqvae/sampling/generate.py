@@ -12,6 +12,7 @@ from torch import Tensor
 from vqvae.sampling.classes import choose_labels
 from vqvae.sampling.frames import Frames, render, write_gif
 from vqvae.sampling.job import Drawn, Job, join
+from vqvae.surroundings.terminal import say
 
 SHARD = 10_000  # samples of a file, or a few more, because chunks are not divided
 MOST_SHOWN = 1_000  # samples in the grid
@@ -39,12 +40,12 @@ def generate(job: Job) -> None:
         files.append(pending.result())
     png = job.write_images("grid.png", torch.cat(shown), columns)
     of_them = f" ({len(chosen):,} of them)" if len(chosen) < n else ""
-    print(f"{n:,} samples: {png}{of_them}")
-    print(f"images and codes: {files[0]}" + (f" .. {files[-1].name}" if len(files) > 1 else ""))
+    say(f"{n:,} samples: {png}{of_them}")
+    say(f"images and codes: {files[0]}" + (f" .. {files[-1].name}" if len(files) > 1 else ""))
     if frames is not None:
         file = job.out / "progress.gif"
         write_gif(file, render(frames, job, min(settings["columns"], frames.count)))
-        print(f"how the first {frames.count} came about: {file}")
+        say(f"how the first {frames.count} came about: {file}")
 
 
 def write(job: Job, start: int, labels: Tensor, items: Tensor, codes: list[Tensor]) -> Path:

@@ -10,6 +10,7 @@ from vqvae.images import to_uint8
 from vqvae.inference.trained_model import TrainedModel
 from vqvae.sampling.job import Job
 from vqvae.sampling.sources import names_in, read_named
+from vqvae.surroundings.terminal import say
 
 
 def interpolate(job: Job) -> None:
@@ -24,7 +25,7 @@ def interpolate(job: Job) -> None:
     file = job.write_arrays("interpolation.npz", items=path, ends=ends)
     if job.settings["singles"]:
         job.write_singles([f"{i:03d}" for i in range(len(path))], path)
-    print(
+    say(
         f"an original, its reconstruction, {n} images between, and the other's reconstruction and original: {png}\n"
         f"all but the originals, and these as `ends`: {file}"
     )

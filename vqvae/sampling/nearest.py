@@ -16,6 +16,7 @@ from vqvae.inference.trained_model import TrainedModel
 from vqvae.run.run import Run
 from vqvae.sampling.classes import choose_labels
 from vqvae.sampling.job import Job
+from vqvae.surroundings.terminal import say
 
 NEIGHBORS = 3  # shown of each sample, by either distance
 HELD_OUT = 256  # validation images that samples are compared with, spread over the split
@@ -63,9 +64,9 @@ def nearest(job: Job) -> None:
     maps = {f"codes_{m}": drawn for m, drawn in enumerate(samples.codes)}
     file = job.write_arrays("nearest.npz", items=samples.items, labels=labels, seeds=job.seeds, **maps, **arrays)
     every = sum(m[0].numel() for m in codes)
-    print(f"rows of sample, {NEIGHBORS} nearest training images by codes, and by pixels: {png}\nnumbers: {file}")
-    print(verdict(f"codes that differ, of {every}", neighbors["codes"].distances[:, 0], n))
-    print(verdict("root mean squared error of values 0 .. 255", neighbors["pixels"].distances[:, 0], n))
+    say(f"rows of sample, {NEIGHBORS} nearest training images by codes, and by pixels: {png}\nnumbers: {file}")
+    say(verdict(f"codes that differ, of {every}", neighbors["codes"].distances[:, 0], n))
+    say(verdict("root mean squared error of values 0 .. 255", neighbors["pixels"].distances[:, 0], n))
 
 
 def verdict(unit: str, distances: Tensor, samples: int) -> str:

@@ -17,6 +17,7 @@ from vqvae.run.tables import table
 from vqvae.sampling.job import Job
 from vqvae.sampling.sources import read_many
 from vqvae.storage.files import write_bytes
+from vqvae.surroundings.terminal import say
 
 MOST_SHOWN = 64  # images in the PNG, and lines of the table
 
@@ -33,18 +34,18 @@ def reconstruct(job: Job) -> None:
         if len(rows) - len(names) < MOST_SHOWN:
             shown.append(torch.stack([items, to_uint8(x_hat)], dim=1).flatten(0, 1))  # (2 b, C, *S)
     for line in skipped[:MOST_SHOWN]:
-        print(f"skipped {line}")
+        say(f"skipped {line}")
     if not rows:
         raise UserError(f"folder={job.settings['folder']} holds no file that can be read ({len(skipped)} skipped)")
     text = io.StringIO()
     csv.writer(text).writerows([("image", "psnr_db"), *rows])
-    print(table(["image", "psnr_db"], [list(row) for row in rows[:MOST_SHOWN]]))
+    say(table(["image", "psnr_db"], [list(row) for row in rows[:MOST_SHOWN]]))
     columns = 2 * max(1, min(job.settings["columns"] // 2, len(rows)))
     png = job.write_images("reconstructions.png", torch.cat(shown)[: 2 * MOST_SHOWN], columns)
     write_bytes(job.out / "psnr.csv", text.getvalue().encode())
     mean = sum(psnr for _, psnr in rows) / len(rows)
-    print(f"mean PSNR of {len(rows)} images: {mean:.2f} dB, {len(skipped)} files skipped")
-    print(f"originals and reconstructions, side by side: {png}\nall PSNRs: {job.out / 'psnr.csv'}")
+    say(f"mean PSNR of {len(rows)} images: {mean:.2f} dB, {len(skipped)} files skipped")
+    say(f"originals and reconstructions, side by side: {png}\nall PSNRs: {job.out / 'psnr.csv'}")
 
 
 def chunks(images: Iterable[tuple[str, Tensor | OSError]], skipped: list[str]) -> Iterator[tuple[list[str], Tensor]]:

@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 from vqvae import distributed
 from vqvae.data.items import center_crop
-from vqvae.data.tree import list_tree, printable
+from vqvae.data.tree import list_tree
 from vqvae.errors import UserError
 from vqvae.run.run import Run
+from vqvae.surroundings.terminal import printable, say
 
 
 def names_in(image: Any) -> list[str]:
@@ -61,7 +62,7 @@ def read_many(run: Run, folder: str | None, count: int | None) -> Iterator[tuple
         if not tree.files:
             raise UserError("; ".join([f"folder={folder} holds no files that can be read", *tree.notes()]))
         for note in tree.notes():
-            print(note)
+            say(note)
         readers = [(printable(file), partial(run.data.load, root / file)) for file in tree.files]
     for name, read in tqdm(readers[:count], desc="reconstructing", unit="image", disable=distributed.bar_hidden()):
         try:

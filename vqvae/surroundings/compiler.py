@@ -31,14 +31,12 @@ def private_folder() -> Path:
     """A folder in the user's cache that nobody else can write; where there can be none, a new one for this process."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "vqvae" / "compiled"
     with contextlib.suppress(OSError):
+        if not folder.is_absolute():
+            raise FileNotFoundError
         folder.parent.parent.mkdir(parents=True, exist_ok=True)
         for made in (folder.parent, folder):
             made.mkdir(mode=0o700, exist_ok=True)
-        if (
-            folder.is_absolute()
-            and all(map(is_private, (folder.parent, folder)))
-            and os.access(folder, os.W_OK | os.X_OK)
-        ):
+        if all(map(is_private, (folder.parent, folder))) and os.access(folder, os.W_OK | os.X_OK):
             return folder
     folder = Path(tempfile.mkdtemp(prefix="vqvae-compiled-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

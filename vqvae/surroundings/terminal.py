@@ -1,0 +1,27 @@
+"""Text for a terminal: names out of files and data are shown, and steer nothing."""
+
+from __future__ import annotations
+
+import logging
+
+
+def printable(name: str) -> str:
+    """A text in one line with line ends, terminal escapes, marks of direction and undecodable bytes written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def printable_lines(text: str) -> str:
+    """The same for a text of several lines, which stay lines."""
+    return "\n".join(printable(line) for line in text.replace("\t", "    ").split("\n"))
+
+
+def say(text: str) -> None:
+    """Print lines that may hold names."""
+    print(printable_lines(text))
+
+
+class PrintableFormatter(logging.Formatter):
+    """Formats every record for a terminal, and for a log that somebody reads in one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
