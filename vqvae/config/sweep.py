@@ -101,10 +101,21 @@ def record_job(error: str | None) -> None:
 
 def read_jobs(sweep: Path) -> list[Job]:
     """The recorded jobs of a sweep's folder."""
-    records = {
-        path.name.removesuffix(SUFFIX): json.loads(path.read_text()) for path in sorted(sweep.glob(f"*{SUFFIX}"))
-    }
-    return [Job(name, record["overrides"], record["error"]) for name, record in records.items()]
+    jobs = (read_job(path) for path in sorted(sweep.glob(f"*{SUFFIX}")))
+    return [job for job in jobs if job is not None]
+
+
+def read_job(path: Path) -> Job | None:
+    """A record written by `record_job`; None for another file of such a name."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or record.keys() != {"overrides", "error"}:
+        return None
+    overrides, error = record["overrides"], record["error"]
+    good = isinstance(overrides, list) and all(isinstance(one, str) for one in overrides)
+    return Job(path.name.removesuffix(SUFFIX), overrides, error) if good and isinstance(error, str | None) else None
 
 
 class ExitCode(Callback):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from vqvae import distributed
 from vqvae.config.build import build
@@ -24,6 +25,7 @@ from vqvae.run.lock import NAME as LOCK
 from vqvae.run.untrusted import check_contained, load_weights
 from vqvae.storage import checkpoint
 from vqvae.storage.files import remove_leftovers, temporary_name, write_bytes
+from vqvae.storage.forms import form_of
 
 log = logging.getLogger(__name__)
 STAGES = ("autoencoder", "prior")
@@ -203,12 +205,21 @@ class RunFolder:
         files = checkpoint.find(self.stage(stage), "weights")
         return files[-1] if files else None
 
-    def weights(self, stage: str) -> dict[str, Any]:
-        """Step and networks of a finished stage. Raises UserError if it is not finished, or not a stage's result."""
+    def require(self, stage: str) -> Path:
+        """Result of a finished stage. Raises UserError if it is not finished."""
         file = self.weights_file(stage)
         if file is None:
             raise UserError(f"{self.path} has no finished {stage}: train it with python train.py run_dir={self.path}")
-        return load_weights(file, NETWORKS[stage], distributed.device())
+        return file
+
+    def weights(self, stage: str, network: nn.Module | None = None) -> dict[str, Any]:
+        """Step and networks of a finished stage; network: what they are for, which tells how large they can be.
+
+        Raises UserError if it is not finished, or not a stage's result.
+        """
+        file = self.require(stage)
+        needed = None if network is None else form_of(network.state_dict())
+        return load_weights(file, NETWORKS[stage], distributed.device(), needed)
 
     def adopt_initial_weights(self) -> None:
         """Copy the weights that `init_from` names for stages that have not begun, so that this folder is complete by itself."""

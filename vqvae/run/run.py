@@ -79,8 +79,9 @@ class Run:
 
     def tokenizer(self) -> TrainedModel:
         """Finished autoencoder, without a prior. Raises UserError if it is not finished."""
-        state = self.folder.weights("autoencoder")["networks"]["model"]
+        self.folder.require("autoencoder")  # before the variance is computed of the data
         stage = self.autoencoder_stage(self.variance())
+        state = self.folder.weights("autoencoder", stage.model)["networks"]["model"]
         checkpoint.load_weights(stage.model, state, self.folder.stage("autoencoder"))
         data = DataInfo(
             type(self.data).__name__,
@@ -127,7 +128,7 @@ class Run:
     def prior(self, model: VQVAE) -> Prior:
         """Finished prior. Raises UserError if it is not finished."""
         prior = self.new_prior(model)
-        state = self.folder.weights("prior")["networks"]["prior"]
+        state = self.folder.weights("prior", prior)["networks"]["prior"]
         checkpoint.load_weights(prior, state, self.folder.stage("prior"))
         return prior.to(self.device).eval()
 

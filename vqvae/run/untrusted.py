@@ -10,7 +10,7 @@ import torch
 
 from vqvae.errors import UserError
 from vqvae.storage import checkpoint
-from vqvae.storage.forms import Dense, Each, mistake
+from vqvae.storage.forms import Dense, Each, Form, mistake
 
 
 def check_contained(folder: Path) -> None:
@@ -30,12 +30,12 @@ def check_contained(folder: Path) -> None:
             folders.clear()
 
 
-def load_weights(file: Path, network: str, device: torch.device) -> dict[str, Any]:
+def load_weights(file: Path, network: str, device: torch.device, needed: Form = None) -> dict[str, Any]:
     """{step, networks: {name: {parameter: tensor}}} of a finished stage, with the network that it leaves.
 
-    Raises UserError for anything else; nothing that a file brings is run.
+    needed: the form of that network's weights, if it is known. Raises UserError for anything else. Nothing of it is run.
     """
-    state = checkpoint.load(file, device)
+    state = checkpoint.load(file, device, needed)
     if said := mistake(state, {"step": int, "networks": Each(Each(Dense(None, None), dict), dict)}):
         raise UserError(f"{file} does not hold the weights of a stage: {said}")
     if network not in state["networks"]:

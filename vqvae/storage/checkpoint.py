@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from vqvae import distributed
 from vqvae.errors import UserError
 from vqvae.storage.files import remove_leftovers, write_bytes
-from vqvae.storage.forms import Form, form_of, mistake
+from vqvae.storage.forms import Form, form_of, mistake, size_of
 
 log = logging.getLogger(__name__)
 DIGEST = 12  # hex digits of the SHA-256 in a file name
 PATTERN = re.compile(r"^(?P<name>.+)-(?P<digest>[0-9a-f]{12})\.pt$")
+SIZES, OVERHEAD = 16, 2**26  # a file may have so many times the bytes that are needed of it, and so many more
 # What torch.save writes for tensors and plain values: "module name" of every class and function that the file may name.
 NAMES = re.compile(
     r"collections OrderedDict|torch \w+Storage|torch\.storage UntypedStorage|torch\._utils _rebuild_(tensor_v[23]|parameter)"
@@ -49,12 +50,15 @@ def find(folder: Path, name: str) -> list[Path]:
     return sorted(p for p in folder.glob(f"{name}-*.pt") if PATTERN.match(p.name))
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+def load(path: Path, device: torch.device | str = "cpu", needed: Form = None) -> dict[str, Any]:
     """Read a file written by `save`. No code in it is run.
 
+    needed: the form of what is wanted of it (storage/forms.py), if that is known; then a file far larger is not read at all.
     Raises UserError if the checksum does not match, or if it holds more than tensors and plain values.
     """
-    match = PATTERN.match(path.name)
+    match, size = PATTERN.match(path.name), path.stat().st_size
+    if needed is not None and size > (most := SIZES * size_of(needed) + OVERHEAD):
+        raise UserError(f"{path} has {size:,} bytes, and what is needed of it fits into {most:,}")
     data = path.read_bytes()
     if match is None or hashlib.sha256(data).hexdigest()[:DIGEST] != match["digest"]:
         raise UserError(f"{path} is damaged: its content does not match the checksum in its name")
@@ -113,7 +117,7 @@ def load_newest(folder: Path, form: Form, device: torch.device | str = "cpu") ->
     unfit: UserError | None = None
     for path in reversed(find(folder, "step-*")):
         try:
-            state = load(path, device)
+            state = load(path, device, form)
             if said := mistake(state, form):
                 unfit = unfit or UserError(
                     f"{path} is no checkpoint of this run: {said}; remove it to go on without it"

@@ -14,6 +14,7 @@ The form says what is looked at: a file may nest its values as deep as it likes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -107,6 +108,14 @@ def mistake_of_tensor(value: Any, form: Dense, name: str) -> str | None:
     if form.finite and not bool(value.isfinite().all()):
         return f"{name} has values that are not finite numbers"
     return None
+
+
+def size_of(form: Form) -> int:
+    """Bytes of the tensors that a form names."""
+    if isinstance(form, Dense):
+        return 0 if form.dtype is None or form.shape is None else math.prod(form.shape) * form.dtype.itemsize
+    parts = form.forms.values() if isinstance(form, Keys) else form.values() if isinstance(form, dict) else form
+    return sum(map(size_of, parts)) if isinstance(form, (dict, list, Keys)) else 0
 
 
 def below(name: str, key: Any) -> str:

@@ -13,9 +13,11 @@ from torch import nn
 from tqdm import tqdm
 
 from vqvae import distributed
+from vqvae.errors import UserError
 from vqvae.metrics.renames import rename_checkpoint
 from vqvae.seeding import seed_everything
 from vqvae.storage import checkpoint
+from vqvae.storage.forms import form_of, mistake
 from vqvae.surroundings.compiler import compiled, start_workers
 from vqvae.training.checkpoint_form import checkpoint_form
 from vqvae.training.duration import Duration
@@ -247,8 +249,14 @@ class Trainer(TrainingStep):
         """Write the stage's result: its last weights, or those of its best step if the stage or an early stop asks for them."""
         if distributed.is_main():
             best = checkpoint.find(self.checkpoints, "best")
-            kept = checkpoint.load(best[-1]) if best and (self.stage.keeps_best or self.config.early_stop_evals) else {}
-            own = kept.get("step") == self.best.get("step")  # not one whose evaluation was lost
+            kept = None
+            if best and (self.stage.keeps_best or self.config.early_stop_evals):
+                kept = checkpoint.load(best[-1], needed=(form := form_of(self.result(step))))
+                if said := mistake(kept, form):
+                    raise UserError(
+                        f"{best[-1]} does not hold this run's best weights: {said}; remove it to end without it"
+                    )
+            own = kept is not None and kept["step"] == self.best.get("step")  # not one whose evaluation was lost
             checkpoint.save(self.logger.folder, "weights", kept if kept and own else self.result(step))
         distributed.barrier()
 
