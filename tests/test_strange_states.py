@@ -17,6 +17,7 @@ import torch
 from conftest import error_of
 from torch import nn
 
+from vqvae.config.sweep import read_jobs
 from vqvae.errors import UserError
 from vqvae.run.folder import RunFolder
 from vqvae.run.plots import plot_codes, plot_curves
@@ -24,7 +25,7 @@ from vqvae.run.report import stage_figures
 from vqvae.run.run import Run
 from vqvae.storage import checkpoint
 from vqvae.storage.files import write_bytes
-from vqvae.storage.forms import Dense, Each, Keys, form_of, mistake
+from vqvae.storage.forms import Dense, Each, Keys, form_of, mistake, size_of
 from vqvae.training.checkpoint_form import moments_form
 from vqvae.training.logger import read_lines
 from vqvae.training.metric_window import MetricWindow
@@ -252,6 +253,42 @@ def test_the_newest_checkpoint_of_the_right_form_is_taken_and_without_any_nothin
         checkpoint.load_newest(tmp_path, form)
     next(tmp_path.glob("step-000000002*")).unlink()
     assert checkpoint.load_newest(tmp_path, form) is None
+
+
+def test_a_file_far_larger_than_what_is_needed_of_it_is_not_read(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    (file,) = (run_dir / "autoencoder").glob("weights-*")
+    with file.open("r+b") as opened:
+        opened.truncate(3 * 2**30)  # with holes: it takes no room
+    read, read_bytes = [], Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or read_bytes(path))  # type: ignore[func-returns-value]
+    with pytest.raises(UserError, match=r"has 3,221,225,472 bytes, and what is needed of it fits into"):
+        Run(RunFolder.load(run_dir, [])).tokenizer()
+    assert file not in read
+    form = {"a": Dense(torch.float32, (2, 3)), "b": [Dense(torch.int64, ())], "c": Keys({"d": Dense(None, None)})}
+    assert size_of({**form, "e": int, "f": Each(Dense(torch.bool, (9,)), list)}) == 24 + 8
+
+
+@pytest.mark.parametrize("change", [{"step": torch.ones(3)}, {"networks": {}}], ids=str)
+def test_best_weights_with_wrong_insides_are_one_sentence(
+    change: dict[str, Any], finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    next((folder / "prior").glob("weights-*")).unlink()
+    (file,) = (folder / "prior" / "checkpoints").glob("best-*")
+    state = torch.load(file, weights_only=True)
+    file.unlink()
+    spoilt = put(file.parent, "best", saved({**state, **change}))
+    assert f"{spoilt} does not hold this run's best weights" in error_of(capsys, f"run_dir={folder}", "logger=off")
+
+
+def test_records_of_a_sweep_that_the_program_did_not_write_are_left_alone(tmp_path: Path) -> None:
+    for number, text in enumerate(["{", "[1]", "{}", "[" * 10**5, '{"overrides": [1], "error": "x"}', "\x00"]):
+        (tmp_path / f"{number}.job.json").write_text(text)
+    (tmp_path / "own.job.json").write_text('{"overrides": ["seed=1"], "error": "x"}')
+    assert [job.name for job in read_jobs(tmp_path)] == ["own"]
 
 
 CHECKPOINTS: dict[str, Callable[[dict[str, Any]], Any]] = {
