@@ -35,7 +35,7 @@ class Cache:
         try:
             sums = json.loads(self.sums.read_text())
             damaged = [file for file in (self.images, self.used) if checksum(file) != sums[file.name]]
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             damaged = [self.sums]
         for file in damaged:
             log.warning("%s is damaged: it does not match its checksum; decoding again", file)

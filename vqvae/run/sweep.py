@@ -30,7 +30,7 @@ class SweepSummary(Callback):
             try:
                 figures = json.loads(summary.read_text())["figures"]
                 finished[summary.parent.name] = {rename(n, "autoencoder"): figures[n]["value"] for n in figures}
-            except (ValueError, LookupError, TypeError):
+            except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
                 finished[summary.parent.name] = {"error": f"{summary} is damaged"}
         jobs = read_jobs(base)
         failed = {job.name: {"error": job.error} for job in jobs if job.error is not None}
