@@ -26,6 +26,7 @@ OTHER_RANK = re.compile(r"Connection (closed|reset) by peer|Broken pipe")  # as 
 def user_message(error: BaseException, config_name: str = "train") -> str | None:
     """Message for the user about an error: his mistake, or a limit of his machine. None for a bug of the program."""
     text = str(error)
+    with_cause = f"{error.__cause__} {text}"
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return user_message(error.__cause__, config_name)
     if isinstance(error, (HydraException, OmegaConfBaseException)):
@@ -36,12 +37,12 @@ def user_message(error: BaseException, config_name: str = "train") -> str | None
         asked = re.search(r"tried to allocate (\d+) bytes", text)
         size = f": {int(asked[1]) / 2**30:,.1f} GiB were asked for at once" if asked else ""
         return f"this does not fit in memory{size}"
-    if isinstance(error, RuntimeError) and SHARED_MEMORY.search(text):
+    if isinstance(error, RuntimeError) and SHARED_MEMORY.search(with_cause):
         return (
             "the shared memory, /dev/shm, is too small for batches that workers read: give it more (docker run --shm-size=8g, "
             "or mount -o remount,size=8g /dev/shm), or read without workers (data.workers=0)"
         )
-    if isinstance(error, RuntimeError) and (worker := WORKER.search(text)):
+    if isinstance(error, RuntimeError) and (worker := WORKER.search(with_cause)):
         return (
             f"a worker that reads data {worker[1].replace('is killed', 'was killed')}, as happens where memory runs out: "
             "take fewer (data.workers); the same command continues from the last checkpoint"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import signal
@@ -35,11 +36,14 @@ def read_batches(
         worker_init_fn=functools.partial(obey_parent_alone, os.getpid()),
         generator=torch.Generator(),  # else it draws from torch's global generator
     )
+    # a signal waits until workers ignore it, because a new process has the handlers of its parent
     before = signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS) if POSIX else set()
     try:
-        iterator = iter(
-            loader
-        )  # a signal that comes now waits, because a new process still has the handlers of its parent
+        iterator = iter(loader)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise RuntimeError("no shared memory for the locks of workers") from error
     finally:
         if POSIX:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -20,6 +20,7 @@ from vqvae.storage.files import write_bytes
 
 log = logging.getLogger(__name__)
 ARTIFACTS: dict[str, Any] = {}  # by name, of the stages that this process has logged: the sources of later ones
+GIVEN_UP: set[Path] = set()  # run folders for which wandb failed: later stages of this process do not wait for it again
 SUMMARY = {"lower": "min", "higher": "max"}
 START_SECONDS = 20
 FINISH_SECONDS = 60
@@ -64,7 +65,7 @@ class WandbRun:
 
     def start(self) -> None:
         """Opens or continues the wandb run, unless the mode is off."""
-        if self.settings.mode == "off":
+        if self.settings.mode == "off" or self.folder.parent in GIVEN_UP:
             return
         self.on = True
         own = self.folder.parent / "wandb"
@@ -137,6 +138,7 @@ class WandbRun:
         """Warns, once, and sends nothing more."""
         if self.on:
             self.on = False
+            GIVEN_UP.add(self.folder.parent)
             text = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"
             log.warning("wandb failed (%s): from here on only files are written", " ".join(text.split())[:300])
 
