@@ -84,3 +84,44 @@ class Forks:
     def close(self) -> None:
         self.parent.stdin.close()
         self.parent.wait(timeout=10)
+
+
+RANKS = """
+import os, signal, sys
+left = {{}}
+for rank in range({ranks}):
+    child = os.fork()
+    if not child:
+        break
+    left[child] = rank
+else:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    codes = [None] * {ranks}
+    while left:
+        child, status = os.wait()
+        codes[left.pop(child)] = os.waitstatus_to_exitcode(status)
+        for other in left if any(code is not None and code and code < 128 for code in codes) else ():
+            os.kill(other, signal.SIGTERM)
+    print("\\nCODES", *codes, flush=True)
+    os._exit(0)
+if {ranks} > 1:
+    os.environ |= {{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "{ranks}", "MASTER_ADDR": "localhost"}}
+    os.environ["MASTER_PORT"] = "{port}"
+{code}
+"""
+
+
+def as_ranks(ranks: int, port: int, code: str = TRAIN) -> str:
+    """Code of a small torchrun: `code` in so many ranks, with `rank` their number; when one fails, the others get
+    SIGTERM.
+
+    Signals to the group reach the ranks and what they start. Prints a line of the exit codes at the end.
+    """
+    return RANKS.format(ranks=ranks, port=port, code=code)
+
+
+def codes_of(child: Child) -> list[int]:
+    """The exit codes of the ranks that `as_ranks` started, once all have ended."""
+    (line,) = (line for line in child.out.read_text().splitlines() if line.startswith("CODES "))
+    return [int(code) for code in line.split()[1:]]

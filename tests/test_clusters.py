@@ -14,8 +14,6 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, SMALL_CODEBOOK, TINY, lines, run, weights
-from forked import Forks
-from test_data import write_image
 from two_processes import free_ports, under_torchrun
 
 pytestmark = pytest.mark.slow
@@ -118,26 +116,6 @@ def test_torchrun_told_to_end_leaves_a_checkpoint_of_that_step_and_the_next_goes
     assert again.returncode == 0, text[-3000:]
     assert f"continuing from step {step} of 300" in text
     assert_same_result(undisturbed, tmp_path / "run")
-
-
-def test_a_signal_to_a_whole_group_leaves_the_checkpoint_that_one_to_the_program_leaves(
-    forks: Forks, tmp_path: Path
-) -> None:
-    """As Slurm and service managers send SIGTERM: to the processes that decode images as well."""
-    for index in range(40):
-        write_image(tmp_path / "images" / f"{index}.png", seed=index)
-    own = [a for a in RUN if not a.startswith("data.")]
-    data = ["data=folder", f"data.root={tmp_path / 'images'}", "data.image_size=16", "data.resident=stream"]
-    more = ["data.workers=2", "data.val_share=0.2", "trainer.checkpoint_every_steps=100000", "trainer.steps=5000"]
-    process = forks.start(*own, *data, *more, f"run_dir={tmp_path / 'run'}")  # which begins a group
-    while not has_lines(tmp_path / "run", 3):
-        assert process.poll(0.01) is None, process.err.read_text()[-3000:]
-    os.killpg(process.pid, signal.SIGTERM)
-    code = process.wait(60)
-    text = process.err.read_text()
-    assert code == 128 + signal.SIGTERM, text[-3000:]
-    (step,) = re.findall(r"stopped on request at step (\d+) of 5000", text)
-    assert list((tmp_path / "run/autoencoder/checkpoints").glob(f"step-{int(step):09d}-*.pt"))
 
 
 def run_on_port(port: int, program: str, *arguments: str) -> None:

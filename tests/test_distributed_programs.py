@@ -8,13 +8,12 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL_CODEBOOK, TINY, call_inside
+from conftest import SMALL_CODEBOOK, TINY, call_inside
+from forked import Forks, as_ranks, codes_of
 from two_processes import free_ports, under_torchrun
 
 
@@ -66,17 +65,15 @@ def test_programs_give_under_torchrun_what_they_give_without_it_and_rank_0_alone
 # ---- one rank fails alone
 
 FAULTY = """
-import errno, os, sys
-sys.path.insert(0, {root!r})
+import errno, os
 import train
 from vqvae.storage import checkpoint
 from vqvae.stages.autoencoder import AutoencoderStage
-from vqvae.training.trainer import Trainer
 
 def fails(*arguments, **settings):
     raise OSError({number}, "trouble")
 
-if os.environ["RANK"] == "{rank}":
+if rank == {rank}:
     {place} = fails
 train.main()
 """
@@ -86,20 +83,19 @@ train.main()
 @pytest.mark.parametrize(
     ("rank", "place", "number"),
     [
-        (1, "Trainer.train_step", errno.EIO),  # the other waits for its gradients
         (1, "AutoencoderStage.evaluate", errno.EIO),  # the other waits for its sums
         (0, "checkpoint.save_step", errno.ENOSPC),  # the other is a step ahead
         (0, "checkpoint.save", errno.ENOSPC),  # the other waits at the end of the stage
     ],
 )
-def test_a_rank_that_fails_alone_ends_all_and_says_why_once(rank: int, place: str, number: int, tmp_path: Path) -> None:
-    (tmp_path / "faulty.py").write_text(FAULTY.format(root=str(ROOT), rank=rank, place=place, number=number))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+def test_a_rank_that_fails_alone_ends_all_and_says_why_once(
+    rank: int, place: str, number: int, forks: Forks, tmp_path: Path
+) -> None:
     small_batches = "trainer.eval_batch_size=8"  # so that both ranks have some
     arguments = [*TINY, *SMALL_CODEBOOK, "stages=[autoencoder]", small_batches, f"run_dir={tmp_path / 'run'}"]
-    done = subprocess.run(
-        [*launcher, str(tmp_path / "faulty.py"), *arguments], capture_output=True, text=True, timeout=90, check=False
-    )
-    assert done.returncode != 0
-    assert done.stderr.count(f"error: [Errno {number}] trouble") == 1
+    code = FAULTY.format(rank=rank, place=place, number=number)
+    process = forks.start(*arguments, code=as_ranks(2, free_ports(1)[0], code))
+    process.wait(90)
+    assert 0 not in codes_of(process)
+    assert process.err.read_text().count(f"error: [Errno {number}] trouble") == 1
     assert not list((tmp_path / "run" / "autoencoder").glob("weights-*.pt"))

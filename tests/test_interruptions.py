@@ -147,19 +147,6 @@ def test_sigterm_in_the_middle_of_long_work_is_obeyed_within_ten_seconds(
 
 
 @pytest.mark.slow
-def test_sigterm_in_a_long_step_leaves_its_checkpoint_when_it_is_done(forks: Forks, tmp_path: Path) -> None:
-    step = "vqvae.training.trainer:Trainer.train_step"
-    process = start_slowed(forks, step, 3, *RUN, f"run_dir={tmp_path / 'run'}")
-    began = time.monotonic()
-    os.kill(process.pid, signal.SIGTERM)
-    assert process.wait(20) == 143
-    assert 2 < time.monotonic() - began < 10
-    assert "stopped on request at step 1 of" in process.err.read_text()
-    (file,) = checkpoint.find(tmp_path / "run" / "autoencoder" / "checkpoints", "step-*")
-    assert checkpoint.load(file)["step"] == 1
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("second", ["in the step", "in the checkpoint"])
 def test_ctrl_c_twice_leaves_at_once_with_nothing_damaged(
     second: str, forks: Forks, whole: Path, tmp_path: Path

@@ -295,19 +295,6 @@ def test_a_checkpoint_is_whole_or_refused(tmp_path: Path) -> None:
         checkpoint.load(path)
 
 
-@pytest.mark.slow
-def test_ctrl_c_stops_within_a_step_and_leaves_a_clear_line(forks: Forks, tmp_path: Path) -> None:
-    process = forks.start(*RUN, "trainer.steps=100000", f"run_dir={tmp_path / 'run'}")
-    metrics = tmp_path / "run" / "autoencoder" / "metrics.jsonl"
-    while not (metrics.is_file() and metrics.stat().st_size > 2000):
-        assert process.poll(0.05) is None
-    os.kill(process.pid, signal.SIGINT)
-    assert process.wait(20) == 130, process.err.read_text()
-    errors = process.err.read_text()
-    assert "stopped on request" in errors
-    assert "Traceback" not in errors
-
-
 @pytest.mark.parametrize("decay", ["0", "0.9"])
 @pytest.mark.parametrize("quantizer", ["vq", "ema"])
 def test_codes_start_from_data_with_and_without_a_weight_average(
