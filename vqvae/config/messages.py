@@ -16,11 +16,11 @@ from vqvae.config.keys import TOP_LEVEL
 from vqvae.errors import UserError, suggest
 
 OUT_OF_MEMORY = re.compile(r"allocate memory|out of memory|[Ss]torage size calculation overflowed")
-SHARED_MEMORY = re.compile(
-    r"shared memory|killed by signal: Bus error"
-)  # of a worker that reads data, as torch says it
+# of workers that read data, as torch says it
+SHARED_MEMORY = re.compile(r"shared memory|killed by signal: Bus error")
 WORKER = re.compile(r"DataLoader worker \(pid\S* [\d, ]+\) (is killed by signal: [\w ]+|exited)")
 OTHER_RANK = re.compile(r"Connection (closed|reset) by peer|Broken pipe")  # as gloo says it
+ANOTHER_HAS_ENDED = "another process of this run has ended"
 
 
 def user_message(error: BaseException, config_name: str = "train") -> str | None:
@@ -48,7 +48,7 @@ def user_message(error: BaseException, config_name: str = "train") -> str | None
             "take fewer (data.workers); the same command continues from the last checkpoint"
         )
     if isinstance(error, RuntimeError) and OTHER_RANK.search(text):
-        return "another process of this run has ended"
+        return ANOTHER_HAS_ENDED
     if isinstance(error, RuntimeError) and "Could not detect" in text:  # submitit, without Slurm
         return f"hydra/launcher=submitit_slurm: {text}; this needs a machine that submits to Slurm"
     return None

@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
 from vqvae.config.compose import CONFIGS, check_group_choices
-from vqvae.config.messages import user_message
+from vqvae.config.messages import ANOTHER_HAS_ENDED, user_message
 from vqvae.config.sweep import in_sweep, own_folder, record_job
 from vqvae.surroundings.terminal import PrintableFormatter, printable
 
@@ -98,10 +98,11 @@ def without_places(cfg: DictConfig) -> DictConfig:
 
 def fail(message: str) -> None:
     """Ends the program with one line and exit code 2."""
-    # under torchrun every rank finds the mistake: rank 0 prints it, then the others are ended
-    if os.environ.get("RANK", "0") != "0":
+    # under torchrun every rank finds the mistake: rank 0 prints it, then the others are ended; last speaks who knows no reason
+    turn = (os.environ.get("RANK", "0") != "0") + 2 * (message == ANOTHER_HAS_ENDED)
+    if turn:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(RANK_0_SPEAKS_SECONDS)
+        time.sleep(turn * RANK_0_SPEAKS_SECONDS)
     sys.stderr.write(f"error: {one_line(message)}\n")
     raise SystemExit(2)
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from vqvae.metrics.registry import FIGURES, in_split
 from vqvae.ranges import checked
 from vqvae.storage.files import write_bytes
+from vqvae.surroundings.own_folder import own_folder
 
 log = logging.getLogger(__name__)
 ARTIFACTS: dict[str, Any] = {}  # by name, of the stages that this process has logged: the sources of later ones
@@ -25,7 +26,7 @@ SUMMARY = {"lower": "min", "higher": "max"}
 START_SECONDS = 20
 FINISH_SECONDS = 60
 STOP_SECONDS = 5  # in place of it, for a program that is told to end
-MOST_WAITING = 1000  # messages that wandb has not taken yet
+MOST_WAITING = 1000  # messages that wandb has not taken yet; then it is waited for, once
 # where wandb keeps copies, in the run folder's own wandb folder; else it takes folders in the user's home
 FOLDERS = {"WANDB_DATA_DIR": "data", "WANDB_CACHE_DIR": "cache", "WANDB_ARTIFACT_DIR": "artifacts"}
 
@@ -59,7 +60,7 @@ class WandbRun:
         self.name = run_name(config)
         self.on = False
         self._run: Any = None
-        self._tasks: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
+        self._tasks: queue.Queue[Callable[[], Any] | None] = queue.Queue(MOST_WAITING)
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._folders: dict[str, str] = {}
 
@@ -108,8 +109,9 @@ class WandbRun:
         """Closes the wandb run, because the next stage, or job of a sweep, has its own. Waits for `seconds` at most."""
         if self._thread.ident is None:
             return
-        self._tasks.put(self._close)
-        self._tasks.put(None)
+        for task in (self._close, None):
+            with suppress(queue.Full):  # wandb stands still
+                self._tasks.put(task, timeout=1)
         self._thread.join(seconds)
         if self._thread.is_alive():
             self._fail(
@@ -121,11 +123,12 @@ class WandbRun:
             os.environ.pop(name, None)
 
     def _send(self, task: Callable[[], Any]) -> None:
-        """Does something with the wandb run, if there is one and wandb keeps up."""
-        if self._tasks.qsize() > MOST_WAITING:
-            self._fail("it does not keep up")
+        """Does something with the wandb run, if there is one, when wandb comes to it."""
         if self.on:
-            self._tasks.put(lambda: task() if self.on else None)
+            try:
+                self._tasks.put(lambda: task() if self.on else None, timeout=START_SECONDS)
+            except queue.Full:
+                self._fail("it does not keep up")
 
     def _work(self) -> None:
         for task in iter(self._tasks.get, None):
@@ -162,9 +165,7 @@ def set_up() -> None:
     In our own folder, because wandb would also read settings of the current one and run git there, which may be a
     stranger's. Raises whatever wandb does about settings that it does not know.
     """
-    here = os.open(".", os.O_RDONLY)
-    os.chdir(Path(__file__).parent)
-    try:
+    with own_folder():
         import wandb
 
         try:
@@ -172,9 +173,6 @@ def set_up() -> None:
         except BaseException:
             tear_down()  # of settings that were read in part
             raise
-    finally:
-        os.fchdir(here)
-        os.close(here)
 
 
 def open_run(folder: Path, stage: str, settings: Wandb, config: dict[str, Any]) -> Any:
