@@ -142,6 +142,8 @@ def test_every_end_is_an_end(
         }[event]
         assert codes[0 if event == "unreadable data" else last] == code
         assert not message or errors.count(message) == 1, errors
+    if event == "SIGKILL":  # a worker that was handing something over says that nobody takes it
+        return
     assert ("Traceback" in errors) == (event == "an error in a step"), errors
 
 
