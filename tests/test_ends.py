@@ -14,6 +14,9 @@ from forked import TRAIN, Child, Forks, as_ranks, codes_of
 from test_data import write_image
 from two_processes import free_ports
 
+from vqvae.surroundings.signals import in_one_piece
+from vqvae.training.stop import Stopped, StopRequest
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="finds the processes in /proc"),
@@ -170,3 +173,14 @@ def test_a_small_shared_memory_is_one_sentence_that_names_the_ways_out(
     assert "data.workers=0" in message
     assert message.count("\n") == 1 or size == "4k"  # torch says there that it could not undo what it had not begun
     assert_nothing_is_left(process)
+
+
+def test_a_stop_while_workers_start_waits_until_they_have() -> None:
+    """Even if another thread receives the signal; torch cannot undo half a start."""
+    with StopRequest():
+        with in_one_piece():
+            signal.raise_signal(signal.SIGTERM)
+            started = True
+        with pytest.raises(Stopped):
+            time.sleep(10)
+    assert started

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vqvae.surroundings.signals import REQUESTS
+from vqvae.surroundings.signals import REQUESTS, in_one_piece
 
 POSIX = hasattr(signal, "sigtimedwait")  # not on macOS and Windows
 PARENT_IS_LOOKED_FOR_SECONDS = 1
@@ -39,7 +39,8 @@ def read_batches(
     # a signal waits until workers ignore it, because a new process has the handlers of its parent
     before = signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS) if POSIX else set()
     try:
-        iterator = iter(loader)
+        with in_one_piece():
+            iterator = iter(loader)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from vqvae import distributed
-from vqvae.surroundings.signals import COME_BACK, REQUESTS
+from vqvae.surroundings.signals import COME_BACK, REQUESTS, Work
 
 ALWAYS = {signal.SIGTERM, signal.SIGINT}  # received even where the parent had them ignored; SIGHUP is not, under nohup
 
@@ -54,7 +54,9 @@ class StopRequest:
         raise SystemExit(128 + self.number)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if not self.waits and importing(frame):  # an extension module that is stopped while it loads is an ImportError
+        if not self.waits and (
+            Work.unbroken or importing(frame)
+        ):  # an extension module that is stopped while it loads is an ImportError
             again = threading.Timer(0.1, _thread.interrupt_main, [number])
             again.daemon = True
             again.start()
