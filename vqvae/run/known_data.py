@@ -55,6 +55,10 @@ class KnownData:
         record = self._recorded(split)
         return self.split(split).fingerprint if record is None else record.fingerprint
 
+    def is_there(self, split: str) -> bool:
+        """True if the items of a split were looked for, and found."""
+        return split in self._splits
+
     def notes(self) -> list[str]:
         """Sentences about what was understood of the data; none where it was not looked at."""
         return self.found.notes() if self._splits else []

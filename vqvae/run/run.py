@@ -52,8 +52,12 @@ class Run:
         return self._loaders[split]
 
     def unreadable_items(self) -> dict[str, int]:
-        """Split -> the number of items that this process and the other ranks could not read. Call it on all ranks."""
-        return {name: len(distributed.any_row(one.unreadable, len(one))) for name, one in self._loaders.items()}
+        """Split -> the number of items that this process and the other ranks could not read, of those that are there.
+
+        Call it on all ranks.
+        """
+        loaders = {name: self.loader(name) for name in ("train", "val") if self.known.is_there(name)}
+        return {name: len(distributed.any_row(one.unreadable, len(one))) for name, one in loaders.items()}
 
     def variance(self) -> float:
         """Variance of the training items, in [-1, 1]; computed once and kept in the run folder."""
