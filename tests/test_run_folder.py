@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -58,10 +59,11 @@ def test_a_folder_in_use_is_refused_with_its_process_and_free_when_that_is_kille
 def test_a_folder_in_use_is_read_but_not_encoded_into(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    owner = owner_of(finished_run)
+    folder = Path(shutil.copytree(finished_run, tmp_path / "run", ignore=shutil.ignore_patterns("test")))
+    owner = owner_of(folder)
     try:
-        run("sample.py", f"run_dir={finished_run}", "n=1", f"out={tmp_path / 'out'}")
-        refused = run("scripts/encode.py", f"run_dir={finished_run}", "splits=[test]", check=False)
+        run("sample.py", f"run_dir={folder}", "n=1", f"out={tmp_path / 'out'}")
+        refused = run("scripts/encode.py", f"run_dir={folder}", "splits=[test]", check=False)
     finally:
         os.kill(owner, signal.SIGKILL)
         os.waitpid(owner, 0)

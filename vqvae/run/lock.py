@@ -98,8 +98,10 @@ def take(file: int, folder: Path) -> None:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in HELD:
+            owner = holder(file)
+            gone = "" if owner.endswith(f" {socket.gethostname()}") else f" (if that is gone, remove {folder / NAME})"
             raise UserError(
-                f"run_dir={folder} is in use by {holder(file)}: wait until it ends, or name another run_dir"
+                f"run_dir={folder} is in use by {owner}{gone}: wait until it ends, or name another run_dir"
             ) from None
         if error.errno not in NO_LOCKS:
             raise
