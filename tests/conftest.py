@@ -74,12 +74,15 @@ def call_inside(module: str, *overrides: str) -> None:
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
-    before = sys.argv
+    before, environment = sys.argv, {name: os.environ.get(name) for name in ("PYTHONSAFEPATH", "PYTHONPATH")}
     sys.argv = [module, *overrides]
     try:
         importlib.import_module(module).main()
     finally:
         sys.argv = before
+        for name, value in environment.items():  # set for the processes that a program starts
+            os.environ.pop(name, None)
+            os.environ.update({} if value is None else {name: value})
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *overrides: str) -> str:

@@ -57,7 +57,7 @@ class StopRequest:
         if not self.waits and (
             Work.unbroken or importing(frame)
         ):  # an extension module that is stopped while it loads is an ImportError
-            again = threading.Timer(0.1, _thread.interrupt_main, [number])
+            again = threading.Timer(0.1, receive_again, [number])
             again.daemon = True
             again.start()
             return
@@ -98,6 +98,15 @@ class StopRequest:
         if stopping and self.number is None:  # another rank was told
             self.number = signal.SIGTERM
         return stopping
+
+
+def receive_again(number: Any) -> None:
+    """Send a signal to the main thread. Windows cannot, and lets it see the signal when it runs Python code again."""
+    main = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main is not None:
+        signal.pthread_kill(main, number)
+    else:
+        _thread.interrupt_main(number)
 
 
 def importing(frame: FrameType | None) -> bool:
