@@ -55,9 +55,9 @@ def test_a_folder_that_holds_no_image_is_one_sentence(
 ) -> None:
     assert "holds no files" in mistake(capsys, finished_run, "mode=reconstruct", f"folder={tmp_path}")
     (tmp_path / "note.txt").write_text("no image")
-    assert "holds no file that can be read (1 skipped)" in mistake(
-        capsys, finished_run, "mode=reconstruct", f"folder={tmp_path}"
-    )
+    message = mistake(capsys, finished_run, "mode=reconstruct", f"folder={tmp_path}")
+    assert "holds no files that can be read" in message
+    assert "1 .txt files (note.txt)" in message
     assert "note.txt cannot be read" in mistake(capsys, finished_run, "mode=complete", f"image={tmp_path / 'note.txt'}")
 
 
