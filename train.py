@@ -27,13 +27,14 @@ def main(cfg: Any) -> float | None:
         from tqdm.contrib.logging import logging_redirect_tqdm
 
         from vqvae import distributed
+        from vqvae.data.loader import TooManyUnreadable
         from vqvae.run.checks import check_run
         from vqvae.run.first_lines import first_lines
         from vqvae.run.folder import RunFolder
         from vqvae.run.lock import locked
         from vqvae.run.machine import note_machine
         from vqvae.run.process import set_up_logging, set_up_process
-        from vqvae.run.report import summarize
+        from vqvae.run.report import summarize, write_summary
         from vqvae.run.run import Run
         from vqvae.run.train import train_autoencoder, train_prior
         from vqvae.training.stop import Stopped, StopRequest
@@ -65,6 +66,10 @@ def main(cfg: Any) -> float | None:
                     if "prior" in run.cfg.stages:
                         train_prior(run, run.tokenizer(), stop)
                     return summarize(run, run.trained_model())
+        except TooManyUnreadable as error:
+            assert folder is not None, "items are read once there is a folder"
+            write_summary(folder.path, error.counts, {})
+            raise
         except Stopped as stopped:
             where = f"with run_dir={folder.path} and the same overrides " if folder else ""
             if distributed.is_main():

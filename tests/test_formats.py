@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,7 @@ def test_a_run_ends_where_too_many_items_are_unreadable_and_says_why(
     assert "2 of the 30 items of the split 'train' cannot be decoded so far, such as" in message
     assert "07.png: UnidentifiedImageError" in message
     assert "data.most_unreadable" in message
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["unreadable_items"] == {"train": 2}
     call_inside("train", *more, "data.most_unreadable=0.1", f"run_dir={tmp_path / 'run'}")
     assert '"train": 2' in (tmp_path / "run" / "summary.json").read_text()
     assert "2 items of the split 'train' could not be read" in capsys.readouterr().out

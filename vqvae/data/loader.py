@@ -28,6 +28,14 @@ log = logging.getLogger(__name__)
 MOST_TRIED = 64  # items of a cache that could not be read, tried again
 
 
+class TooManyUnreadable(UserError):
+    """More items than allowed cannot be read. counts: split -> their number so far."""
+
+    def __init__(self, message: str, counts: dict[str, int]) -> None:
+        super().__init__(message)
+        self.counts = counts
+
+
 class ReadItem(NamedTuple):
     """An item, the index that was read (-1: none could be), and why those before it could not: (index, reason)."""
 
@@ -71,7 +79,7 @@ def collate(read: list[ReadItem]) -> tuple[Tensor, list[int], dict[int, str]]:
 class ItemLoader:
     """Reads batches of one split of `data` onto `device`. `unreadable` holds the indices that had to be replaced.
 
-    Raises UserError, at the first batch that shows it, where more than the share `data.most_unreadable` are unreadable.
+    Raises TooManyUnreadable at the first batch that shows that more than the share `data.most_unreadable` is unreadable.
     """
 
     def __init__(self, data: Data, split: Split, device: torch.device) -> None:
@@ -159,7 +167,7 @@ class ItemLoader:
             yield images, torch.tensor(used), wanted.pop(0)
 
     def _report(self, reasons: dict[int, str]) -> None:
-        """Warn of items that cannot be read. Raises UserError where they become too many."""
+        """Warn of items that cannot be read. Raises TooManyUnreadable."""
         for index, reason in reasons.items():
             if index not in self.unreadable:
                 self.unreadable.add(index)
@@ -168,9 +176,10 @@ class ItemLoader:
                     "cannot decode %s (%d so far): %s; the next readable item takes its place", title, count, reason
                 )
         if len(self.unreadable) > self.most_unreadable * len(self):
-            raise UserError(
+            raise TooManyUnreadable(
                 f"{len(self.unreadable)} of the {len(self)} items of the split '{self.split.name}' cannot be decoded so far, "
-                f"such as {title}: {reason}; repair or remove them, or set data.most_unreadable to the share that may be lost"
+                f"such as {title}: {reason}; repair or remove them, or set data.most_unreadable to the share that may be lost",
+                {self.split.name: len(self.unreadable)},
             )
 
     def _resident(self, cache: Cache, shape: tuple[int, ...]) -> Tensor:

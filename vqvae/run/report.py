@@ -88,9 +88,7 @@ def summarize(run: Run, trained: TrainedModel) -> float | None:
         looks += draw_samples(run, trained)
     metrics |= searched | bits_per_dim(metrics, run.data)
     reported = figures(metrics)
-    write_json(
-        folder.path / "summary.json", {"version": __version__, "unreadable_items": unreadable, "figures": reported}
-    )
+    write_summary(folder.path, unreadable, reported)
     print_figures(f"{folder.path}, on its validation set", reported)
     for split, count in unreadable.items():
         if count:
@@ -98,6 +96,13 @@ def summarize(run: Run, trained: TrainedModel) -> float | None:
     say("\nlook at:\n" + "\n".join(f"  {path}" for path in looks))
     monitors = ("prior/bits_per_code", "prior/bits_per_code_bound", AutoencoderStage.monitor)
     return next((metrics[name] for name in monitors if name in metrics), None)
+
+
+def write_summary(folder: Path, unreadable: dict[str, int], reported: dict[str, dict[str, Any]]) -> None:
+    """Write summary.json of a run: the number of unreadable items of each split, and figures. On rank 0."""
+    if distributed.is_main():
+        about = {"version": __version__, "unreadable_items": unreadable, "figures": reported}
+        write_json(folder / "summary.json", about)
 
 
 def stage_figures(run: Run, stage: str) -> dict[str, Any]:
