@@ -235,3 +235,14 @@ def test_a_stop_waits_until_an_import_has_ended(tmp_path: Path, monkeypatch: pyt
         assert stop.number == signal.SIGTERM
         assert time.monotonic() - began < 5
     assert sys.modules["stopped_while_loading"].whole
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no terminals that close")
+def test_under_nohup_a_closed_terminal_is_no_request() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.number is None
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -18,13 +18,13 @@ class Changes(NamedTuple):
 
     missing: list[str]
     edited: list[str]
-    relabelled: list[str]
+    relabeled: list[str]
     added: list[str]
 
     @property
     def problem(self) -> str | None:
         """Why a run cannot go on with what it was started on; None if it can."""
-        found = {"missing": self.missing, "edited": self.edited, "of another class": self.relabelled}
+        found = {"missing": self.missing, "edited": self.edited, "of another class": self.relabeled}
         parts = [f"{len(names):,} are {what} (such as {printable(names[0])})" for what, names in found.items() if names]
         return ", ".join([*parts, *([self.news] if self.added else [])]) if parts else None
 
@@ -53,11 +53,11 @@ def find_again(record: SplitRecord, then: list[str], whole: Whole, others: Itera
     number = {name: index for index, name in enumerate(then)}
     numbers = torch.tensor([*(number.get(name, -2) for name in whole.class_names), -1])  # -1, no class, is the last
     labels = numbers[now.labels[torch.from_numpy(rows).clamp_min(0)]]
-    relabelled = ~missing & (labels != record.labels).numpy()
+    relabeled = ~missing & (labels != record.labels).numpy()
     own = {*record.items.names, *others}
     names = np.array(record.items.names, object)
     added = [name for name in items.names if name not in own]
-    changes = Changes(list(names[missing]), list(names[edited]), list(names[relabelled]), added)
+    changes = Changes(list(names[missing]), list(names[edited]), list(names[relabeled]), added)
     if changes.problem is not None:
         return now, changes
     record.items = Items(record.items.names, record.items.sizes, items.times[rows])
