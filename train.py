@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -15,8 +14,6 @@ from vqvae.errors import UserError
 from vqvae.surroundings.own_folder import own_folder
 from vqvae.surroundings.terminal import printable
 
-log = logging.getLogger(__name__)
-
 
 @entry_point("train")
 def main(cfg: Any) -> float | None:
@@ -28,18 +25,13 @@ def main(cfg: Any) -> float | None:
 
         from vqvae import distributed
         from vqvae.data.loader import TooManyUnreadable
-        from vqvae.run.checks import check_run
-        from vqvae.run.first_lines import first_lines
-        from vqvae.run.folder import RunFolder
         from vqvae.run.lock import locked
-        from vqvae.run.machine import note_machine
-        from vqvae.run.process import set_up_logging, set_up_process
+        from vqvae.run.process import set_up_process
         from vqvae.run.report import summarize, write_summary
-        from vqvae.run.run import Run
+        from vqvae.run.start import start_run
         from vqvae.run.train import train_autoencoder, train_prior
         from vqvae.training.stop import Stopped, StopRequest
 
-    folder = None
     with StopRequest() as stop:
         try:
             set_up_process(cfg.device)
@@ -49,17 +41,7 @@ def main(cfg: Any) -> float | None:
             own = job_folder() if in_sweep() else cfg.run_dir and Path(cfg.run_dir)
             with locked(own) as path:
                 cfg.run_dir = str(path)
-                folder = RunFolder.prepare(cfg, overrides, in_sweep())
-                run = Run(folder)
-                understood = first_lines(run, check_run(run))
-                folder.create()
-                set_up_logging(folder)
-                note_machine(folder)
-                for line in understood:
-                    log.info("%s", line)
-                folder.adopt_tokenizer()
-                folder.adopt_initial_weights()
-                run.known.keep()
+                run = start_run(cfg, overrides, in_sweep())
                 with logging_redirect_tqdm():
                     if "autoencoder" in run.cfg.stages:
                         train_autoencoder(run, stop)
@@ -67,11 +49,10 @@ def main(cfg: Any) -> float | None:
                         train_prior(run, run.tokenizer(), stop)
                     return summarize(run, run.trained_model())
         except TooManyUnreadable as error:
-            assert folder is not None, "items are read once there is a folder"
-            write_summary(folder.path, error.counts, {})
+            write_summary(Path(cfg.run_dir), error.counts, {})
             raise
         except Stopped as stopped:
-            where = f"with run_dir={folder.path} and the same overrides " if folder else ""
+            where = f"with run_dir={cfg.run_dir} and the same overrides " if cfg.run_dir else ""
             if distributed.is_main():
                 with suppress(OSError):  # the terminal is closed
                     sys.stderr.write(printable(f"{stopped}; python train.py {where}continues") + "\n")
