@@ -21,7 +21,7 @@ from omegaconf import DictConfig, open_dict
 
 from vqvae.config.compose import CONFIGS, check_group_choices
 from vqvae.config.messages import ANOTHER_HAS_ENDED, user_message
-from vqvae.config.sweep import in_sweep, own_folder, record_job
+from vqvae.config.sweep import in_sweep, record_job, sweep_folder
 from vqvae.surroundings.terminal import PrintableFormatter, printable
 
 PLACES = ("data.root=", "data.urls=", "data.val_urls=", "data.most_unreadable=", "data.most_pixels=")
@@ -59,7 +59,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
             try:
                 check_group_choices(sys.argv[1:])
                 trains = config_name == "train"
-                with own_folder(with_places(sys.argv[1:])) if trains else nullcontext(sys.argv[1:]) as arguments:
+                with sweep_folder(with_places(sys.argv[1:])) if trains else nullcontext(sys.argv[1:]) as arguments:
                     sys.argv[1:] = arguments
                     hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
             except Exception as error:

@@ -31,7 +31,7 @@ class Job(NamedTuple):
 
 
 @contextlib.contextmanager
-def own_folder(arguments: list[str]) -> Iterator[list[str]]:
+def sweep_folder(arguments: list[str]) -> Iterator[list[str]]:
     """Yield a command's arguments; a sweep without run_dir gets a new folder, which is removed again if nothing is in it.
 
     Raises UserError for a sweep into the folder of a run, and for one without run_dir under torchrun, whose processes would
