@@ -10,7 +10,7 @@ from typing import Any
 from vqvae.config.compose import check_train, resolve
 from vqvae.config.program import entry_point, typed_overrides, without_places
 from vqvae.config.sweep import in_sweep, job_folder
-from vqvae.errors import UserError
+from vqvae.errors import TooManyUnreadable, UserError
 from vqvae.surroundings.own_folder import own_folder
 from vqvae.surroundings.terminal import printable
 
@@ -24,7 +24,6 @@ def main(cfg: Any) -> float | None:
         from tqdm.contrib.logging import logging_redirect_tqdm
 
         from vqvae import distributed
-        from vqvae.data.loader import TooManyUnreadable
         from vqvae.run.lock import locked
         from vqvae.run.process import set_up_process
         from vqvae.run.report import summarize, write_summary

@@ -160,6 +160,32 @@ def test_a_range_that_cannot_be_told_is_asked_for(values: np.ndarray, expected: 
     assert len(data.split("train").read(0).unique()) == 256
 
 
+def test_a_start_without_a_range_leaves_a_summary_and_blocks_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "val"):
+        write_values(tmp_path / "p" / split, ramp(300, "f4"), 8)
+    data = [
+        "data=folder",
+        f"data.root={tmp_path / 'p'}",
+        "data.image_size=16",
+        "data.channels=1",
+        "stages=[autoencoder]",
+    ]
+    model = [one for one in [*TINY, *SMALL_CODEBOOK] if not one.startswith("data.")]
+    more = [
+        *data,
+        *model,
+        f"data.cache_dir={tmp_path / 'cache'}",
+        "trainer.batch_size=4",
+        f"run_dir={tmp_path / 'run'}",
+    ]
+    assert "data.value_range=[0,300]" in error_of(capsys, *more)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["unreadable_items"] == {"train": 8}
+    call_inside("train", *more, "data.value_range=[0,300]")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["unreadable_items"] == {"train": 0, "val": 0}
+
+
 def test_a_range_of_the_user_clips_and_says_so(tmp_path: Path) -> None:
     root = write_values(tmp_path / "p", ramp(3000, "i4", -1000))
     data = folder(root, tmp_path, image_size=16, resize=16, channels=1, value_range=[0, 1000])
@@ -200,7 +226,9 @@ def test_further_pages_and_colors_of_sixteen_bits_are_said(tmp_path: Path) -> No
     (tmp_path / "p").mkdir()
     for index in range(3):
         pages[0].save(tmp_path / "p" / f"{index}.tif", save_all=True, append_images=pages[1:])
-    assert any("3 of 3 images looked at have further pages" in n for n in folder(tmp_path / "p", tmp_path).notes())
+    notes = " ".join(folder(tmp_path / "p", tmp_path).notes())
+    assert "3 of 3 images looked at have further pages" in notes
+    assert "data.pages=first reads the first page" in notes
     for most, name in ((65535, "bright.png"), (4095, "dark.png")):
         (tmp_path / name).write_bytes(deep_colors(most))
     looked = look_at([tmp_path / "bright.png"], MOST_PIXELS)
@@ -208,6 +236,27 @@ def test_further_pages_and_colors_of_sixteen_bits_are_said(tmp_path: Path) -> No
     assert choose_ranges(looked, "auto") == FULL
     with pytest.raises(ValueError, match="use only their lower bits"):
         choose_ranges(look_at([tmp_path / "dark.png"], MOST_PIXELS), "auto")
+
+
+@pytest.mark.parametrize("suffix", ["tif", "gif"])
+def test_each_page_is_an_item_of_the_split_and_class_of_its_file(suffix: str, tmp_path: Path) -> None:
+    for index in range(6):
+        pages = [Image.new("L", (16, 16), 10 * index + page) for page in range(1 + index % 3)]
+        file = tmp_path / "p" / "ab"[index % 2] / f"{index}.{suffix}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pages[0].save(file, save_all=True, append_images=pages[1:])
+    first, every = (
+        folder(tmp_path / "p", tmp_path, image_size=16, resize=16, channels=1, val_share=0.3, pages=pages)
+        for pages in ("first", "all")
+    )
+    for name in ("train", "val"):
+        one, split = first.split(name), every.split(name)
+        shades = [int(one.read(index)[0, 0, 0]) for index in range(len(one))]
+        expected = [shade + page for shade in shades for page in range(1 + shade // 10 % 3)]
+        assert [int(split.read(index)[0, 0, 0]) for index in range(len(split))] == expected
+        assert split.labels.tolist() == [shade // 10 % 2 for shade in expected]
+        assert one.fingerprint != split.fingerprint
+        assert len(set(split.items().names)) == len(split)
 
 
 # ---- unreadable items

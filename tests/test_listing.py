@@ -276,6 +276,7 @@ def test_an_earlier_run_keeps_its_own_split_and_its_range() -> None:
         "value_range": None,
         "classes": "auto",
         "splits": None,
+        "pages": "first",
     }
     today = {"data": {"_target_": "vqvae.data.folder.Folder", "root": "x", "held_out": "hash", "value_range": "auto"}}
     assert keep_earlier(today, renamed, typed=[]) == {"held_out": "shuffle", "value_range": None}
@@ -303,7 +304,7 @@ def test_a_folder_s_run_of_an_earlier_version_goes_on_with_the_items_that_it_beg
     own += ["prior.trainer.batch_size=4", f"data.cache_dir={tmp_path / 'cache'}", f"run_dir={tmp_path / 'run'}"]
     train_inside(*own, "stages=[autoencoder]", "data.held_out=shuffle", "data.value_range=null")
     config = tmp_path / "run" / "config.yaml"
-    later = ("held_out", "value_range", "most_unreadable", "most_pixels", "classes", "splits")
+    later = ("held_out", "value_range", "most_unreadable", "most_pixels", "classes", "splits", "pages")
     kept = [line for line in config.read_text().splitlines() if not line.strip().startswith(later)]
     config.write_text("\n".join(kept) + "\n")
     train_inside(*own)

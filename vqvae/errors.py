@@ -15,6 +15,14 @@ class UserError(ValueError):
     """
 
 
+class TooManyUnreadable(UserError):
+    """More items than allowed cannot be read. counts: split -> their number so far."""
+
+    def __init__(self, message: str, counts: dict[str, int]) -> None:
+        super().__init__(message)
+        self.counts = counts
+
+
 def suggest(name: str, valid: Iterable[str]) -> str:
     """Suggestion 'did you mean ...', or the list of valid names if none is near."""
     valid = list(dict.fromkeys(valid))

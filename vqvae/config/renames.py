@@ -20,7 +20,13 @@ ARGUMENTS = {"vqvae.quantizers.lookup.CosineVote": {"neighbours": "neighbors"}}
 
 # Keys of `data` that came later, and what was done before they were there.
 EARLIER_DATA: dict[str, dict[str, Any]] = {
-    "vqvae.data.folder.Folder": {"held_out": "shuffle", "value_range": None, "classes": "auto", "splits": None},
+    "vqvae.data.folder.Folder": {
+        "held_out": "shuffle",
+        "value_range": None,
+        "classes": "auto",
+        "splits": None,
+        "pages": "first",
+    },
     "vqvae.data.webdataset.WebDataset": {"held_out": "shuffle", "value_range": None},
 }
 KEPT = ("held_out", "value_range")  # of these, what decides the items of a run

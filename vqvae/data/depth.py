@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from vqvae.data.formats import open_image
-from vqvae.errors import UserError
+from vqvae.errors import TooManyUnreadable, UserError
 
 Range = tuple[float, float]
 ValueRange = Range | Literal["auto"] | None  # the setting data.value_range
@@ -44,7 +44,7 @@ class Looked:
         """What is lost or chosen, in sentences."""
         found = []
         if self.pages:
-            found.append(f"{self.pages} of {self.count} images looked at have further pages; the first page is read")
+            found.append(f"{self.pages} of {self.count} images looked at have further pages")
         if self.deep_colors:
             found.append(f"{len(self.deep_colors)} of {self.count} images looked at have 16-bit colors, read as 8 bits")
         return found
@@ -84,7 +84,7 @@ def choose_ranges(looked: Looked, value_range: ValueRange) -> Ranges:
     """Ranges for a data set of which some images were looked at; `value_range` is the user's setting.
 
     auto: integers from 0 on fill as many bits as their largest value needs, 8 at least; floats lie in 0 .. 1.
-    Raises UserError where the range cannot be told.
+    Raises UserError where the range cannot be told, TooManyUnreadable for values outside of it.
     """
     if looked.deep_colors and max(high for _, high in looked.deep_colors) < 128:
         raise UserError(
@@ -94,14 +94,10 @@ def choose_ranges(looked: Looked, value_range: ValueRange) -> Ranges:
         return FULL
     if value_range != "auto":
         return Ranges(value_range, value_range, clips=True)
-    low, high = bounds(looked.integers, FULL.integers)
-    if low < 0 or high > FULL.integers[1]:
-        raise ask("integers", low, high)
-    bits = max(8, int(high).bit_length())
-    low, high = bounds(looked.floats, FULL.floats)
-    if low < 0 or high > FULL.floats[1]:
-        raise ask("numbers", low, high)
-    return Ranges((0, 2**bits - 1))
+    check_within(looked.integers, FULL.integers, "integers")
+    check_within(looked.floats, FULL.floats, "numbers")
+    _, high = bounds(looked.integers, FULL.integers)
+    return Ranges((0, 2 ** max(8, int(high).bit_length()) - 1))
 
 
 def recalled_ranges(values: Any) -> Ranges:
@@ -120,11 +116,16 @@ def bounds(found: list[Range], default: Range) -> Range:
     return (min(low for low, _ in found), max(high for _, high in found)) if found else default
 
 
-def ask(kind: str, low: float, high: float) -> UserError:
-    return UserError(
-        f"the values of the images are {kind} from {low:g} to {high:g}: say which become black and white, "
-        f"as data.value_range=[{low:g},{high:g}]"
-    )
+def check_within(found: list[Range], full: Range, kind: str) -> None:
+    """Raise TooManyUnreadable, asking for data.value_range, if values of an image lie outside of `full`."""
+    outside = [one for one in found if one[0] < full[0] or one[1] > full[1]]
+    if outside:
+        low, high = bounds(found, full)
+        raise TooManyUnreadable(
+            f"the values of the images are {kind} from {low:g} to {high:g}: say which become black and white, "
+            f"as data.value_range=[{low:g},{high:g}]",
+            {"train": len(outside)},
+        )
 
 
 def range_notes(looked: Looked, ranges: Ranges) -> list[str]:

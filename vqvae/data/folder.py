@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vqvae.data import held_out
 from vqvae.data.base import Items, Split, Whole, fingerprint
-from vqvae.data.formats import SUFFIXES
+from vqvae.data.formats import SUFFIXES, open_image
 from vqvae.data.images import ResizedImages
 from vqvae.data.layout import Layout
 from vqvae.data.tree import Tree
@@ -31,28 +31,35 @@ DECODING = 2  # part of the fingerprint; raise it when the same files decode to 
 
 @dataclass
 class FolderSplit(Split):
-    """Image files of one split, decoded by `read_file`."""
+    """Pages of image files of one split, decoded by `read_file`. pages: of each item, counted from 0."""
 
     root: Path
     files: list[str]
-    read_file: Callable[[Path], Tensor]
+    pages: list[int]
+    read_file: Callable[..., Tensor]
 
     def read(self, index: int) -> Tensor:
-        return self.read_file(self.root / self.files[index])
+        return self.read_file(self.root / self.files[index], page=self.pages[index])
 
     def title(self, index: int) -> str:
-        return printable(str(self.root / self.files[index]))
+        return printable(str(self.root / self.names[index]))
+
+    @property
+    def names(self) -> list[str]:
+        """The files; further pages of one as `file#page=1`."""
+        return [f"{file}#page={page}" if page else file for file, page in zip(self.files, self.pages)]
 
     def items(self) -> Items:
         found = [os.stat(self.root / file) for file in self.files]
         sizes, times = ([getattr(one, key) for one in found] for key in ("st_size", "st_mtime_ns"))
-        return Items(self.files, np.array(sizes, np.int64), np.array(times, np.int64))
+        return Items(self.names, np.array(sizes, np.int64), np.array(times, np.int64))
 
     def digest(self, index: int) -> bytes:
         return bytes.fromhex(digest(self.root / self.files[index]))
 
     def subset(self, indices: Tensor) -> Split:
-        return replace(self, labels=self.labels[indices], files=[self.files[i] for i in indices.tolist()])
+        files, pages = ([rows[i] for i in indices.tolist()] for rows in (self.files, self.pages))
+        return replace(self, labels=self.labels[indices], files=files, pages=pages)
 
 
 @checked
@@ -62,11 +69,13 @@ class Folder(ResizedImages):
 
     splits: split -> folder below `root`; null: those named train or training, val, valid or validation, and test or testing,
     in any case. classes: auto takes the folders of a split for classes; off reads all images without labels.
+    pages: of TIFF, GIF and other files with several; all makes each an item, in the split of its file.
     """
 
     root: str
     splits: dict[str, str] | None = None
     classes: Literal["auto", "off"] = "auto"
+    pages: Literal["first", "all"] = "first"
 
     @cached_property
     def layout(self) -> Layout:
@@ -82,8 +91,7 @@ class Folder(ResizedImages):
 
     def whole(self, name: str) -> Whole:
         tree = self._tree(name)
-        labels = torch.tensor(self.layout.numbers(tree))
-        split = FolderSplit(name, labels, "", tree.root, tree.files, self.read_file)
+        split = self._paged(name, tree.root, tree.files, torch.tensor(self.layout.numbers(tree)))
         return Whole(split, self.layout.class_names, shared=len(self.layout.folders) == 1)
 
     def split(self, name: str) -> Split:
@@ -112,7 +120,13 @@ class Folder(ResizedImages):
 
     def notes(self) -> list[str]:
         alone = f"validation is held out of train: data.val_share={self.val_share}, data.held_out={self.held_out}"
-        return [*self.layout.notes(), *([alone] if len(self.layout.folders) == 1 else []), *super().notes()]
+        paged = "data.pages=first reads the first page of each file, all makes every page an item"
+        return [
+            *self.layout.notes(),
+            *([alone] if len(self.layout.folders) == 1 else []),
+            *super().notes(),
+            *([paged] if self.looked.pages and self.pages == "first" else []),
+        ]
 
     def _held_out(self, files: list[str]) -> np.ndarray:
         """bool (n,), True for the files of validation."""
@@ -123,8 +137,27 @@ class Folder(ResizedImages):
     def _make(self, name: str, root: Path, files: list[str], labels: Tensor) -> Split:
         sizes = [(file, (root / file).stat().st_size) for file in files]
         contents = [content_digest(root / file) for file in spread(files)]
-        identity = fingerprint(["folder", DECODING, name, self.resize, self.channels, sizes, contents, *self.reading])
-        return FolderSplit(name, labels, identity, root, files, self.read_file)
+        reading = [*self.reading, *(["pages"] if self.pages == "all" else [])]
+        identity = fingerprint(["folder", DECODING, name, self.resize, self.channels, sizes, contents, *reading])
+        return replace(self._paged(name, root, files, labels), fingerprint=identity)
+
+    def _paged(self, name: str, root: Path, files: list[str], labels: Tensor) -> FolderSplit:
+        """The split of those pages of files that are items."""
+        split = FolderSplit(name, labels, "", root, files, [0] * len(files), self.read_file)
+        if self.pages == "first":
+            return split
+        counts = [count_pages(root / file, self.most_pixels) for file in files]
+        split = split.subset(torch.arange(len(files)).repeat_interleave(torch.tensor(counts)))
+        return replace(split, pages=[page for count in counts for page in range(count)])
+
+
+def count_pages(file: Path, most_pixels: int) -> int:
+    """Number of pages of an image file; 1 if it cannot be read, which whoever reads it will say."""
+    try:
+        with open_image(file, most_pixels) as image:
+            return getattr(image, "n_frames", 1)
+    except Exception:  # Pillow's parsers raise many kinds
+        return 1
 
 
 def spread(files: list[str]) -> list[str]:

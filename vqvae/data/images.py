@@ -153,16 +153,22 @@ class ResizedImages(Images):
 
 
 def read_image(
-    file: Path | BinaryIO, side: int, channels: int, ranges: Ranges = FULL, most_pixels: int = MOST_PIXELS
+    file: Path | BinaryIO,
+    side: int,
+    channels: int,
+    ranges: Ranges = FULL,
+    most_pixels: int = MOST_PIXELS,
+    page: int = 0,
 ) -> Tensor:
-    """Decode a file, turn it upright, resize and crop to the center square -> uint8 (channels, side, side).
+    """Decode a page of a file, turn it upright, resize and crop to the center square -> uint8 (channels, side, side).
 
-    Takes the first page of a file with several, and converts to gray or RGB as `channels` asks. `ranges` says which values of
+    Converts to gray or RGB as `channels` asks. `ranges` says which values of
     images of more than 8 bits are black and white.
     Raises OSError if it cannot be decoded, and for more than `most_pixels`.
     """
     try:
         with open_image(file, most_pixels) as opened:
+            opened.seek(page)
             image = eight_bits(ImageOps.exif_transpose(opened), ranges)
             image = fit(image.convert("RGB" if channels == 3 else "L"), side)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:

@@ -21,19 +21,11 @@ from vqvae.data.cache import Cache
 from vqvae.data.resident import PLACES, choose_place, mapped, read_ahead
 from vqvae.data.workers import read_batches
 from vqvae.devices.copies import send
-from vqvae.errors import UserError
+from vqvae.errors import TooManyUnreadable, UserError
 from vqvae.images import normalize
 
 log = logging.getLogger(__name__)
 MOST_TRIED = 64  # items of a cache that could not be read, tried again
-
-
-class TooManyUnreadable(UserError):
-    """More items than allowed cannot be read. counts: split -> their number so far."""
-
-    def __init__(self, message: str, counts: dict[str, int]) -> None:
-        super().__init__(message)
-        self.counts = counts
 
 
 class ReadItem(NamedTuple):
