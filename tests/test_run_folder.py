@@ -140,6 +140,9 @@ def test_differences_are_told_by_the_keys_that_were_typed(
 ) -> None:
     message = error_of(capsys, *TINY, *SMALL_CODEBOOK, f"run_dir={finished_run}", "quantizer.dim=4", "seed=3")
     assert "(quantizer.dim is 8 there, 4 here; seed is 0 there, 3 here)" in message
+    message = error_of(capsys, *TINY, f"run_dir={finished_run}", "quantizer=fsq", "quantizer.levels=[4,4]")
+    assert "(quantizer is VectorQuantizer there, FSQ here" in message
+    assert "{" not in message
     changes = differences({"a": [{"b": 1, "c": [1, 2]}]}, {"a": [{"b": 2, "c": [1, 3]}]})
     assert list(changes) == [("a.0.b", 1, 2), ("a.0.c", [1, 2], [1, 3])]
 

@@ -54,10 +54,22 @@ def is_node(value: Any) -> bool:
 
 
 def sentence(changes: list[tuple[str, Any, Any]], typed: list[str]) -> str:
-    """'key is old there, new here; ...', those that were typed first, and not more than a few."""
-    ordered = sorted(changes, key=lambda change: not any(f"{change[0]}.".startswith(f"{key}.") for key in typed))
-    shown = [f"{key} is {old} there, {new} here" for key, old, new in ordered[:MOST_SHOWN]]
+    """'key is old there, new here; ...', those that were typed first, and not more than a few.
+
+    Of a part of another class, the class is named, and nothing in it.
+    """
+    classes = {key.removesuffix("_target_"): pair for key, *pair in changes if key.endswith("_target_")}
+    outer = {key: pair for key, pair in classes.items() if not key.startswith(tuple(classes.keys() - {key}))}
+    told = [(key[:-1], {"_target_": old}, {"_target_": new}) for key, (old, new) in outer.items()]
+    told += [change for change in changes if not change[0].startswith(tuple(outer))]
+    ordered = sorted(told, key=lambda change: not any(f"{change[0]}.".startswith(f"{key}.") for key in typed))
+    shown = [f"{key} is {named(old)} there, {named(new)} here" for key, old, new in ordered[:MOST_SHOWN]]
     return "; ".join(shown) + (f"; and {len(ordered) - MOST_SHOWN} more" if ordered[MOST_SHOWN:] else "")
+
+
+def named(value: Any) -> Any:
+    """The class of a part; any other value as it is."""
+    return str(value["_target_"]).split(".")[-1] if isinstance(value, dict) and "_target_" in value else value
 
 
 def length_problem(before: int, now: int, done: int, schedule: Schedule) -> str | None:
