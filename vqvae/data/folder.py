@@ -57,7 +57,7 @@ class FolderSplit(Split):
     def digest(self, index: int) -> bytes:
         return bytes.fromhex(digest(self.root / self.files[index]))
 
-    def subset(self, indices: Tensor) -> Split:
+    def subset(self, indices: Tensor) -> FolderSplit:
         files, pages = ([rows[i] for i in indices.tolist()] for rows in (self.files, self.pages))
         return replace(self, labels=self.labels[indices], files=files, pages=pages)
 
