@@ -21,7 +21,14 @@ from vqvae.quantizers.scalar import FSQ
 from vqvae.training.schedules import Constant, Cosine
 
 PACKAGE = Path(__file__).resolve().parent.parent / "vqvae"
-SMALL = {"width": 8, "hidden": 8, "residual_width": 8, "depth": 1, "residual_blocks": 1}  # where a preset has them
+SMALL = {
+    "width": 8,
+    "hidden": 8,
+    "residual_width": 8,
+    "depth": 1,
+    "residual_blocks": 1,
+    "heads": 1,
+}  # where a preset has them
 CONV = {"widths": [8, 16], "residual_width": 8, "residual_blocks": 1}
 
 
@@ -31,17 +38,25 @@ def network_of(name: str, part: str, ndim: int, channels: int) -> torch.nn.Modul
     sizes = {key: value for key, value in SMALL.items() if key in config}
     if "widths" in config:
         sizes["widths"] = [8] * len(config.widths)
+    if "transformer" in config:
+        config.transformer.update({"width": 8, "heads": 1})
+    if "size" in config:
+        sizes["size"] = list(size_of(config.patch, ndim))
     config.update({**sizes, "ndim": ndim, "channels": channels, "dim": 6})
     return build(config, f"model.{part}.0")
+
+
+def size_of(stride: int, ndim: int) -> tuple[int, ...]:
+    return tuple(stride * cells for cells in (2, 3, 1)[:ndim])
 
 
 @pytest.mark.parametrize("name", choices("model"))
 @pytest.mark.parametrize("ndim", [1, 2, 3])
 def test_encoder_and_decoder_mirror_each_other_in_every_number_of_dims(name: str, ndim: int) -> None:
     encoder, decoder = network_of(name, "encoders", ndim, 3), network_of(name, "decoders", ndim, 5)
-    size = [encoder.stride * cells for cells in (2, 3, 1)[:ndim]]
+    size = size_of(encoder.stride, ndim)
     latents = encoder(torch.randn(2, 3, *size))
-    assert latents.shape == (2, 6, *(length // encoder.stride for length in size))
+    assert latents.shape == (2, 6, *encoder.latent_size(size))
     assert decoder(latents).shape == (2, decoder.channels, *size) == (2, 5, *size)
 
 

@@ -41,7 +41,7 @@ def test_the_onnx_decoder_of_every_kind_of_run_gives_its_reconstructions_at_any_
 def test_every_network_and_every_quantizer_with_codes_becomes_onnx(name: str, tmp_path: Path) -> None:
     if name in choices("model"):
         small = {"patch": [], "conv": ["model.encoders.0.widths=[8,8]"], "resnet": ["model.encoders.0.widths=[8,8,8]"]}
-        overrides = [*NO_MODEL, *SMALL_CODEBOOK, f"model={name}", *small[name]]
+        overrides = [*NO_MODEL, *SMALL_CODEBOOK, f"model={name}", *small.get(name, [])]
     else:
         overrides = [*NO_CODEBOOK, name]
     run = finished(tmp_path / "run", overrides, prior=False)

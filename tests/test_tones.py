@@ -152,9 +152,13 @@ def test_the_noise_is_below_a_hundredth_of_full_scale() -> None:
     assert float(compand(torch.tensor(NOISE))) - float(compand(torch.tensor(0.0))) < 256 / 2 * 0.05
 
 
+NARROW = ["model.encoders.0.transformer.width=8", "model.encoders.0.transformer.heads=2"]
 SMALL = {
     "conv": [o for o in TINY if o.startswith("model.")],
+    "conv_2level": [f"model.{part}.{level}.residual_width=8" for part in ("encoders", "decoders") for level in (0, 1)],
     "resnet": ["model.encoders.0.widths=[8,8,8]"],
+    "vit": NARROW,
+    "tokens": [*NARROW, "model.encoders.0.tokens=16"],
 }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vqvae import distributed
 from vqvae.errors import UserError
-from vqvae.networks.blocks import Decoder, Encoder
+from vqvae.networks.blocks import Block, Decoder, Encoder
 from vqvae.quantizers.base import Loss, Quantized, Quantizer
 from vqvae.ranges import checked
 
@@ -42,6 +42,8 @@ class VQVAE(nn.Module):
     The last context is the output. Below the coarsest level, merge_l is a 1x1 convolution of [h_l, context], and the decoder
     receives [z_q_l, context] (VQ-VAE-2, arXiv 1906.00446), so its `dim` is twice the quantizer's.
 
+    gradient_checkpointing: compute what blocks of the networks need for their gradients a second time, instead of keeping it.
+
     Raises UserError for lists of different length.
 
     >>> from vqvae import FSQ
@@ -63,6 +65,7 @@ class VQVAE(nn.Module):
         encoders: list[Encoder],
         quantizers: list[Quantizer],
         decoders: list[Decoder],
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if not len(encoders) == len(quantizers) == len(decoders) > 0:
@@ -76,6 +79,10 @@ class VQVAE(nn.Module):
         self.merges = nn.ModuleList(  # type: ignore[assignment]
             nn.Linear(q.dim + below.channels, q.dim) for q, below in zip(quantizers, decoders[1:])
         )
+
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.recomputed = gradient_checkpointing
 
     @property
     def stride(self) -> int:
@@ -110,7 +117,7 @@ class VQVAE(nn.Module):
                 )
         shapes: list[list[tuple[int, ...]]] = []
         for encoder, quantizer in zip(self.encoders, self.quantizers):
-            size = tuple(length // encoder.stride for length in size)
+            size = encoder.latent_size(size)
             shapes.append(quantizer.code_shapes(size))
         return [shape for level in reversed(shapes) for shape in level]
 
@@ -123,7 +130,7 @@ class VQVAE(nn.Module):
         """
         levels: list[list[Tensor]] = []
         for encoder, quantizer in zip(self.encoders, self.quantizers):
-            size = tuple(length // encoder.stride for length in size)
+            size = encoder.latent_size(size)
             shapes, device = quantizer.code_shapes(size), next(self.parameters()).device
             if all(shape == size for shape in shapes):
                 shapes = [(1,) * len(size)] * len(shapes)

@@ -29,6 +29,6 @@ def build(node: Any, path: str, **runtime: Any) -> Any:
         if message is None:
             raise cause from None
         match = re.search(r"full_key: (\S+)", str(error))
-        key = re.sub(r"(coders|quantizers)(\d)", r"\1.\2", match[1] if match else path)  # hydra leaves out this dot
+        key = re.sub(r"(coders|quantizers)\[?(\d)\]?", r"\1.\2", match[1] if match else path)  # as it is typed
         names_a_key = message.split()[0].split("=")[0] in (OmegaConf.select(node._get_root(), key) or {})
         raise UserError(f"{key}.{message}" if names_a_key else f"{key}: {message}") from error

@@ -82,8 +82,10 @@ def better(current: list[Tensor], errors: Tensor, best: list[Tensor], least: Ten
 def check_places(model: VQVAE, size: tuple[int, ...]) -> None:
     """Raises UserError where codes have no place of their own among the latents."""
     for level, (encoder, quantizer) in enumerate(zip(model.encoders, model.quantizers)):
-        size = tuple(length // encoder.stride for length in size)
+        places, size = tuple(length // encoder.stride for length in size), encoder.latent_size(size)
         shapes = quantizer.code_shapes(size)
+        if size != places:
+            raise UserError(f"search needs codes with a place, and those of {type(encoder).__module__} have none")
         if not shapes or any(shape != size for shape in shapes):
             raise UserError(
                 f"search needs code maps with the dims {size} of the latents, and {type(quantizer).__name__} of level {level} "

@@ -7,14 +7,16 @@ from torch import Tensor, nn
 from vqvae.errors import UserError
 from vqvae.networks import blocks
 from vqvae.networks.blocks import NormResidual, SelfAttention, Upsample, Widths, conv, group_norm
-from vqvae.ranges import Count, PositiveInt, checked
+from vqvae.ranges import Count, LessThanOne, PositiveInt, checked
 
 
-def residual_stage(ndim: int, width_in: int, width: int, depth: int, attention: bool) -> list[nn.Module]:
+def residual_stage(
+    ndim: int, width_in: int, width: int, depth: int, attention: bool, dropout: float
+) -> list[nn.Module]:
     """Residual blocks at one resolution, each followed by attention if asked for. (B, width_in, *s) -> (B, width, *s)."""
     layers: list[nn.Module] = []
     for block in range(depth):
-        layers.append(NormResidual(ndim, width_in if block == 0 else width, width))
+        layers.append(NormResidual(ndim, width_in if block == 0 else width, width, dropout))
         layers += [SelfAttention(ndim, width)] if attention else []
     return layers
 
@@ -24,7 +26,8 @@ class Encoder(blocks.Encoder):
     """One stage of residual blocks per entry of `widths`, halving the grid between stages (arXiv 2012.09841).
 
     (B, channels, *S) -> (B, dim, *S / stride), stride = 2^(len(widths) - 1). `attention_strides` lists the down-sampling
-    factors, powers of 2 up to the stride, at which blocks are followed by attention.
+    factors, powers of 2 up to the stride, at which blocks are followed by attention. `dropout`: share of the values that
+    blocks drop in training.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class Encoder(blocks.Encoder):
         widths: Widths,
         depth: Count,
         attention_strides: list[int],
+        dropout: LessThanOne = 0.0,
     ) -> None:
         super().__init__()
         check_attention_strides(widths, attention_strides)
@@ -43,7 +47,7 @@ class Encoder(blocks.Encoder):
         for level, (width_in, width) in enumerate(zip([widths[0], *widths], widths)):
             if level:
                 layers.append(conv(ndim, width_in, width_in, 4, stride=2, padding=1))
-            layers += residual_stage(ndim, width_in, width, depth, 2**level in attention_strides)
+            layers += residual_stage(ndim, width_in, width, depth, 2**level in attention_strides, dropout)
         self.layers = nn.Sequential(*layers, group_norm(widths[-1]), nn.SiLU(), conv(ndim, widths[-1], dim, 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,6 +66,7 @@ class Decoder(blocks.Decoder):
         widths: Widths,
         depth: Count,
         attention_strides: list[int],
+        dropout: LessThanOne = 0.0,
     ) -> None:
         super().__init__()
         check_attention_strides(widths, attention_strides)
@@ -69,7 +74,7 @@ class Decoder(blocks.Decoder):
         layers: list[nn.Module] = [conv(ndim, dim, widths[-1], 3, padding=1)]
         width_in = widths[-1]
         for level, width in reversed(list(enumerate(widths))):
-            layers += residual_stage(ndim, width_in, width, depth, 2**level in attention_strides)
+            layers += residual_stage(ndim, width_in, width, depth, 2**level in attention_strides, dropout)
             if level:
                 layers.append(Upsample(ndim, width))
             width_in = width

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from vqvae import distributed
+from vqvae.networks.attention import angles_of
 from vqvae.networks.blocks import Dropout
 from vqvae.priors.base import Prior, Scored
 from vqvae.priors.sampling import Known, OnProgress, Sampling
-from vqvae.priors.transformer import Block, angles_of, make_blocks
+from vqvae.priors.transformer import Block, make_blocks
 from vqvae.ranges import Count, LessThanOne, PositiveInt, checked
 
 EVALUATION_SEED = 0

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vqvae import distributed
 from vqvae.errors import UserError
+from vqvae.networks.attention import angles_of, rotate
 from vqvae.networks.blocks import Dropout, attend
 from vqvae.priors.autoregressive import AutoregressivePrior, MapNetwork
 from vqvae.priors.base import Positions
@@ -90,29 +91,6 @@ def make_blocks(width: int, layers: int, heads: int, dropout: float) -> nn.Modul
             for matrix in (weight for weight in block.parameters() if weight.ndim == 2):
                 matrix.hidden_matrix = True  # type: ignore[attr-defined]
     return nn.ModuleList(blocks)
-
-
-def angles_of(grid: tuple[int, ...], head_dim: int) -> Tensor:
-    """Dims *s -> (N, head_dim / 2): by how much pairs of channels turn at each position, in raster order.
-
-    Each axis has an equal share of the pairs, from a quarter turn a place to a quarter turn over the whole axis; what is left
-    over does not turn.
-    """
-    share = head_dim // 2 // len(grid)
-    angles = torch.zeros(*grid, head_dim // 2)
-    for axis, length in enumerate(grid):
-        speeds = math.pi / 2 * float(length) ** -torch.linspace(0, 1, share)  # (share,)
-        turns = torch.arange(length)[:, None] * speeds  # (length, share)
-        shape = [length if axis == other else 1 for other in range(len(grid))]
-        angles[..., axis * share : (axis + 1) * share] = turns.view(*shape, share)
-    return angles.flatten(0, -2)  # (N, head_dim / 2)
-
-
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turns channel i of x (B, heads, N, head_dim) together with channel i + head_dim / 2."""
-    a, b = x.chunk(2, dim=-1)
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
 
 
 @dataclass

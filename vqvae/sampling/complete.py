@@ -100,5 +100,7 @@ def kept_codes(region: Tensor, codes: list[Tensor]) -> list[Tensor]:
     The patch of position j of s along a dim of S is floor(j S / s) .. ceil((j + 1) S / s) - 1, which is what adaptive
     pooling takes. (Networks look beyond it.)
     """
+    if any(m.ndim - 1 != region.ndim for m in codes):
+        raise UserError("mode=complete needs codes with a place in the image, and this model's tokens have none")
     inside = region.float()[None, None]  # (1, 1, *S)
     return [POOLS[region.ndim](inside, m.shape[1:])[0, 0] == 0 for m in codes]
