@@ -147,7 +147,7 @@ def test_entropies_of_one_bit_a_map_are_exact_for_independent_bits() -> None:
 
 def test_the_gumbel_draw_follows_the_logits_and_kl_is_zero_at_uniform() -> None:
     torch.manual_seed(0)
-    quantizer = GumbelSoftmax(2, 3, 2, Normal(1.0), 1.0, 1.0, 1.0)
+    quantizer = GumbelSoftmax(2, 3, 2, Normal(1.0), 1.0, 1.0, 1.0, 1.0)
     z = torch.randn(2)
     out = quantizer(z[None, :, None].expand(1, 2, 20_000))
     drawn = torch.bincount(out.codes[0].flatten(), minlength=3) / 20_000
@@ -159,7 +159,7 @@ def test_the_gumbel_draw_follows_the_logits_and_kl_is_zero_at_uniform() -> None:
 
 @pytest.mark.parametrize("kind", [GumbelSoftmax, SQVAE])
 def test_temperature_falls_from_start_to_end(kind: type[GumbelSoftmax | SQVAE]) -> None:
-    quantizer = kind(4, 8, 4, Normal(1.0), 1.0, 0.1, 1.0)
+    quantizer = kind(4, 8, 4, Normal(1.0), 1.0, 1.0, 0.1, 1.0)
     values = []
     for step in range(11):
         quantizer.begin_step(step, 10)
@@ -171,7 +171,7 @@ def test_temperature_falls_from_start_to_end(kind: type[GumbelSoftmax | SQVAE]) 
 def test_the_gradient_of_ibq_is_that_of_its_formula() -> None:
     """out = (onehot + p - sg p) E, by autograd on the whole matrix."""
     torch.manual_seed(0)
-    quantizer, z, upstream = IBQ(4, 16, 4, Normal(1.0), 0.25, 0.0, 0.01), torch.randn(6, 4), torch.randn(6, 4)
+    quantizer, z, upstream = IBQ(4, 16, 4, Normal(1.0), 1.0, 0.25, 0.0, 0.01), torch.randn(6, 4), torch.randn(6, 4)
     z.requires_grad_()
     logits = z @ quantizer.codebook.t()
     p = logits.softmax(1)
@@ -185,7 +185,7 @@ def test_the_gradient_of_ibq_is_that_of_its_formula() -> None:
 
 def test_ibq_gives_every_code_a_gradient_and_returns_a_code() -> None:
     torch.manual_seed(0)
-    quantizer = IBQ(4, 16, 4, Normal(1.0), 0.25, 0.0, 0.01)
+    quantizer = IBQ(4, 16, 4, Normal(1.0), 1.0, 0.25, 0.0, 0.01)
     out = quantizer(torch.randn(1, 4, 3))
     torch.testing.assert_close(out.z_q[0].t(), quantizer.codebook[out.codes[0][0]])
     out.z_q.square().sum().backward()
@@ -195,7 +195,7 @@ def test_ibq_gives_every_code_a_gradient_and_returns_a_code() -> None:
 
 def test_sqvae_losses_equal_their_formula() -> None:
     torch.manual_seed(0)
-    quantizer, z = SQVAE(4, 8, 4, Normal(1.0), 1.0, 0.1, 1.0), torch.randn(6, 4)
+    quantizer, z = SQVAE(4, 8, 4, Normal(1.0), 1.0, 1.0, 0.1, 1.0), torch.randn(6, 4)
     torch.nn.init.constant_(quantizer.log_variance, math.log(0.3))
     squared = torch.cdist(z, quantizer.codebook).square()
     p = (-squared / 0.6).softmax(1)
@@ -249,7 +249,7 @@ def test_random_projection_is_frozen_and_gives_the_encoder_no_gradient() -> None
         (lambda: LFQ(8, 8, 3, 1.0, 0.1, 0.1, 0.0), "bits_per_map=3 does not divide bits=8"),
         (lambda: LFQ(8, 19, 19, 1.0, 0.1, 0.1, 0.0), "bits_per_map must be at most 18, got 19"),
         (lambda: SymmetricFSQ(8, [4, 1], 0.0), "at least 2"),
-        (lambda: GumbelSoftmax(8, 16, 8, Normal(1.0), 1.0, 0.0, 0.1), "end must be above 0, got 0.0"),
+        (lambda: GumbelSoftmax(8, 16, 8, Normal(1.0), 1.0, 1.0, 0.0, 0.1), "end must be above 0, got 0.0"),
         (lambda: LatentQuantizer(8, [], 1.0, 1.0), "levels must not be empty"),
     ],
 )

@@ -18,6 +18,13 @@ TARGETS = {
 # Arguments of a `_target_`: old -> new.
 ARGUMENTS = {"vqvae.quantizers.lookup.CosineVote": {"neighbours": "neighbors"}}
 
+# Arguments of a `_target_` that came later, and the value that does what was done before.
+EARLIER_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "vqvae.quantizers.soft.GumbelSoftmax": {"speed": 1.0},
+    "vqvae.quantizers.soft.SQVAE": {"speed": 1.0},
+    "vqvae.quantizers.soft.IBQ": {"speed": 1.0},
+}
+
 # Keys of `data` that came later, and what was done before they were there.
 EARLIER_DATA: dict[str, dict[str, Any]] = {
     "vqvae.data.folder.Folder": {
@@ -33,7 +40,10 @@ KEPT = ("held_out", "value_range")  # of these, what decides the items of a run
 
 
 def rename_targets(node: Any) -> Any:
-    """A copy of nested dicts and lists in which every `_target_` and its arguments have the names of today."""
+    """A copy of nested dicts and lists in which every `_target_` and its arguments have the names of today.
+
+    Arguments that came later are added, with what was done before.
+    """
     if isinstance(node, list):
         return [rename_targets(item) for item in node]
     if not isinstance(node, dict):
@@ -44,7 +54,8 @@ def rename_targets(node: Any) -> Any:
         return renamed
     renamed["_target_"] = TARGETS.get(target, target)
     arguments = ARGUMENTS.get(target, {})
-    return {arguments.get(key, key): value for key, value in renamed.items()}
+    renamed = {arguments.get(key, key): value for key, value in renamed.items()}
+    return {**renamed, **{key: value for key, value in EARLIER_ARGUMENTS.get(target, {}).items() if key not in renamed}}
 
 
 def rename_keys(config: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,9 @@ from vqvae.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, checked
 class SoftQuantizer(Quantizer):
     """Base: K codes as a parameter, and a temperature that falls from `start` to `end` by a cosine over the run.
 
-    `quantize` gives an output that carries its own gradient, so `estimate` hands it on.
+    As in GradientCodebook, the codes are `speed` times the parameter, so that Adam moves them `speed` times as fast as the
+    networks; so is what else this quantizer learns (logits, sigma). `quantize` gives an output that carries its own
+    gradient, so `estimate` hands it on.
     """
 
     temperature: Tensor
@@ -32,32 +34,38 @@ class SoftQuantizer(Quantizer):
         size: NumCodes,
         code_dim: PositiveInt,
         init: Init,
+        speed: PositiveFloat,
         start: PositiveFloat,
         end: PositiveFloat,
     ) -> None:
         super().__init__(dim, code_dim, [size])
-        self.size, self.start, self.end = size, start, end
+        self.size, self.speed, self.start, self.end = size, speed, start, end
         self.init, self.init_vectors = init, init.vectors_wanted(size)
-        self.codebook = nn.Parameter(init.draw(size, code_dim))
+        self.codebook = nn.Parameter(init.draw(size, code_dim) / speed)
         self.codebook.no_weight_decay = True  # type: ignore[attr-defined]  # decay would pull unused codes to 0
         self.register_buffer("temperature", torch.tensor(float(start)), persistent=False)
+
+    def codes(self) -> Tensor:
+        """Codes (K, d)."""
+        return self.speed * self.codebook
 
     @torch.no_grad()
     def begin_run(self, z_e: Tensor) -> None:
         if self.init_vectors:
             vectors = self.project_in(self.flatten(z_e))  # (n, d)
-            self.codebook.copy_(self.init.choose(vectors, self.size))
+            self.codebook.copy_(self.init.choose(vectors, self.size) / self.speed)
             self.match(vectors)
 
     def squared_error(self, vectors: Tensor) -> Tensor:
         """Mean over coordinates of |z - nearest code|^2, 0-d."""
-        return F.mse_loss(F.embedding(nearest_code(vectors, self.codebook), self.codebook), vectors).clamp_min(1e-12)
+        codes = self.codes()
+        return F.mse_loss(F.embedding(nearest_code(vectors, codes), codes), vectors).clamp_min(1e-12)
 
     def match(self, vectors: Tensor) -> None:
         """Fits what else depends on the latents' scale to vectors (n, d), once the codes have started from them."""
 
     def redraw(self) -> None:
-        self.codebook.data.copy_(self.init.draw(*self.codebook.shape))
+        self.codebook.data.copy_(self.init.draw(*self.codebook.shape) / self.speed)
 
     def begin_step(self, step: int, steps: int) -> None:
         share = (1 + math.cos(math.pi * min(step / steps, 1))) / 2  # 1 .. 0
@@ -67,10 +75,10 @@ class SoftQuantizer(Quantizer):
         return q
 
     def lookup(self, codes: Tensor) -> Tensor:
-        return F.embedding(codes[:, 0], self.codebook)
+        return F.embedding(codes[:, 0], self.codes())
 
     def codebooks(self) -> list[Tensor | None]:
-        return [self.codebook.detach()]
+        return [self.codes().detach()]
 
 
 @checked
@@ -83,7 +91,7 @@ class GumbelSoftmax(SoftQuantizer):
     Loss: KL from softmax(logits) to uniform, sum_k p log(K p), mean over vectors, in nats.
 
     >>> from vqvae.quantizers.init import Normal
-    >>> quantizer = GumbelSoftmax(8, size=16, code_dim=8, init=Normal(1.0), start=1.0, end=0.1, kl_weight=5e-4)
+    >>> quantizer = GumbelSoftmax(8, size=16, code_dim=8, init=Normal(1.0), speed=10.0, start=1.0, end=0.1, kl_weight=5e-4)
     >>> quantizer(torch.randn(2, 8, 4)).codes[0].shape
     torch.Size([2, 4])
     """
@@ -94,21 +102,24 @@ class GumbelSoftmax(SoftQuantizer):
         size: NumCodes,
         code_dim: PositiveInt,
         init: Init,
+        speed: PositiveFloat,
         start: PositiveFloat,
         end: PositiveFloat,
         kl_weight: NonNegativeFloat,
     ) -> None:
-        super().__init__(dim, size, code_dim, init, start, end)
+        super().__init__(dim, size, code_dim, init, speed, start, end)
         self.kl_weight = kl_weight
         self.logits = nn.Linear(code_dim, size)
+        for parameter in self.logits.parameters():
+            parameter.data /= speed
 
     def match(self, vectors: Tensor) -> None:
-        variance = self.squared_error(vectors)
-        self.logits.weight.copy_(self.codebook / variance)
-        self.logits.bias.copy_(-self.codebook.square().sum(1) / (2 * variance))
+        codes, variance = self.codes(), self.squared_error(vectors)
+        self.logits.weight.copy_(codes / (self.speed * variance))
+        self.logits.bias.copy_(-codes.square().sum(1) / (2 * self.speed * variance))
 
     def quantize(self, z: Tensor) -> FlatQuantized:
-        logits = self.logits(z)  # (N, K)
+        logits = F.linear(z, self.speed * self.logits.weight, self.speed * self.logits.bias)  # (N, K)
         log_p = logits.log_softmax(1)
         kl = (log_p.exp() * (log_p + math.log(self.size))).sum() / max(len(z), 1)
         losses = {"kl_to_uniform": Loss(kl, self.kl_weight)}
@@ -118,7 +129,7 @@ class GumbelSoftmax(SoftQuantizer):
         soft = ((logits + gumbel_like(logits)) / self.temperature).softmax(1)  # (N, K)
         indices = soft.argmax(1, keepdim=True)
         hard = torch.zeros_like(soft).scatter(1, indices, 1.0)
-        return FlatQuantized((hard + soft - soft.detach()) @ self.codebook, indices, losses)
+        return FlatQuantized((hard + soft - soft.detach()) @ self.codes(), indices, losses)
 
 
 @checked
@@ -132,7 +143,7 @@ class SQVAE(SoftQuantizer):
     against D/2 log of the reconstruction error, where with an error over the data's variance `weight` stands for that ratio.
 
     >>> from vqvae.quantizers.init import Normal
-    >>> quantizer = SQVAE(8, size=16, code_dim=8, init=Normal(1.0), start=1.0, end=0.1, weight=2.5e-3)
+    >>> quantizer = SQVAE(8, size=16, code_dim=8, init=Normal(1.0), speed=10.0, start=1.0, end=0.1, weight=2.5e-3)
     >>> sorted(quantizer(torch.randn(2, 8, 4)).losses)
     ['negative_entropy', 'precision']
     """
@@ -143,28 +154,30 @@ class SQVAE(SoftQuantizer):
         size: NumCodes,
         code_dim: PositiveInt,
         init: Init,
+        speed: PositiveFloat,
         start: PositiveFloat,
         end: PositiveFloat,
         weight: NonNegativeFloat,
     ) -> None:
-        super().__init__(dim, size, code_dim, init, start, end)
+        super().__init__(dim, size, code_dim, init, speed, start, end)
         self.weight = weight
         self.log_variance = nn.Parameter(torch.zeros(()))
 
     def match(self, vectors: Tensor) -> None:
-        self.log_variance.copy_(self.squared_error(vectors).log())
+        self.log_variance.copy_(self.squared_error(vectors).log() / self.speed)
 
     def quantize(self, z: Tensor) -> FlatQuantized:
-        variance = self.log_variance.exp()
-        squared = centered_distances(z, self.codebook)  # (N, K)
+        codes, variance = self.codes(), (self.speed * self.log_variance).exp()
+        squared = centered_distances(z, codes)  # (N, K)
         logits = -squared / (2 * variance)  # (N, K)
         indices = logits.argmax(1, keepdim=True)  # (N, 1)
         log_p = logits.log_softmax(1)
         p = log_p.exp()
-        if self.training:
-            q = ((logits + gumbel_like(logits)) / self.temperature).softmax(1) @ self.codebook
-        else:
-            q = self.lookup(indices)
+        q = (
+            ((logits + gumbel_like(logits)) / self.temperature).softmax(1) @ codes
+            if self.training
+            else self.lookup(indices)
+        )
         vectors = max(len(z), 1)
         losses = {
             "precision": Loss((p * squared).sum() / (2 * variance * vectors), self.weight),
@@ -183,7 +196,7 @@ class IBQ(SoftQuantizer):
     `entropy`, mean entropy of softmax(logits / temperature) minus that of its mean over the batch of all ranks.
 
     >>> from vqvae.quantizers.init import Normal
-    >>> quantizer = IBQ(8, size=16, code_dim=8, init=Normal(1.0), beta=0.25, entropy_weight=0.01, temperature=0.01)
+    >>> quantizer = IBQ(8, size=16, code_dim=8, init=Normal(1.0), speed=10.0, beta=0.25, entropy_weight=0.01, temperature=0.01)
     >>> quantizer(torch.randn(2, 8, 4)).codes[0].shape
     torch.Size([2, 4])
     """
@@ -194,35 +207,37 @@ class IBQ(SoftQuantizer):
         size: NumCodes,
         code_dim: PositiveInt,
         init: Init,
+        speed: PositiveFloat,
         beta: NonNegativeFloat,
         entropy_weight: NonNegativeFloat,
         temperature: PositiveFloat,
     ) -> None:
-        super().__init__(dim, size, code_dim, init, temperature, temperature)
+        super().__init__(dim, size, code_dim, init, speed, temperature, temperature)
         self.beta, self.entropy_weight = beta, entropy_weight
 
     def quantize(self, z: Tensor) -> FlatQuantized:
+        codes = self.codes()
         with torch.no_grad():
-            chosen = map_rows(lambda part, e: (part @ e.t()).argmax(1), z, self.codebook, width=self.size)
+            chosen = map_rows(lambda part, e: (part @ e.t()).argmax(1), z, codes, width=self.size)
             indices = torch.cat(chosen)[:, None]  # (N, 1)
-        q = self.lookup(indices)  # (N, d)
-        soft = torch.cat(map_rows(expected_code, z, self.codebook, width=self.size))  # (N, d)
+        q = F.embedding(indices[:, 0], codes)  # (N, d)
+        soft = torch.cat(map_rows(expected_code, z, codes, width=self.size))  # (N, d)
         out = q + (soft - soft.detach())
         losses = {
             "double": Loss(mean_square_error(out, z) + mean_square_error(q, z.detach()), 1.0),
             "commitment": Loss(mean_square_error(z, q.detach()), self.beta),
         }
         if self.entropy_weight > 0:
-            losses["entropy"] = Loss(self.entropy(z), self.entropy_weight)
+            losses["entropy"] = Loss(self.entropy(z, codes), self.entropy_weight)
         return FlatQuantized(out if self.training else q, indices, losses)
 
-    def entropy(self, z: Tensor) -> Tensor:
+    def entropy(self, z: Tensor, codes: Tensor) -> Tensor:
         def sums(part: Tensor, codes: Tensor) -> Tensor:
             log_p = (part @ codes.t() / self.temperature).log_softmax(1)  # (n, K)
             p = log_p.exp()
             return torch.cat([-(p * log_p).sum()[None], p.sum(0)])  # (1 + K,)
 
-        total = sum_rows(sums, z, self.codebook, width=self.size) / max(len(z), 1)
+        total = sum_rows(sums, z, codes, width=self.size) / max(len(z), 1)
         # in evaluation, ranks may have different numbers of batches
         mean_p = distributed.mean_over_ranks(total[1:]) if self.training else total[1:]
         return total[0] - torch.special.entr(mean_p.clamp_min(1e-20)).sum()  # clamp: entr has an infinite slope at 0
