@@ -9,7 +9,16 @@ from torch import Tensor
 
 from vqvae.quantizers import chunked
 from vqvae.quantizers.chunked import centered_distances
-from vqvae.quantizers.estimator import NSVQ, DiVeQ, Estimator, Reflection, Rotation, Synchronised
+from vqvae.quantizers.estimator import (
+    NSVQ,
+    DiVeQ,
+    Estimator,
+    Reflection,
+    Rotation,
+    RotationLifted,
+    RotationUnscaled,
+    Synchronised,
+)
 from vqvae.quantizers.regularizers import (
     AllCodes,
     CodebookDistance,
@@ -38,6 +47,31 @@ def test_the_rotation_trick_is_a_scaled_rotation_that_takes_z_to_q() -> None:
     torch.testing.assert_close(scaled @ z, q)
 
 
+def turned(z: Tensor, q: Tensor) -> Tensor:
+    """The rotation in the plane of z and q that takes the direction of z to that of q, by the angle between them (d, d)."""
+    u, v = z / z.norm(), q / q.norm()
+    across = v - (u @ v) * u
+    across = across / across.norm()
+    cosine, sine = u @ v, v @ across
+    plane = torch.stack([u, across], dim=1)  # (d, 2)
+    turn = torch.stack([torch.stack([cosine, -sine]), torch.stack([sine, cosine])])
+    return torch.eye(len(z), dtype=z.dtype) - plane @ plane.t() + plane @ turn @ plane.t()
+
+
+def test_the_unscaled_rotation_turns_the_gradient_and_keeps_its_length() -> None:
+    torch.manual_seed(0)
+    z, q = torch.randn(6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+    torch.testing.assert_close(jacobian(RotationUnscaled(), z, q), turned(z, q))
+
+
+def test_the_lifted_rotation_is_that_of_vectors_with_one_coordinate_more() -> None:
+    torch.manual_seed(0)
+    z, q = torch.randn(6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+    high_z, high_q = torch.cat([z, z.norm()[None]]), torch.cat([q, z.norm()[None]])
+    wanted = turned(high_z, high_q) * high_q.norm() / high_z.norm()
+    torch.testing.assert_close(jacobian(RotationLifted(), z, q), wanted[:6, :6])
+
+
 def test_the_reflection_mirrors_z_onto_q() -> None:
     torch.manual_seed(0)
     z, q = torch.randn(6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
@@ -60,7 +94,9 @@ def test_the_rotation_tricks_gradient_is_that_of_vector_quantize_pytorch() -> No
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("estimator", [Rotation(), Reflection()], ids=["rotation", "reflection"])
+@pytest.mark.parametrize(
+    "estimator", [Rotation(), RotationUnscaled(), Reflection()], ids=lambda one: type(one).__name__
+)
 def test_where_no_rotation_exists_value_and_gradient_are_straight_through(estimator: Estimator) -> None:
     z = torch.tensor([[1.0, 2.0], [0.0, 0.0], [1.0, 1.0], [1.0, 2.0]], requires_grad=True)
     q = torch.tensor([[-1.0, -2.0], [1.0, 0.0], [0.0, 0.0], [1.0, 2.0]])  # opposite, zero z, zero q, equal

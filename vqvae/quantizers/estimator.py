@@ -53,6 +53,9 @@ class Rotation(Estimator):
 
     R and lambda are constants in the backward pass. Where u, v or w do not exist (a vector of zeros, opposite directions),
     the gradient is copied as by straight-through.
+
+    A code is the mean of its vectors, hence shorter than most of them: lambda is below 1 on average, and the gradient that
+    comes through holds z small. `RotationUnscaled` and `RotationLifted` are without most of that.
     """
 
     needs_nearest = True
@@ -66,9 +69,13 @@ class Rotation(Estimator):
             axis_norm = axis.norm(dim=1, keepdim=True)
             sound = torch.minimum(torch.minimum(z_norm, q_norm), axis_norm) > self.smallest_norm
             w = axis / axis_norm.clamp_min(self.smallest_norm)  # clamp: such rows are not used
-            scale = q_norm / z_norm.clamp_min(self.smallest_norm)  # same
+            scale = self.scale(z_norm, q_norm)
         moved = scale * self.turn(z, u, v, w)  # (N, d)
         return with_value(q, torch.where(sound, moved, z))
+
+    def scale(self, z_norm: Tensor, q_norm: Tensor) -> Tensor:
+        """Norms of z and q (N, 1) -> lambda (N, 1)."""
+        return q_norm / z_norm.clamp_min(self.smallest_norm)  # clamp: such rows are not used
 
     def axis(self, u: Tensor, v: Tensor) -> Tensor:
         return u + v
@@ -76,6 +83,25 @@ class Rotation(Estimator):
     def turn(self, z: Tensor, u: Tensor, v: Tensor, w: Tensor) -> Tensor:
         along_w, along_u = (w * z).sum(1, keepdim=True), (u * z).sum(1, keepdim=True)  # (N, 1)
         return z - 2 * along_w * w + 2 * along_u * v
+
+
+class RotationUnscaled(Rotation):
+    """As Rotation with lambda = 1: the gradient is turned, and keeps its length."""
+
+    def scale(self, z_norm: Tensor, q_norm: Tensor) -> Tensor:
+        return torch.ones_like(z_norm)
+
+
+class RotationLifted(Rotation):
+    """As Rotation on (z, |z|) and (q, |z|), one coordinate more, which is left out of the result.
+
+    The coordinate is the same in both, so their angle and the ratio of their norms are nearer to 0 and 1: the gradient is
+    turned and scaled less.
+    """
+
+    def forward(self, z: Tensor, q: Tensor) -> Tensor:
+        height = z.detach().norm(dim=1, keepdim=True)  # (N, 1)
+        return super().forward(torch.cat([z, height], 1), torch.cat([q, height], 1))[:, :-1]
 
 
 class Reflection(Rotation):
