@@ -61,6 +61,8 @@ def shrink(node: DictConfig) -> None:
             node[key] = SMALL[key]
     if ".revival." in node.get("_target_", "") and "decay" in node:
         node.decay = 0.5  # the moving average of use is as short as all else
+    if ".soft." in node.get("_target_", ""):
+        node.speed = 0.5  # not 1, and small: SGD, which Run has, follows its square, and these diverge
 
 
 def small_quantizer(name: str, cfg: DictConfig | None = None) -> Quantizer:

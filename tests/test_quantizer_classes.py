@@ -12,7 +12,7 @@ from vqvae.quantizers.base import Quantizer
 from vqvae.quantizers.binary import BSQ, LFQ
 from vqvae.quantizers.codebook import EMACodebook, GradientCodebook
 from vqvae.quantizers.estimator import DiVeQ, StraightThrough
-from vqvae.quantizers.init import Normal
+from vqvae.quantizers.init import FirstBatch, Normal
 from vqvae.quantizers.lookup import CosineVote
 from vqvae.quantizers.random_projection import RandomProjection
 from vqvae.quantizers.scalar import FSQ, LatentQuantizer, SymmetricFSQ
@@ -166,6 +166,47 @@ def test_temperature_falls_from_start_to_end(kind: type[GumbelSoftmax | SQVAE]) 
         values.append(float(quantizer.temperature))
     assert values == sorted(values, reverse=True)
     assert (values[0], values[-1]) == pytest.approx((1.0, 0.1))
+
+
+SOFT = {
+    "gumbel": lambda speed: GumbelSoftmax(4, 8, 4, Normal(1.0), speed, 1.0, 1.0, 0.1),
+    "sqvae": lambda speed: SQVAE(4, 8, 4, Normal(1.0), speed, 1.0, 1.0, 0.1),
+    "ibq": lambda speed: IBQ(4, 8, 4, Normal(1.0), speed, 0.25, 0.1, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_speed_multiplies_the_learning_rate_of_adam_for_all_that_a_soft_quantizer_learns(name: str) -> None:
+    results = []
+    for speed, rate in ((8.0, 1e-3), (1.0, 8e-3)):
+        torch.manual_seed(0)
+        quantizer = SOFT[name](speed)
+        optimizer = torch.optim.Adam(quantizer.parameters(), lr=rate, eps=1e-20)
+        for step in range(3):
+            torch.manual_seed(step)
+            z = torch.randn(16, 4, 2)
+            out = quantizer(z)
+            loss = (out.z_q * torch.randn(16, 4, 2)).sum() + sum(one.value for one in out.losses.values())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        results.append([speed * parameter for parameter in quantizer.parameters()])
+    torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_speed_changes_nothing_before_the_first_step(name: str) -> None:
+    outs = []
+    for speed in (1.0, 8.0):
+        torch.manual_seed(0)
+        quantizer = SOFT[name](speed)
+        quantizer.init_vectors, quantizer.init = 1, FirstBatch()
+        quantizer.begin_run(torch.randn(2, 4, 8))
+        torch.manual_seed(1)
+        outs.append(quantizer(torch.randn(2, 4, 5)))
+    torch.testing.assert_close(outs[0].z_q, outs[1].z_q)
+    for one in outs[0].losses:
+        torch.testing.assert_close(outs[0].losses[one].value, outs[1].losses[one].value)
 
 
 def test_the_gradient_of_ibq_is_that_of_its_formula() -> None:

@@ -173,11 +173,11 @@ class SQVAE(SoftQuantizer):
         indices = logits.argmax(1, keepdim=True)  # (N, 1)
         log_p = logits.log_softmax(1)
         p = log_p.exp()
-        q = (
-            ((logits + gumbel_like(logits)) / self.temperature).softmax(1) @ codes
-            if self.training
-            else self.lookup(indices)
-        )
+        if self.training:
+            soft = ((logits + gumbel_like(logits)) / self.temperature).softmax(1)  # (N, K)
+            q = soft @ codes
+        else:
+            q = self.lookup(indices)
         vectors = max(len(z), 1)
         losses = {
             "precision": Loss((p * squared).sum() / (2 * variance * vectors), self.weight),
