@@ -15,7 +15,7 @@ from vqvae.quantizers.codebook import EMACodebook, FrozenCodebook, GradientCodeb
 from vqvae.quantizers.compose import Product, Residual, Rotated
 from vqvae.quantizers.estimator import DiVeQ, Rotation
 from vqvae.quantizers.identity import Identity
-from vqvae.quantizers.init import KMeans
+from vqvae.quantizers.init import FirstBatch, KMeans
 from vqvae.quantizers.lookup import CosineVote
 from vqvae.quantizers.multiscale import MultiScale
 from vqvae.quantizers.scalar import FSQ
@@ -186,20 +186,45 @@ def test_a_rotation_leaves_lengths_alone_and_is_undone_behind_the_quantizer() ->
 def test_scales_grow_to_the_whole_grid_and_later_ones_leave_a_smaller_error(grid: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     inner = vector_quantizer(EMACodebook(64, 4, 0.9, 1e-5), init=KMeans(4, 10))
-    quantizer = MultiScale(4, inner, [0.25, 0.5, 1.0, 1.0], 2, 0.0).eval()
+    quantizer = MultiScale(4, inner, [0.25, 0.5, 1.0, 1.0], None, 2, 0.0).eval()
     z = latents(16, 4, *grid)
     quantizer.begin_run(z)
     shapes = quantizer.code_shapes(grid)
     assert shapes[-1] == grid
     assert all(a <= b for small, large in itertools.pairwise(shapes) for a, b in zip(small, large))
     out = quantizer(z)
-    fewer = MultiScale(4, inner, [0.25, 0.5, 1.0], 2, 0.0).eval()(z)
+    fewer = MultiScale(4, inner, [0.25, 0.5, 1.0], None, 2, 0.0).eval()(z)
     assert (out.z_q - z).square().mean() < (fewer.z_q - z).square().mean() < z.square().mean()
+
+
+def test_scales_with_sizes_have_codebooks_of_their_own_that_start_from_what_coarser_ones_left_over() -> None:
+    torch.manual_seed(0)
+    inner = vector_quantizer(EMACodebook(8, 4, 0.9, 1e-5), init=FirstBatch())
+    quantizer = MultiScale(4, inner, [0.5, 1.0], [8, 16], 1, 0.0).eval()
+    z = latents(2, 4, 8)
+    quantizer.begin_run(z)
+    averaged = z.unflatten(2, (4, 2)).mean(
+        3
+    )  # (2, 4, 4): as many vectors as the coarse scale has codes, each its own code
+    rest = z - torch.nn.functional.interpolate(averaged, 8, mode="linear")
+    torch.testing.assert_close(quantizer.parts[0].codebook.codes(), averaged.movedim(1, 2).reshape(8, 4))
+    torch.testing.assert_close(quantizer.parts[1].codebook.codes(), rest.movedim(1, 2).reshape(16, 4))
+
+
+def test_a_scale_with_fewer_vectors_than_codes_starts_from_a_finer_one() -> None:
+    torch.manual_seed(0)
+    inner = vector_quantizer(EMACodebook(8, 4, 0.9, 1e-5), init=FirstBatch())
+    quantizer = MultiScale(4, inner, [0.25, 0.5, 1.0], [8, 8, 16], 1, 0.0).eval()
+    z = latents(2, 4, 8)
+    quantizer.begin_run(z)
+    halves = z.unflatten(2, (4, 2)).mean(3)  # (2, 4, 4)
+    torch.testing.assert_close(quantizer.parts[0].codebook.codes(), halves.movedim(1, 2).reshape(8, 4))
+    assert [out.max() < size for out, size in zip(quantizer(z).codes, [8, 8, 16])] == [True] * 3
 
 
 def test_scales_share_one_codebook_that_moves_once_after_all_of_them() -> None:
     torch.manual_seed(0)
-    quantizer = MultiScale(4, ema(), [0.5, 1.0], 1, 0.5)
+    quantizer = MultiScale(4, ema(), [0.5, 1.0], None, 1, 0.5)
     quantizer.begin_step(0, 10)
     out = quantizer(latents(2, 4, 4, 4))
     assert quantizer.parts[0].counts.sum() == sum(codes.numel() for codes in out.codes) == 2 * (4 + 16)
@@ -214,13 +239,15 @@ def test_scales_share_one_codebook_that_moves_once_after_all_of_them() -> None:
         (lambda: Residual(4, FSQ(4, [8, 8]), 2, False, [64, 32], 0.0), "leave sizes=null"),
         (lambda: Residual(4, Identity(4), 2, False, None, 0.0), "identity has no codes"),
         (lambda: Product(9, ema(), 2, False, None), "does not divide"),
-        (lambda: MultiScale(4, ema(), [0.5, 0.75], 1, 0.5), "must rise to 1"),
-        (lambda: MultiScale(4, FSQ(4, [8, 8]), [0.5, 1.0], 1, 0.5), "estimator=straight_through"),
+        (lambda: MultiScale(4, ema(), [0.5, 0.75], None, 1, 0.5), "must rise to 1"),
+        (lambda: MultiScale(4, FSQ(4, [8, 8]), [0.5, 1.0], None, 1, 0.5), "estimator=straight_through"),
         (
-            lambda: MultiScale(4, vector_quantizer(EMACodebook(8, 4, 0.9, 1e-5), estimator=Rotation()), [1.0], 1, 0.5),
+            lambda: MultiScale(
+                4, vector_quantizer(EMACodebook(8, 4, 0.9, 1e-5), estimator=Rotation()), [1.0], None, 1, 0.5
+            ),
             "copies",
         ),
-        (lambda: Residual(4, MultiScale(4, ema(), [1.0], 1, 0.5), 2, False, None, 0.0), "can only be outermost"),
+        (lambda: Residual(4, MultiScale(4, ema(), [1.0], None, 1, 0.5), 2, False, None, 0.0), "can only be outermost"),
         (
             lambda: Product(8, residual(dropout=0.5), 2, False, None),
             "leaves out stages of whole images: set its dropout=0",

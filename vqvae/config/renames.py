@@ -23,6 +23,7 @@ EARLIER_ARGUMENTS: dict[str, dict[str, Any]] = {
     "vqvae.quantizers.soft.GumbelSoftmax": {"speed": 1.0},
     "vqvae.quantizers.soft.SQVAE": {"speed": 1.0},
     "vqvae.quantizers.soft.IBQ": {"speed": 1.0},
+    "vqvae.quantizers.multiscale.MultiScale": {"sizes": None},
 }
 
 # Keys of `data` that came later, and what was done before they were there.

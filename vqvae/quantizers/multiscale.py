@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae.errors import UserError
-from vqvae.quantizers.base import FlatQuantized, Quantized, Quantizer
-from vqvae.quantizers.compose import Composition, averages, refuse_other_width
+from vqvae.quantizers.base import FlatQuantized, NumCodes, Quantized, Quantizer
+from vqvae.quantizers.compose import Composition, averages, copies, refuse_other_width
 from vqvae.ranges import Count, Gt, Le, NotEmpty, PositiveInt, Share, checked
 
 
@@ -20,8 +20,9 @@ class MultiScale(Composition):
     """Residual quantization from the coarsest scale to the whole grid (VAR, Tian et al. 2024, arXiv 2404.02905, algorithm 1).
 
     At scale i the rest is averaged down to the share shares[i] of the grid, quantized by `inner`, enlarged again, passed
-    through phi_i(x) = (1 - strength) x + strength conv(x), and subtracted. Code maps grow from scale to scale; all share one
-    codebook. `phis` convolutions are spread over the scales. `inner` is any VectorQuantizer with estimator=straight_through.
+    through phi_i(x) = (1 - strength) x + strength conv(x), and subtracted. Code maps grow from scale to scale. `sizes`: K of
+    each scale, which then has a codebook of its own; null: all share one codebook, as in the paper. `phis` convolutions are
+    spread over the scales. `inner` is any VectorQuantizer with estimator=straight_through.
 
     Deviations: the losses are those of `inner` on each scale's rest, averaged over scales, in place of one on the sum so
     far at full resolution, and phi learns from the output alone, starting at the identity. So that one class serves (T),
@@ -33,7 +34,7 @@ class MultiScale(Composition):
     >>> from vqvae.quantizers import codebook, estimator, init, lookup, revival, space
     >>> inner = VectorQuantizer(8, space.Raw(), lookup.Euclidean(), codebook.EMACodebook(16, 8, decay=0.99, epsilon=1e-5),
     ...     estimator.StraightThrough(), init.Normal(1.0), revival.NoRevival(), {})
-    >>> quantizer = MultiScale(8, inner, shares=[0.5, 1.0], phis=1, strength=0.5)
+    >>> quantizer = MultiScale(8, inner, shares=[0.5, 1.0], sizes=None, phis=1, strength=0.5)
     >>> [codes.shape for codes in quantizer(torch.randn(2, 8, 4, 4)).codes]
     [torch.Size([2, 2, 2]), torch.Size([2, 4, 4])]
     """
@@ -45,6 +46,7 @@ class MultiScale(Composition):
         dim: PositiveInt,
         inner: Quantizer,
         shares: Annotated[list[Annotated[float, Gt(0), Le(1)]], NotEmpty],
+        sizes: list[NumCodes] | None,
         phis: Count,
         strength: Share,
     ) -> None:
@@ -56,14 +58,17 @@ class MultiScale(Composition):
                 f"multiscale copies the gradient past all scales at once, which is not how {type(inner).__name__} passes it "
                 "here: choose an inner quantizer of parts with quantizer/estimator@quantizer.inner.estimator=straight_through"
             )
-        super().__init__(dim, [inner] * len(shares))
+        super().__init__(dim, copies(inner, len(shares), sizes is None, sizes))
         self.shares, self.strength = list(shares), strength
         self.phis = nn.ModuleList(identity_conv(dim) for _ in range(phis))
-        self.init_vectors = inner.init_vectors
+        self.init_vectors = max(part.init_vectors for part in self.parts)
 
     def code_shapes(self, grid: tuple[int, ...]) -> list[tuple[int, ...]]:
-        scales = [tuple(max(1, round(share * length)) for length in grid) for share in self.shares]
-        return [scale for scale in scales for _ in self.parts[0].codebook_sizes]
+        return [shape for shape, use in zip(self.scales(grid), self.uses) for _ in use.codebook_sizes]
+
+    def scales(self, grid: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Latent dims *s -> the dims of each scale."""
+        return [tuple(max(1, round(share * length)) for length in grid) for share in self.shares]
 
     def forward(self, z_e: Tensor) -> Quantized:
         batch, grid = z_e.shape[0], z_e.shape[2:]
@@ -74,9 +79,9 @@ class MultiScale(Composition):
 
         def quantize(index: int, shape: tuple[int, ...], total: Tensor) -> Tensor:
             rows = self.flatten(shrink(z - total.detach(), shape))
-            flat = self.parts[0].encode_flat(rows)
+            flat = self.uses[index].encode_flat(rows)
             # in training attached to the codes
-            exact = self.parts[0].decode_flat(flat.codes) if self.training else flat.q
+            exact = self.uses[index].decode_flat(flat.codes) if self.training else flat.q
             flats.append(flat)
             maps.extend(m.view(batch, *shape) for m in flat.codes.unbind(1))
             if flat.passed is not None:
@@ -91,11 +96,11 @@ class MultiScale(Composition):
 
     def decode(self, codes: list[Tensor]) -> Tensor:
         batch, grid = codes[-1].shape[0], codes[-1].shape[1:]
-        each = len(self.parts[0].codebook_sizes)
+        each = len(self.uses[0].codebook_sizes)
 
         def look_up(index: int, shape: tuple[int, ...], total: Tensor) -> Tensor:
             flat = torch.stack([m.reshape(-1) for m in codes[index * each : (index + 1) * each]], dim=1)  # (n, M)
-            return self.unflatten(self.parts[0].decode_flat(flat), batch, torch.Size(shape))
+            return self.unflatten(self.uses[index].decode_flat(flat), batch, torch.Size(shape))
 
         with torch.autocast(codes[0].device.type, enabled=False):
             return self.build_up(batch, grid, torch.empty(0, self.dim, device=codes[0].device), look_up)
@@ -105,8 +110,7 @@ class MultiScale(Composition):
     ) -> Tensor:
         """Sums over scales of phi(enlarge(level(index, shape, sum so far))) -> (B, D, *s)."""
         total = torch.zeros(batch, self.dim, *grid, device=like.device)
-        each = len(self.parts[0].codebook_sizes)
-        for index, shape in enumerate(self.code_shapes(tuple(grid))[::each]):
+        for index, shape in enumerate(self.scales(tuple(grid))):
             phi = self.phis[min(index * len(self.phis) // len(self.shares), len(self.phis) - 1)]
             total = total + self.blend(enlarge(level(index, shape, total), grid), phi)
         return total
@@ -123,9 +127,22 @@ class MultiScale(Composition):
 
     @torch.no_grad()
     def begin_run(self, z_e: Tensor) -> None:
-        grid = z_e.shape[2:]
-        rows = [self.flatten(shrink(z_e.float(), shape)) for shape in dict.fromkeys(self.code_shapes(tuple(grid)))]
-        self.parts[0].begin_run(torch.cat(rows))
+        """One codebook for all starts from the latents of all scales; one of a scale from what the coarser ones left over."""
+        z, grid = z_e.float(), tuple(z_e.shape[2:])
+        scales = self.scales(grid)
+        if len(self.parts) < len(self.uses):
+            self.parts[0].begin_run(torch.cat([self.flatten(shrink(z, shape)) for shape in dict.fromkeys(scales)]))
+            return
+
+        def start(index: int, shape: tuple[int, ...], total: Tensor) -> Tensor:
+            use, rest = self.uses[index], z - total
+            enough = max(use.init_vectors, *use.codebook_sizes)  # a coarse grid may have fewer: then a finer one serves
+            averaged = (self.flatten(shrink(rest, finer)) for finer in scales[index:])
+            use.begin_run(next((rows for rows in averaged if len(rows) >= enough), self.flatten(rest)))
+            return self.unflatten(use.encode_flat(self.flatten(shrink(rest, shape))).q, len(z), torch.Size(shape))
+
+        with torch.autocast(z.device.type, enabled=False):
+            self.build_up(len(z), grid, z, start)
 
 
 def identity_conv(dim: int) -> nn.Conv1d:
