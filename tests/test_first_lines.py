@@ -23,7 +23,12 @@ def test_a_run_says_first_what_it_understood_and_will_do_and_then_how_long_it_ta
     (tmp_path / "p" / "Training" / "notes.txt").write_text("text")
     own = [one for one in [*TINY, *SMALL_CODEBOOK] if not one.startswith("data.")]
     data = ["data=folder", f"data.root={tmp_path / 'p'}", "data.image_size=16", f"data.cache_dir={tmp_path / 'cache'}"]
-    sizes = ["trainer.batch_size=8", "prior.trainer.batch_size=8", "trainer.log_every_steps=1"]
+    sizes = [
+        "trainer.batch_size=8",
+        "prior.trainer.batch_size=8",
+        "trainer.log_every_steps=1",
+        "quantizer.revival.every_steps=1",
+    ]
     train_inside(*own, *data, *sizes, f"run_dir={tmp_path / 'run'}")
     log = [line.split(" ", 1)[1] for line in (tmp_path / "run" / "train.log").read_text().splitlines()]
     work = next(number for number, line in enumerate(log) if line.startswith("autoencoder step"))
@@ -41,6 +46,7 @@ def test_a_run_says_first_what_it_understood_and_will_do_and_then_how_long_it_ta
         line = next(line for line in first if line.startswith(f"{stage}: "))
         assert "4 steps of 8 items (1.33 epochs), " in line
         assert "cpu" in line
+    assert log.count("codebook: dead codes are replaced after step 1, and every 1 up to step 4") == 1
     assert sum("steps will take about" in line for line in log if line.startswith("autoencoder")) == 1
     assert "will take" not in (tmp_path / "run" / "autoencoder" / "metrics.jsonl").read_text()
 

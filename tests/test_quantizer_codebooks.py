@@ -9,6 +9,7 @@ import torch
 from plain_parts import vector_quantizer
 from torch import Tensor
 
+from vqvae.quantizers.anchor import AnchorRevival
 from vqvae.quantizers.codebook import (
     AffineCodebook,
     BridgeCodebook,
@@ -22,7 +23,7 @@ from vqvae.quantizers.init import FirstBatch, KMeans, Normal, Uniform
 from vqvae.quantizers.lookup import L1
 from vqvae.quantizers.nearest import nearest_code
 from vqvae.quantizers.regularizers import CodebookLoss
-from vqvae.quantizers.revival import AnchorRevival, FarthestRevival, LeastRecentlyUsed
+from vqvae.quantizers.revival import FarthestRevival, LeastRecentlyUsed
 
 # ---- codebooks
 

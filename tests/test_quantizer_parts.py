@@ -49,7 +49,7 @@ def test_an_ema_code_that_nothing_chooses_stays_where_it_is() -> None:
 
 
 def test_a_skipped_step_changes_no_state_even_with_nan_inside() -> None:
-    quantizer = vector_quantizer(EMACodebook(8, 4, 0.9, 1e-5), revival=RandomRevival(0.5, 0.9, 1, 1.0))
+    quantizer = vector_quantizer(EMACodebook(8, 4, 0.9, 1e-5), revival=RandomRevival(0.5, 0.9, 1.0, 1, 1.0))
     before = {key: value.clone() for key, value in quantizer.state_dict().items()}
     quantizer.begin_step(0, 10)
     quantizer(torch.full((2, 4, 3), float("nan")))
@@ -98,7 +98,9 @@ def test_codebook_loss_moves_codes_only_and_commitment_moves_the_encoder_only() 
 
 def test_random_revival_replaces_exactly_the_codes_that_are_not_used() -> None:
     codebook = EMACodebook(4, 2, 0.5, 1e-5)
-    quantizer = vector_quantizer(codebook, revival=RandomRevival(threshold=0.5, decay=0.0, every_steps=1, until=1.0))
+    quantizer = vector_quantizer(
+        codebook, revival=RandomRevival(threshold=0.5, decay=0.0, start_weight=0.0, every_steps=1, until=1.0)
+    )
     start = torch.tensor([[0.0, 0.0], [1.0, 1.0], [50.0, 50.0], [60.0, 60.0]])
     codebook.replace(torch.ones(4, dtype=torch.bool), start)
     data = torch.tensor([[0.0, 0.1], [1.0, 0.9], [0.1, 0.0], [0.9, 1.0]])
@@ -141,7 +143,7 @@ def test_parts_that_cannot_go_together_are_refused_with_the_way_out() -> None:
     [
         ({"codebook": EMACodebook(8, 4, 0.9, 1e-5), "estimator": DiVeQ(0.0)}, "quantizer/codebook=gradient"),
         ({"codebook": FrozenCodebook(8, 4), "estimator": DiVeQ(0.0)}, "quantizer/codebook=gradient"),
-        ({"codebook": FrozenCodebook(8, 4), "revival": RandomRevival(0.1, 0.9, 5, 1.0)}, "quantizer/revival=none"),
+        ({"codebook": FrozenCodebook(8, 4), "revival": RandomRevival(0.1, 0.9, 1.0, 5, 1.0)}, "quantizer/revival=none"),
         ({"codebook": SimVQCodebook(8, 4), "init": DataSample(2), "loss": True}, "quantizer/init=normal"),
         (
             {"codebook": BridgeCodebook(8, 4, 2.0, 2, 8, 1), "revival": LeastRecentlyUsed(1, 1, 1.0), "loss": True},

@@ -9,6 +9,7 @@ from typing import Any
 TARGETS = {
     "vqvae.logger.Wandb": "vqvae.training.wandb_run.Wandb",
     "vqvae.optimizers.Muon": "vqvae.training.optimizers.Muon",
+    "vqvae.quantizers.revival.AnchorRevival": "vqvae.quantizers.anchor.AnchorRevival",
     "vqvae.schedules.Constant": "vqvae.training.schedules.Constant",
     "vqvae.schedules.Cosine": "vqvae.training.schedules.Cosine",
     "vqvae.trainer_config.TrainerConfig": "vqvae.training.settings.TrainerConfig",
@@ -24,6 +25,7 @@ EARLIER_ARGUMENTS: dict[str, dict[str, Any]] = {
     "vqvae.quantizers.soft.SQVAE": {"speed": 1.0},
     "vqvae.quantizers.soft.IBQ": {"speed": 1.0},
     "vqvae.quantizers.multiscale.MultiScale": {"sizes": None},
+    "vqvae.quantizers.revival.RandomRevival": {"start_weight": 1.0},
 }
 
 # Keys of `data` that came later, and what was done before they were there.

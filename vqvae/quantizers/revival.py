@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from typing import Annotated
 
@@ -11,8 +12,7 @@ from torch import Tensor, nn
 from vqvae import distributed
 from vqvae.errors import UserError
 from vqvae.quantizers.codebook import Codebook
-from vqvae.quantizers.nearest import nearest_code
-from vqvae.ranges import Gt, Le, LessThanOne, Lt, PositiveFloat, PositiveInt, checked
+from vqvae.ranges import Gt, Le, LessThanOne, Lt, PositiveFloat, PositiveInt, Share, checked
 
 Until = Annotated[float, Gt(0), Le(1)]  # a share of the steps
 
@@ -26,6 +26,10 @@ class Revival(nn.Module):
 
     def attach(self, codebook: Codebook) -> None:
         """Makes buffers for this codebook; once, when the quantizer is built."""
+
+    def plan(self, steps: int) -> str | None:
+        """When codes are replaced in a run of `steps`, in words; None: never."""
+        return None
 
     def begin_step(self, step: int, steps: int) -> Hashable:
         """step: 0-based, of `steps`. Returns the kind of step, as Quantizer.begin_step does."""
@@ -64,6 +68,14 @@ class BatchRevival(Revival):
         self.register_buffer("priority", torch.full((codebook.size,), -1), persistent=False)  # random; -1: no vector
         self.register_buffer("next_row", torch.zeros((), dtype=torch.int64), persistent=False)
 
+    def first_dead(self) -> int:
+        """The number of steps after which a code that nothing has chosen is dead at the earliest."""
+        return 1
+
+    def plan(self, steps: int) -> str:
+        first = math.ceil(self.first_dead() / self.every_steps) * self.every_steps
+        return plan_of("dead codes", first, self.every_steps, self.until, steps)
+
     def begin_step(self, step: int, steps: int) -> Hashable:
         self.due = (step + 1) % self.every_steps == 0 and step < self.until * steps
         if self.due:
@@ -100,19 +112,40 @@ class RandomRevival(BatchRevival):
     The share is an exponential moving average over steps (decay `decay`), so the threshold means the same for every batch
     size and K: 0.1 is a tenth of what uniform use would give. After Jukebox (arXiv 2005.00341, section 3.1), which
     restarts codes below an absolute count, at every step.
+
+    `start_weight`: weight of uniform use, from which the average starts. At 0 it is the mean of the steps so far, corrected
+    for its start as Adam's are, so a code that nothing has chosen is dead the first time that one asks, after `every_steps`
+    steps. At 1 (as in earlier versions) such a code is dead after log(threshold) / log(decay) steps at the earliest.
     """
 
     usage: Tensor
+    weight: Tensor
 
     def __init__(
-        self, threshold: Annotated[float, Gt(0), Lt(1)], decay: LessThanOne, every_steps: PositiveInt, until: Until
+        self,
+        threshold: Annotated[float, Gt(0), Lt(1)],
+        decay: LessThanOne,
+        start_weight: Share,
+        every_steps: PositiveInt,
+        until: Until,
     ) -> None:
         super().__init__(every_steps, until)
-        self.threshold, self.decay = threshold, decay
+        self.threshold, self.decay, self.start_weight = threshold, decay, start_weight
 
     def attach(self, codebook: Codebook) -> None:
         super().attach(codebook)
-        self.register_buffer("usage", torch.full((codebook.size,), 1 / codebook.size))
+        self.register_buffer("usage", torch.full((codebook.size,), self.start_weight / codebook.size))
+        self.register_buffer("weight", torch.ones(()), persistent=False)  # of all that is in the average by now
+
+    def first_dead(self) -> int:
+        share = self.threshold / (self.threshold + self.start_weight * (1 - self.threshold))
+        return 1 + math.floor(math.log(share) / math.log(self.decay)) if self.decay > 0 else 1
+
+    def begin_step(self, step: int, steps: int) -> Hashable:
+        due = super().begin_step(step, steps)
+        if due:
+            self.weight.fill_(1 - (1 - self.start_weight) * self.decay ** (step + 1))
+        return due
 
     @torch.no_grad()
     def revive(self, codebook: Codebook, counts: Tensor, applied: Tensor) -> dict[nn.Parameter, Tensor]:
@@ -121,8 +154,8 @@ class RandomRevival(BatchRevival):
         if not self.due:
             return {}
         vectors, available = self.random_vectors()
-        dead = applied & available & (self.usage * codebook.size < self.threshold)
-        self.usage.copy_(torch.where(dead, 1 / codebook.size, self.usage))
+        dead = applied & available & (self.usage * codebook.size < self.threshold * self.weight)
+        self.usage.copy_(torch.where(dead, self.weight * (1 / codebook.size), self.usage))
         return codebook.replace(dead, vectors)
 
 
@@ -186,6 +219,10 @@ class FarthestRevival(Revival):
         self.register_buffer("step_farthest", torch.zeros(self.replaced, codebook.dim), persistent=False)
         self.register_buffer("step_distance", torch.full((self.replaced,), -1.0), persistent=False)
 
+    def plan(self, steps: int) -> str:
+        what = f"the {self.replaced} least used codes"
+        return plan_of(what, self.every_steps, self.every_steps, self.until, steps)
+
     def begin_step(self, step: int, steps: int) -> Hashable:
         self.active = step < self.until * steps
         self.due = (step + 1) % self.every_steps == 0
@@ -222,58 +259,15 @@ class FarthestRevival(Revival):
         return codebook.replace(dead, new)
 
 
-@checked
-class AnchorRevival(Revival):
-    """Every code moves to the batch's vector nearest to it, the more the less it is used (CVQ-VAE, arXiv 2307.15139).
-
-        e <- (1 - a) e + a anchor,  a = exp(-strength K usage / (1 - decay)),  usage: moving average of the share of use
-
-    strength 10 is the paper's; at uniform use a is exp(-1000), and 0.37 at a thousandth of it. Optimizer state is reset
-    where a > 0.5. Deviations: usage starts at uniform, the authors' small constant in the exponent is left out, and it ends
-    at the share `until` of the run.
-    """
-
-    usage: Tensor
-    anchors: Tensor
-    squared: Tensor
-
-    def __init__(self, strength: PositiveFloat, decay: LessThanOne, until: Until) -> None:
-        super().__init__()
-        self.strength, self.decay, self.until = strength, decay, until
-        self.active = True
-
-    def attach(self, codebook: Codebook) -> None:
-        self.register_buffer("usage", torch.full((codebook.size,), 1 / codebook.size))
-        self.register_buffer("anchors", torch.zeros(codebook.size, codebook.dim), persistent=False)  # of this step
-        self.register_buffer("squared", torch.full((codebook.size,), torch.inf), persistent=False)  # distances to them
-
-    def begin_step(self, step: int, steps: int) -> Hashable:
-        self.active = step < self.until * steps
-        self.squared.fill_(torch.inf)
-        return self.active
-
-    @torch.no_grad()
-    def observe(self, z: Tensor, distance: Tensor, codes: Tensor) -> None:
-        if self.active and len(z):
-            nearest = z[nearest_code(codes, z)]  # (K, d)
-            squared = (nearest - codes).square().sum(1)  # (K,)
-            self.anchors.copy_(torch.where((squared < self.squared)[:, None], nearest, self.anchors))
-            self.squared.copy_(torch.minimum(squared, self.squared))
-
-    @torch.no_grad()
-    def revive(self, codebook: Codebook, counts: Tensor, applied: Tensor) -> dict[nn.Parameter, Tensor]:
-        usage = torch.lerp(counts / counts.sum().clamp_min(1), self.usage, self.decay)
-        self.usage.copy_(torch.where(applied, usage, self.usage))
-        if not self.active:
-            return {}
-        codes = codebook.codes()
-        anchors = distributed.gather_rows(self.anchors).view(-1, *codes.shape)  # (ranks, K, d)
-        squared, rank = distributed.gather_rows(self.squared).view(-1, codebook.size).min(0)  # (K,)
-        anchors = anchors[rank, torch.arange(codebook.size, device=codes.device)]  # (K, d)
-        share = torch.exp(-self.strength * codebook.size * self.usage / (1 - self.decay))[:, None]  # (K, 1)
-        moved = applied & squared.isfinite() & (share[:, 0] > 1e-6)  # at smaller shares, the move is lost in rounding
-        replaced = codebook.replace(moved, torch.lerp(codes, anchors, share))
-        return {parameter: rows & (share[:, 0] > 0.5) for parameter, rows in replaced.items()}
+def plan_of(what: str, first: int, every: int, until: float, steps: int) -> str:
+    """A sentence on what is replaced after step `first`, counted from 1, and every `every`, up to the share `until`."""
+    possible = math.ceil(until * steps)
+    last = possible // every * every
+    if last < first:
+        return f"{what} are not replaced: that would begin after step {first:,}, and ends with step {possible:,}"
+    return f"{what} are replaced after step {first:,}" + (
+        f", and every {every:,} up to step {last:,}" if last > first else ""
+    )
 
 
 def top(vectors: Tensor, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:

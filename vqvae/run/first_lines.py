@@ -12,6 +12,7 @@ from torch import nn
 from vqvae import distributed
 from vqvae.config.build import build
 from vqvae.model import VQVAE
+from vqvae.quantizers.revival import Revival
 from vqvae.run.run import Run
 from vqvae.surroundings.terminal import printable
 from vqvae.training.hardware import choose_precision
@@ -34,6 +35,7 @@ def first_lines(run: Run, networks: dict[str, nn.Module]) -> list[str]:
         if stage in run.cfg.stages and run.folder.weights_file(stage) is None:
             own = f"{parameters(networks['prior'])}, " if stage == "prior" else ""
             lines.append(f"{stage}: {own}{training(run, node)}")
+            lines += revivals(run, model) if stage == "autoencoder" else []
     lines.append(f"logs: train.log, <stage>/metrics.jsonl in {run.folder.path}; wandb: {run.cfg.logger.mode}")
     return lines
 
@@ -70,6 +72,14 @@ def training(run: Run, node: Any) -> str:
         f"{steps:,} steps of {settings.batch_size} items ({epochs:.3g} epochs), "
         f"{choose_precision(settings.precision, run.device)} on {device_name(run.device)}{ranks}"
     )
+
+
+def revivals(run: Run, model: VQVAE) -> list[str]:
+    """When codes are replaced, once for all codebooks that do alike."""
+    settings: TrainerConfig = build(run.cfg.trainer, "trainer")
+    steps = settings.total_steps(run.known.count("train"))
+    plans = [part.plan(steps) for part in model.modules() if isinstance(part, Revival)]
+    return [f"codebook: {plan}" for plan in dict.fromkeys(plans) if plan is not None]
 
 
 def device_name(device: torch.device) -> str:
