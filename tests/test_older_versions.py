@@ -81,6 +81,13 @@ def test_arguments_that_have_another_name_are_renamed_wherever_they_stand() -> N
     assert rename_targets(older) == {"quantizer": {"stages": [renamed], "neighbours": 1}}
 
 
+def test_arguments_that_came_later_are_what_was_done_before_unless_the_config_has_them() -> None:
+    scales = {"_target_": "vqvae.quantizers.multiscale.MultiScale", "inner": {"_target_": "vqvae.quantizers.soft.IBQ"}}
+    renamed = rename_targets(scales)
+    assert (renamed["sizes"], renamed["inner"]["speed"]) == (None, 1.0)
+    assert rename_targets({**scales, "sizes": [8, 16]})["sizes"] == [8, 16]
+
+
 def test_a_prior_goes_on_from_the_older_version_s_checkpoint(older: Path) -> None:
     run_dir = older / "finished"
     before = weights(run_dir, "prior")
