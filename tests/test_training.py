@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import signal
@@ -29,6 +30,7 @@ from forked import Forks
 from torch import nn
 
 from vqvae.losses.reconstruction import MSE
+from vqvae.priors.transformer import Transformer
 from vqvae.storage import checkpoint
 from vqvae.training.optimizers import parameter_groups, reset_rows
 from vqvae.training.weight_average import Evaluating, WeightAverage
@@ -257,6 +259,23 @@ def test_weight_decay_leaves_out_codebooks_norms_and_biases() -> None:
     assert [p.shape for p in decayed["params"]] == [network[0].weight.shape]
     assert len(other["params"]) == 4
     assert other["weight_decay"] == 0
+
+
+def test_weight_decay_leaves_the_sharpness_of_attention_alone_and_checkpoints_number_parameters_as_before() -> None:
+    prior = Transformer([(2,)], [3], num_classes=0, width=4, layers=2, heads=2, dropout=0.0, random_order_until=0.0)
+    groups = parameter_groups(prior)
+    for parameter in prior.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    before = copy.deepcopy(prior.state_dict())
+    torch.optim.AdamW(groups, lr=0.1, weight_decay=0.5).step()
+    for name, value in prior.state_dict().items():
+        if name.endswith("sharpness") or value.ndim == 1:
+            assert torch.equal(value, before[name]), name
+        else:
+            torch.testing.assert_close(value, 0.95 * before[name], msg=name)
+    parameters = list(prior.parameters())
+    older = [p for p in parameters if p.ndim > 1] + [p for p in parameters if p.ndim <= 1]
+    assert [id(p) for group in groups for p in group["params"]] == [id(p) for p in older]
 
 
 def test_replaced_rows_lose_their_moments_and_others_keep_them() -> None:

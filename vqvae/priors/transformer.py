@@ -35,6 +35,7 @@ class Block(nn.Module):
         self.norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.modulate = nn.Sequential(nn.SiLU(), nn.Linear(width, 4 * width))
         self.sharpness = nn.Parameter(torch.ones(heads, 1, 1))  # of each head's attention
+        self.sharpness.is_factor = True  # type: ignore[attr-defined]  # decay would make attention even
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         self.dropout = Dropout(dropout)

@@ -66,8 +66,18 @@ def moments_form(optimizer: torch.optim.Optimizer, new: NewOptimizer) -> Form:
             stepped.step()
             seen[kind] = form_of(dict(stepped.state[twin]))
         moments[index] = seen[kind]
-    groups = [Keys({"params": group["params"]}, more=True) for group in optimizer.state_dict()["param_groups"]]
+    groups = partial(mistake_in_groups, len(moments))
     return Keys({"state": Keys(moments, missing=True), "param_groups": groups}, more=True)
+
+
+def mistake_in_groups(parameters: int, value: Any) -> str | None:
+    """Only the numbers count: which parameters share a group differs between versions, and the config's settings are used."""
+    groups = (
+        [group.get("params") if isinstance(group, dict) else None for group in value] if type(value) is list else []
+    )
+    numbers = [number for group in groups if type(group) is list for number in group]
+    sound = all(type(number) is int for number in numbers) and numbers == list(range(parameters))
+    return None if sound else f"does not number {parameters} parameters"
 
 
 def mistake_in_step(most: int, value: Any) -> str | None:

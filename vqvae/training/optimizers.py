@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -20,13 +21,16 @@ figure("{stage}/grad_norm_{network}", "the same, of a stage with several network
 
 
 def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
-    """Weights of matrices and filters decay; biases, norms and codebooks (`no_weight_decay`) do not."""
+    """Weights of matrices and filters decay; biases, norms, codebooks (`no_weight_decay`) and factors (`is_factor`) do not.
+
+    Checkpoints number parameters in the order of the groups, and factors once were among the matrices: they keep that place.
+    """
     trained = [p for p in network.parameters() if p.requires_grad]
-    decayed = [p for p in trained if p.ndim > 1 and not getattr(p, "no_weight_decay", False)]
-    kept = {id(p) for p in decayed}
-    other = [p for p in trained if id(p) not in kept]
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": other, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    small = [p.ndim <= 1 or getattr(p, "no_weight_decay", False) for p in trained]
+    ordered = [p for p, last in zip(trained, small) if not last] + [p for p, last in zip(trained, small) if last]
+    decays = {id(p): not last and not getattr(p, "is_factor", False) for p, last in zip(trained, small)}
+    runs = itertools.groupby(ordered, key=lambda p: decays[id(p)])
+    return [{"params": list(run)} if decay else {"params": list(run), "weight_decay": 0.0} for decay, run in runs]
 
 
 def reset_rows(optimizers: Iterable[torch.optim.Optimizer], replaced: dict[nn.Parameter, Tensor]) -> None:
