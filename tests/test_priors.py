@@ -11,7 +11,7 @@ from torch import Tensor
 from vqvae.config.build import build
 from vqvae.config.compose import choices, compose, resolve
 from vqvae.priors.autoregressive import AutoregressivePrior
-from vqvae.priors.base import Prior
+from vqvae.priors.base import ContextNetwork, Prior
 from vqvae.priors.pixelcnn import GatedPixelCNN
 from vqvae.priors.sampling import Known, Sampling
 
@@ -23,6 +23,22 @@ MAPS = {
     "one dim": ([(6,)], [5]),
 }
 LABELS = [0, 2, -1]  # -1: no class
+
+
+@pytest.mark.parametrize("grid", [(2,), (5,), (3, 4), (8, 2), (2, 3, 2)])
+@pytest.mark.parametrize("before", [7, 4, 1])
+def test_every_code_of_the_maps_before_has_a_part_in_the_condition_whatever_the_ratio_of_grids(
+    grid: tuple[int, ...], before: int
+) -> None:
+    torch.manual_seed(0)
+    context = ContextNetwork(len(grid), [before**3], 4)
+    codes = torch.arange(before ** len(grid)).view(1, *[before] * len(grid))  # each code occurs once
+    out = context([codes], grid)
+    assert out.shape == (1, 4, *grid)
+    out.square().sum().backward()
+    gradient = context.get_submodule("embeddings").get_parameter("0.weight").grad
+    assert gradient is not None
+    assert (gradient[: codes.numel()] != 0).any(1).all()
 
 
 def prior_of(name: str, shapes: list[tuple[int, ...]], sizes: list[int], classes: int = 3) -> Prior:

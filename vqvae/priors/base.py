@@ -19,6 +19,7 @@ from vqvae.networks.blocks import conv
 from vqvae.priors.sampling import Known, OnProgress, Sampling, uniform_noise
 from vqvae.ranges import PositiveInt, checked
 
+MEANS: dict[int, Callable[..., Tensor]] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 POSITION_STD = 0.3  # of the learned vectors of each axis at the start; those of classes have 1
 
 
@@ -34,9 +35,10 @@ class Scored:
 
 
 class ContextNetwork(nn.Module):
-    """The condition of a map by the coarser ones: their embeddings, brought to its grid by nearest neighbor, mixed by 3x3.
+    """The condition of a map by the ones before it: their embeddings, brought to its grid, mixed by 3x3.
 
-    coarser maps (B, *s_i) -> (B, width, *s). Not causal, because those maps are complete when this one begins.
+    Along a dim that grows by nearest neighbor, along one that shrinks by means, so that every code of theirs counts.
+    maps (B, *s_i) -> (B, width, *s). Not causal, because those maps are complete when this one begins.
     """
 
     def __init__(self, ndim: int, codebook_sizes: list[int], width: int) -> None:
@@ -49,11 +51,16 @@ class ContextNetwork(nn.Module):
         )
 
     def forward(self, coarser: list[Tensor], grid: tuple[int, ...]) -> Tensor:
-        features = [
-            F.interpolate(embed(codes).movedim(-1, 1), size=grid, mode="nearest")  # (B, width, *s)
-            for embed, codes in zip(self.embeddings, coarser)
-        ]
+        features = [to_grid(embed(codes).movedim(-1, 1), grid) for embed, codes in zip(self.embeddings, coarser)]
         return self.mix(torch.cat(features, dim=1))
+
+
+def to_grid(x: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """x (B, width, *s_i) -> (B, width, *grid), each value of which counts in every value that it lies below."""
+    smaller = tuple(min(lengths) for lengths in zip(x.shape[2:], grid))
+    if smaller != x.shape[2:]:
+        x = MEANS[len(grid)](x, smaller)  # (B, width, *smaller)
+    return F.interpolate(x, size=grid, mode="nearest")
 
 
 class Positions(nn.Module):
