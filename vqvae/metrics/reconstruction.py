@@ -28,7 +28,8 @@ PSNR = figure(
 PSNR_MEAN = figure("autoencoder/psnr_mean_db", "mean over items of each item's PSNR", better="higher")
 SSIM = figure(
     "autoencoder/ssim",
-    "mean SSIM over images, gaussian window 11, sigma 1.5, data range 1, per channel",
+    "mean SSIM over images, gaussian window 11, sigma 1.5, data range 1, per channel; over all pixels, where the image is "
+    "mirrored beyond its borders (torchmetrics; scikit-image leaves out the 5 outermost pixels)",
     better="higher",
     sweep=True,
 )
