@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,19 @@ import pytest
 import torch
 import wandb
 from conftest import lines
+from plain_parts import vector_quantizer
+from torch import nn
 
+from vqvae.losses.reconstruction import MSE
 from vqvae.metrics import codebook, spacing
 from vqvae.metrics.codebook import CodeCounts, binned, count_codes, describe, histogram, perplexity
 from vqvae.metrics.reconstruction import reconstruction_metrics, reconstruction_sums
+from vqvae.model import VQVAE
+from vqvae.quantizers.base import Quantizer
+from vqvae.quantizers.codebook import FrozenCodebook
+from vqvae.quantizers.compose import Product
+from vqvae.quantizers.lookup import L1, CodebookPCA, Cosine, Euclidean, LInf, Lookup
+from vqvae.stages.autoencoder import AutoencoderStage
 from vqvae.training import metric_window
 from vqvae.training.metric_window import MetricWindow
 from vqvae.training.wandb_run import to_wandb
@@ -163,6 +173,27 @@ def test_codes_all_equal_have_no_spacing_and_a_histogram_of_all_pairs() -> None:
     found = spacing.spacing_with_histogram(torch.ones(5, 2))
     assert found["spacing_mean"] == found["closest_mean"] == 0
     assert found["spacing_histogram"]["counts"] == [10, *[0] * 39]
+
+
+@pytest.mark.parametrize(
+    ("lookup", "norm"),
+    [(L1(), 1), (Euclidean(), 2), (LInf(), math.inf), (CodebookPCA(L1(), 2), 1), (Cosine(), 2)],
+)
+@pytest.mark.parametrize("compose", [lambda inner: inner, lambda inner: Product(8, inner, 2, False, None)])
+def test_spacing_is_logged_in_the_norm_of_the_lookup(
+    lookup: Lookup, norm: float, compose: Callable[[Quantizer], Quantizer]
+) -> None:
+    quantizer = compose(vector_quantizer(FrozenCodebook(5, 4), lookup=lookup))
+    stage = AutoencoderStage(
+        VQVAE([nn.Identity()], [quantizer], [nn.Identity()]), MSE(1.0, False, 1.0), 1.0, lambda x: x
+    )
+    figures = stage.window_metrics()
+    for m, codes in enumerate(quantizer.codebooks()):
+        assert codes is not None
+        distances = (codes.double()[:, None] - codes.double()).norm(p=norm, dim=2)
+        assert figures[f"codebook/spacing_mean_{m}"] == pytest.approx(float(distances.sum() / 20))
+        closest = (distances + 1e9 * torch.eye(5)).amin(1)
+        assert figures[f"codebook/closest_mean_{m}"] == pytest.approx(float(closest.mean()))
 
 
 def test_spacing_has_three_norms() -> None:

@@ -94,9 +94,10 @@ def test_a_codebook_that_maps_share_is_measured_once(monkeypatch: pytest.MonkeyP
     shared, other = torch.randn(5, 2), torch.randn(5, 2)
     stage = small_stage(None)
     monkeypatch.setattr(stage.model, "codebooks", lambda: [shared, None, other, shared.clone()])
+    monkeypatch.setattr(stage.model, "orders", lambda: [2, 2, 2, 2])
     measured: list[torch.Tensor] = []
 
-    def measure(codes: torch.Tensor) -> dict[str, float]:
+    def measure(codes: torch.Tensor, order: float) -> dict[str, float]:
         measured.append(codes)
         return {"first": float(codes[0, 0])}
 

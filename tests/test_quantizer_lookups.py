@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,8 @@ from torch import nn
 from vqvae.metrics.codebook import count_codes
 from vqvae.model import VQVAE
 from vqvae.quantizers.codebook import (
+    AffineCodebook,
+    Codebook,
     EMACodebook,
     FrozenCodebook,
     GradientCodebook,
@@ -91,6 +95,30 @@ def test_vectors_that_are_passed_on_are_no_uses_of_a_code(parts: int) -> None:
     out = VQVAE([nn.Identity()], [quantizer], [nn.Identity()])(z[:, :, None])
     for codes, passed in zip(out.codes, out.passed, strict=True):
         assert count_codes(codes, 6, passed).tolist() == [0, 1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("book", [EMACodebook(6, 2, 0.5, 1e-5), AffineCodebook(6, 2, 1.0, 0.5)])
+def test_vectors_that_are_passed_on_move_no_code_and_count_for_none(book: Codebook) -> None:
+    used, passed = torch.tensor([[1.0, 0.3], [2.0, 0.7]]), torch.tensor([[1.0, 0.05], [9.0, 0.4]])
+    regularizers = {"codebook": CodebookLoss(1.0)} if book.learns_by_gradient else {}
+    quantizer = vector_quantizer(book, lookup=vote(min_share=0.9, neighbors=2), regularizers=regularizers)
+    quantizer.codebook.start(VOTE_CODES)
+    other = copy.deepcopy(quantizer)
+    for one, z in ((quantizer, torch.cat([used, passed])), (other, used)):
+        one.begin_step(0, 10)
+        one(z[:, :, None])
+        one.after_step(torch.tensor(True))
+    assert quantizer.counts.tolist() == other.counts.tolist() == [0, 2, 0, 0, 0, 0]
+    torch.testing.assert_close(quantizer.codebook.codes(), other.codebook.codes())
+
+
+def test_the_similarity_histogram_of_a_vote_is_of_the_largest_similarity_of_each_vector() -> None:
+    quantizer = vector_quantizer(FrozenCodebook(6, 2), lookup=vote(min_share=0.5, neighbors=3)).eval()
+    quantizer.codebook.start(VOTE_CODES)
+    z = torch.tensor([[1.0, 0.05], [1.0, 0.9], [1.0, 4.0], [-1.0, 0.2]])  # of the third the labels 2, 2, 3 are near
+    largest = F.cosine_similarity(z.double()[:, None], VOTE_CODES.double(), dim=2).amax(1)
+    expected, _ = torch.histogram(largest, bins=40, range=(-1.0, 1.0))
+    assert quantizer(z[:, :, None]).histograms["similarity"].tolist() == expected.tolist()
 
 
 def test_a_vote_refuses_what_does_not_fit_the_codes() -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
+from plain_parts import vector_quantizer
 from torch import Tensor
 
+from vqvae.config.build import build
+from vqvae.config.compose import compose, resolve
 from vqvae.quantizers import chunked
 from vqvae.quantizers.chunked import centered_distances
+from vqvae.quantizers.codebook import GradientCodebook
 from vqvae.quantizers.estimator import (
     NSVQ,
     DiVeQ,
@@ -19,6 +25,7 @@ from vqvae.quantizers.estimator import (
     RotationUnscaled,
     Synchronised,
 )
+from vqvae.quantizers.lookup import L1
 from vqvae.quantizers.regularizers import (
     AllCodes,
     CodebookDistance,
@@ -153,6 +160,28 @@ CODES = torch.tensor([[3.0, 3.0], [1.0, 2.0], [5.0, -1.0], [0.0, 0.0]])  # L1 sp
 def test_losses_on_distances_equal_a_calculation_by_hand(loss: Regularizer, expected: float) -> None:
     q = torch.tensor([[1.0, 2.0], [0.0, 0.0]])
     torch.testing.assert_close(loss(Z, q, CODES), torch.tensor(float(expected)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "norm"), [("l1", 1), ("euclidean", 2), ("linf", math.inf)])
+def test_the_losses_of_the_preset_seeds_follow_the_norm_of_its_lookup(name: str, norm: float) -> None:
+    node = resolve(compose("train", ["quantizer=seeds", f"quantizer/lookup={name}"])).quantizer
+    node.update(dim=4)
+    node.codebook.update(size=16, dim=4)
+    quantizer = build(node, "quantizer")
+    z = torch.randn(3, 4, 10)
+    losses = {name: float(loss.value.detach()) for name, loss in quantizer(z).losses.items()}
+    codes, vectors = quantizer.codebook.codes().double(), z.double().movedim(1, 2).reshape(-1, 1, 4)
+    distances = (vectors - codes).norm(p=norm, dim=2)  # (N, K)
+    between = (codes[:, None] - codes).norm(p=norm, dim=2) + 1e9 * torch.eye(16)
+    assert losses["alpha"] == pytest.approx(float(distances.amin(1).mean()))
+    assert losses["beta"] == pytest.approx(float(distances.sum(1).mean()))
+    assert losses["coulomb"] == pytest.approx(-float(between.amin(1).sum()))
+
+
+def test_the_norm_of_a_loss_can_be_another_than_that_of_the_lookup() -> None:
+    losses = {"own": CodebookDistance(1.0, 2), "lookup": CodebookDistance(1.0, None)}
+    vector_quantizer(GradientCodebook(4, 2, 1.0), lookup=L1(), regularizers=losses)
+    assert [loss.order for loss in losses.values()] == [2, 1]
 
 
 @pytest.mark.parametrize("loss", [AllCodes(1.0, 2), Coulomb(1.0, 2, 9.0), NearestCoulomb(1.0, 2, 9.0)])

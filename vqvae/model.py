@@ -106,6 +106,10 @@ class VQVAE(nn.Module):
         """The vectors (K, d) behind each code map, in the order of `codebook_sizes`; None where there are none."""
         return [codes for q in reversed(self.quantizers) for codes in q.codebooks()]
 
+    def orders(self) -> list[float]:
+        """Order of the norm by which the codes of each map are looked up, 1, 2 or infinity."""
+        return [order for q in reversed(self.quantizers) for order in q.orders()]
+
     def code_shapes(self, size: tuple[int, ...]) -> list[tuple[int, ...]]:
         """Data dims *S -> the dims of each code map, coarse to fine. Raises UserError where *S does not divide."""
         for length in size:

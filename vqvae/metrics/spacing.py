@@ -14,8 +14,17 @@ from vqvae.metrics.codebook import binned
 from vqvae.metrics.registry import figure
 
 DISTANCES = "distance between codes"  # the panel
-figure("codebook/spacing_min_{m}", "smallest euclidean distance of two codes", report=False)
-figure("codebook/spacing_mean_{m}", "mean euclidean distance over all pairs of codes", panel=DISTANCES, report=False)
+figure(
+    "codebook/spacing_min_{m}",
+    "smallest distance of two codes, in the norm of their lookup (euclidean where it compares angles)",
+    report=False,
+)
+figure(
+    "codebook/spacing_mean_{m}",
+    "mean distance over all pairs of codes, in the same norm",
+    panel=DISTANCES,
+    report=False,
+)
 figure("codebook/closest_min_{m}", "the same number as spacing_min", report=False, dashboard=False)
 figure(
     "codebook/closest_mean_{m}", "mean over codes of the distance to the closest other", panel=DISTANCES, report=False
@@ -83,7 +92,7 @@ def spacing_histogram(codes: Tensor, mean: float, order: float = 2) -> dict[str,
     return binned(counts, 0, 2)
 
 
-def spacing_with_histogram(codes: Tensor) -> dict[str, Any]:
-    """All euclidean figures of codes (K, d)."""
-    figures = spacing(codes)
-    return {**figures, "spacing_histogram": spacing_histogram(codes, figures["spacing_mean"])}
+def spacing_with_histogram(codes: Tensor, order: float = 2) -> dict[str, Any]:
+    """All figures of codes (K, d)."""
+    figures = spacing(codes, order)
+    return {**figures, "spacing_histogram": spacing_histogram(codes, figures["spacing_mean"], order)}

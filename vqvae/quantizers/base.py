@@ -154,6 +154,10 @@ class Quantizer(nn.Module):
         """The vectors (K, d) behind each code map, for monitors; None where codes are not rows of a matrix."""
         return [None for _ in self.codebook_sizes]
 
+    def orders(self) -> list[float]:
+        """Order of the norm by which each map's codes are looked up: 1, 2 or infinity."""
+        return [2 for _ in self.codebook_sizes]
+
     def with_size(self, size: int | None) -> Quantizer:
         """A new quantizer of the same kind with K = size (None: the same); codes that are drawn at random are drawn anew."""
         if size is not None and [size] != self.codebook_sizes:

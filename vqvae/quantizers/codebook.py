@@ -51,8 +51,8 @@ class Codebook(nn.Module, ABC):
     def begin_step(self) -> None:
         """Empties the accumulators."""
 
-    def accumulate(self, z: Tensor, indices: Tensor) -> None:
-        """Takes note of which z (N, d) went to which code (N,)."""
+    def accumulate(self, z: Tensor, indices: Tensor, passed: Tensor | None = None) -> None:
+        """Takes note of which z (N, d) went to which code (N,), but for those that were passed on unquantized (N,)."""
 
     def update(self, counts: Tensor, applied: Tensor) -> Tensor:
         """Moves the codes; counts (K,) of this rank's vectors. Returns counts summed over all ranks."""
@@ -130,8 +130,9 @@ class EMACodebook(Codebook):
     def begin_step(self) -> None:
         self.batch_sum.zero_()
 
-    def accumulate(self, z: Tensor, indices: Tensor) -> None:
-        self.batch_sum.index_add_(0, indices, z.detach())
+    def accumulate(self, z: Tensor, indices: Tensor, passed: Tensor | None = None) -> None:
+        used = z.detach() if passed is None else z.detach().masked_fill(passed[:, None], 0)
+        self.batch_sum.index_add_(0, indices, used)
 
     @torch.no_grad()
     def update(self, counts: Tensor, applied: Tensor) -> Tensor:
@@ -279,8 +280,9 @@ class AffineCodebook(GradientCodebook):
     def begin_step(self) -> None:
         self.batch.zero_()
 
-    def accumulate(self, z: Tensor, indices: Tensor) -> None:
+    def accumulate(self, z: Tensor, indices: Tensor, passed: Tensor | None = None) -> None:
         centered = z.detach() - self.z_mean  # (N, d); about the mean so far, little cancels
+        centered = centered if passed is None else centered.masked_fill(passed[:, None], 0)
         self.batch += torch.stack([centered.sum(0), centered.square().sum(0)])
 
     @torch.no_grad()

@@ -37,6 +37,9 @@ class Composition(Quantizer):
     def codebooks(self) -> list[Tensor | None]:
         return [codes for part in self.uses for codes in part.codebooks()]
 
+    def orders(self) -> list[float]:
+        return [order for part in self.uses for order in part.orders()]
+
     def redraw(self) -> None:
         for part in self.parts:
             part.redraw()

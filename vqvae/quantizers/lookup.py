@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Annotated, NamedTuple
 
@@ -17,16 +18,21 @@ from vqvae.ranges import Count, NonNegativeInt, NotEmpty, PositiveFloat, Positiv
 
 
 class LookupResult(NamedTuple):
-    """indices (N,) int64; passed (N,) bool: vectors to hand on unquantized, or None for none ever."""
+    """indices (N,) int64; passed (N,) bool: vectors to hand on unquantized, or None for none ever.
+
+    nearest (N,) int64: the most similar codes, or None where `indices` are those.
+    """
 
     indices: Tensor
     passed: Tensor | None = None
+    nearest: Tensor | None = None
 
 
 class Lookup(nn.Module):
     """forward: z (N, d), codes (K, d) -> LookupResult; called without gradient, in training and eval."""
 
     picks_nearest: bool = True  # whether the chosen code is the nearest one
+    order: float = 2  # of the norm of its distances, 1, 2 or infinity; 2 where it compares angles
 
     def distance(self, z: Tensor, q: Tensor) -> Tensor:
         """z (N, d), q (N, d) -> (N,), in this lookup's metric; euclidean unless told otherwise."""
@@ -58,6 +64,8 @@ class Euclidean(Lookup):
 class L1(Lookup):
     """The code at the smallest sum of absolute differences; ties go to the lowest index."""
 
+    order = 1
+
     def forward(self, z: Tensor, codes: Tensor) -> LookupResult:
         return LookupResult(nearest_code(z, codes, "l1"))
 
@@ -67,6 +75,8 @@ class L1(Lookup):
 
 class LInf(Lookup):
     """The code at the smallest largest absolute difference; ties go to the lowest index."""
+
+    order = math.inf
 
     def forward(self, z: Tensor, codes: Tensor) -> LookupResult:
         return LookupResult(nearest_code(z, codes, "linf"))
@@ -132,8 +142,8 @@ class CosineVote(Cosine):
             sorted_labels, order = self.labels.sort(stable=True)
             indices = order[torch.searchsorted(sorted_labels, winner)]  # (N,)
         if self.min_share == 0:
-            return LookupResult(indices)
-        return LookupResult(indices, most[:, 0] < self.min_share * self.neighbors)
+            return LookupResult(indices, None, neighbors[:, 0])
+        return LookupResult(indices, most[:, 0] < self.min_share * self.neighbors, neighbors[:, 0])
 
 
 @checked
@@ -168,7 +178,8 @@ class PCA(Lookup):
             raise UserError(
                 "a PCA within a PCA finds nothing new: choose another quantizer/lookup@quantizer.lookup.inner"
             )
-        self.inner, self.components, self.picks_nearest = inner, components, inner.picks_nearest
+        self.inner, self.components = inner, components
+        self.picks_nearest, self.order = inner.picks_nearest, inner.order
 
     def check(self, size: int, dim: int) -> None:
         if self.components > dim:

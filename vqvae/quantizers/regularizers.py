@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from vqvae import distributed
 from vqvae.quantizers.chunked import centered_distances, sum_rows
+from vqvae.quantizers.lookup import Lookup
 from vqvae.ranges import Ge, In, NonNegativeFloat, PositiveFloat, checked
 
+Order = Annotated[float, In(1, 2, math.inf)]  # of a norm
 ROOT_EPSILON = 1e-12  # under square roots, whose slope at 0 is infinite
 
 
@@ -30,6 +32,9 @@ class Regularizer(nn.Module):
     def __init__(self, weight: NonNegativeFloat) -> None:
         super().__init__()
         self.weight = weight
+
+    def attach(self, lookup: Lookup) -> None:
+        """Takes from the quantizer's lookup what it shares with it; once, when the quantizer is built."""
 
 
 class Commitment(Regularizer):
@@ -54,11 +59,14 @@ class CodebookLoss(Regularizer):
 
 @checked
 class Ordered(Regularizer):
-    """Base of losses on un-squared distances |.|_order, order 1, 2 or inf (in YAML files .inf)."""
+    """Base of losses on un-squared distances |.|_order, order 1, 2 or inf (in YAML files .inf); None: the lookup's order."""
 
-    def __init__(self, weight: NonNegativeFloat, order: Annotated[float, In(1, 2, math.inf)]) -> None:
+    def __init__(self, weight: NonNegativeFloat, order: Order | None) -> None:
         super().__init__(weight)
         self.order = order
+
+    def attach(self, lookup: Lookup) -> None:
+        self.order = lookup.order if self.order is None else self.order
 
     def norm(self, x: Tensor) -> Tensor:
         """(..., d) -> (...)."""
@@ -104,9 +112,7 @@ class Coulomb(Ordered):
 
     trains_codes = True
 
-    def __init__(
-        self, weight: NonNegativeFloat, order: Annotated[float, In(1, 2, math.inf)], bound: PositiveFloat
-    ) -> None:
+    def __init__(self, weight: NonNegativeFloat, order: Order | None, bound: PositiveFloat) -> None:
         super().__init__(weight, order)
         self.bound = bound
 

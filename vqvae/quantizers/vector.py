@@ -61,6 +61,8 @@ class VectorQuantizer(Quantizer):
         self.regularizers = nn.ModuleDict(regularizers)  # type: ignore[assignment]
         self.check_compatible()
         revival.attach(codebook)
+        for regularizer in regularizers.values():
+            regularizer.attach(lookup)
         self.init_vectors = init.vectors_wanted(codebook.size)
         self.register_buffer("counts", torch.zeros(codebook.size), persistent=False)  # of this step
         self.redraw()
@@ -108,7 +110,7 @@ class VectorQuantizer(Quantizer):
         codes, z = self.spaced_codes(), self.space(z)
         points, code_of = self.points(codes)
         with torch.no_grad():
-            chosen, passed = self.nearest(z, points)  # (N,)
+            chosen, passed, nearest = self.nearest(z, points)  # (N,)
         q = F.embedding(chosen, points)  # (N, d)
         indices = chosen if code_of is None else code_of[chosen]
         losses = {name: Loss(r(z, q, codes), r.weight) for name, r in self.regularizers.items()}
@@ -116,14 +118,16 @@ class VectorQuantizer(Quantizer):
             distance = self.nearest.distance(z, q)  # (N,)
         stats = {"code_distance": mean(distance)}
         if self.training:
-            self.counts.index_add_(0, indices, torch.ones_like(indices, dtype=torch.float32))
-            self.codebook.accumulate(z, indices)
+            uses = torch.ones_like(indices, dtype=torch.bool) if passed is None else ~passed
+            self.counts.index_add_(0, indices, uses.float())
+            self.codebook.accumulate(z, indices, passed)
             self.nearest.observe(z)
             self.revival.observe(z, distance, codes)
         if passed is not None:
             stats["identity_mapped"] = mean(passed)
             q = torch.where(passed[:, None], z, q)
-        histograms = {} if self.training else self.histograms(z, q)
+        similar = q if nearest is None else F.embedding(nearest, points)  # (N, d)
+        histograms = {} if self.training else self.histograms(z, q, similar)
         passed = None if passed is None else passed[:, None]
         return FlatQuantized(q, indices[:, None], losses, stats, histograms, passed)
 
@@ -141,14 +145,17 @@ class VectorQuantizer(Quantizer):
     def lookup(self, codes: Tensor) -> Tensor:
         return F.embedding(codes[:, 0], self.spaced_codes())
 
-    def histograms(self, z: Tensor, q: Tensor) -> dict[str, Tensor]:
-        """Vectors by cos(z, q) in [-1, 1], and by |z - q| / |z| in [0, 2] (the last bin takes what is beyond)."""
-        similarity = F.cosine_similarity(z.detach(), q.detach(), dim=1)
+    def histograms(self, z: Tensor, q: Tensor, similar: Tensor) -> dict[str, Tensor]:
+        """Vectors by cos(z, similar) in [-1, 1], and by |z - q| / |z| in [0, 2] (the last bin takes what is beyond)."""
+        similarity = F.cosine_similarity(z.detach(), similar.detach(), dim=1)
         error = (z - q).detach().norm(dim=1) / z.detach().norm(dim=1).clamp_min(1e-12)  # clamp: a vector of zeros
         return {"similarity": bin_counts((similarity + 1) / 2), "relative_error": bin_counts(error / 2)}
 
     def codebooks(self) -> list[Tensor | None]:
         return [self.spaced_codes().detach()]
+
+    def orders(self) -> list[float]:
+        return [self.nearest.order]
 
     def with_size(self, size: int | None) -> Quantizer:
         parts = copy.deepcopy([self.space, self.nearest, self.estimator, self.init, self.revival])

@@ -39,7 +39,7 @@ figure("autoencoder/identity_mapped_{level}", "share of vectors that are passed 
 EPOCH = figure("autoencoder/epoch", "passes over the training data", report=False, dashboard=False)
 figure(
     "autoencoder/similarity_histogram_{level}",
-    "vectors of the split by their cosine with their code",
+    "vectors of the split by their cosine with their code; where codes vote, with the most similar one",
     panel="cosine of vector and code",
     report=False,
 )
@@ -163,17 +163,19 @@ class AutoencoderStage(Stage):
         return [count_codes(codes, size, passed) for codes, size, passed in maps]
 
     @torch.no_grad()
-    def _of_codebooks(self, figures: Callable[[Tensor], dict[str, Any]]) -> dict[str, Any]:
-        """figures(codes (K, d)) of every map with a codebook; of one that several maps share, computed once."""
+    def _of_codebooks(self, figures: Callable[[Tensor, float], dict[str, Any]]) -> dict[str, Any]:
+        """figures(codes (K, d), order of their norm) of every map with a codebook; of one that maps share, computed once."""
         metrics: dict[str, Any] = {}
-        known: list[tuple[Tensor, dict[str, Any]]] = []
-        for m, codes in enumerate(self.model.codebooks()):
+        known: list[tuple[Tensor, float, dict[str, Any]]] = []
+        for m, (codes, order) in enumerate(zip(self.model.codebooks(), self.model.orders(), strict=True)):
             if codes is None or len(codes) < 2:  # one code has no distance to others
                 continue
-            values = next((values for other, values in known if torch.equal(other, codes)), None)
+            values = next(
+                (values for other, norm, values in known if norm == order and torch.equal(other, codes)), None
+            )
             if values is None:
-                values = figures(codes)
-                known.append((codes, values))
+                values = figures(codes, order)
+                known.append((codes, order, values))
             metrics |= {f"codebook/{name}_{m}": value for name, value in values.items()}
         return metrics
 
