@@ -189,10 +189,14 @@ class PCA(Lookup):
         self.register_buffer("axes", torch.eye(dim)[:, : self.components].contiguous())
 
     def forward(self, z: Tensor, codes: Tensor) -> LookupResult:
-        return self.inner((z - self.centre) @ self.axes, (codes - self.centre) @ self.axes)
+        return self.inner(self.reduce(z), self.reduce(codes))
 
     def distance(self, z: Tensor, q: Tensor) -> Tensor:
-        return self.inner.distance((z - self.centre) @ self.axes, (q - self.centre) @ self.axes)
+        return self.inner.distance(self.reduce(z), self.reduce(q))
+
+    def reduce(self, x: Tensor) -> Tensor:
+        """(N, d) -> (N, components)."""
+        return (x - self.centre) @ self.axes
 
     def set_axes(self, moments: Tensor, applied: Tensor) -> None:
         """moments (d + 1, d + 1): what `moments_of` gives, about the present center."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vqvae import distributed
 from vqvae.quantizers.chunked import centered_distances, sum_rows
 from vqvae.quantizers.lookup import Lookup
-from vqvae.ranges import Ge, In, NonNegativeFloat, PositiveFloat, checked
+from vqvae.ranges import Ge, Gt, In, NonNegativeFloat, PositiveFloat, checked
 
 Order = Annotated[float, In(1, 2, math.inf)]  # of a norm
 ROOT_EPSILON = 1e-12  # under square roots, whose slope at 0 is infinite
@@ -106,13 +106,13 @@ class AllCodes(Ordered):
 class Coulomb(Ordered):
     """-sum_i mean_j min(|e_i - e_j|, bound): codes push each other apart, like charges of one sign.
 
-    The mean is over all K codes, i itself included. Beyond `bound` nothing is gained, so the loss cannot run away; 0 is
-    the smallest distance, with a finite slope there.
+    The mean is over all K codes, i itself included. Beyond `bound` nothing is gained, so that the loss cannot run away (with
+    inf it can); 0 is the smallest distance, with a finite slope there.
     """
 
     trains_codes = True
 
-    def __init__(self, weight: NonNegativeFloat, order: Order | None, bound: PositiveFloat) -> None:
+    def __init__(self, weight: NonNegativeFloat, order: Order | None, bound: Annotated[float, Gt(0)]) -> None:
         super().__init__(weight, order)
         self.bound = bound
 
