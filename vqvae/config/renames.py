@@ -21,6 +21,9 @@ ARGUMENTS = {"vqvae.quantizers.lookup.CosineVote": {"neighbours": "neighbors"}}
 
 # Arguments of a `_target_` that came later, and the value that does what was done before.
 EARLIER_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "vqvae.model.VQVAE": {"gradient_checkpointing": False},
+    "vqvae.networks.resnet.Encoder": {"dropout": 0.0},
+    "vqvae.networks.resnet.Decoder": {"dropout": 0.0},
     "vqvae.quantizers.soft.GumbelSoftmax": {"speed": 1.0},
     "vqvae.quantizers.soft.SQVAE": {"speed": 1.0},
     "vqvae.quantizers.soft.IBQ": {"speed": 1.0},
