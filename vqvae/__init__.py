@@ -3,6 +3,7 @@
     model = vqvae.load("runs/mine")            # a run folder or an export: see TrainedModel
     codes = model.encode(x)                    # x (B, C, *S) in [-1, 1] -> M code maps
     images = model.sample(range(16))           # (16, C, *S) in [-1, 1]
+    layer = vqvae.quantizer("ema", dim=64, codebook_size=512)      # of available("quantizer"), for a network of one's own
 
 Symbols in docstrings and shape comments: `B` batch, `C` data channels, `*S` data dims (T), (H, W) or (T, H, W), `*s` latent
 dims, `D` latent width, `d` code width, `N` = B x prod(s) vectors, `K` codebook size, `M` code maps.
@@ -19,6 +20,7 @@ from pathlib import Path
 if typing.TYPE_CHECKING:
     import torch
 
+    from vqvae.config.presets import available, quantizer
     from vqvae.errors import UserError
     from vqvae.inference.trained_model import TrainedModel
     from vqvae.model import VQVAE
@@ -31,6 +33,7 @@ if typing.TYPE_CHECKING:
     from vqvae.quantizers.sf_diveq import SFDiVeQ
     from vqvae.quantizers.soft import IBQ, SQVAE, GumbelSoftmax
     from vqvae.quantizers.vector import VectorQuantizer
+    from vqvae.training.plain_loop import auto_update
 
 try:
     __version__ = importlib.metadata.version("vqvae")
@@ -57,6 +60,9 @@ PLACES = {  # public name -> module, imported when the name is first used, so th
     "UserError": "vqvae.errors",
     "VQVAE": "vqvae.model",
     "VectorQuantizer": "vqvae.quantizers.vector",
+    "auto_update": "vqvae.training.plain_loop",
+    "available": "vqvae.config.presets",
+    "quantizer": "vqvae.config.presets",
 }
 __all__ = [
     "BSQ",
@@ -78,7 +84,10 @@ __all__ = [
     "TrainedModel",
     "UserError",
     "VectorQuantizer",
+    "auto_update",
+    "available",
     "load",
+    "quantizer",
 ]
 
 

@@ -189,6 +189,8 @@ class VQVAE(nn.Module):
 
     def decode_latents(self, latents: list[Tensor]) -> Tensor:
         """Latents of all levels, coarse to fine -> decoder output (B, decoder channels, *S)."""
+        dtype = next(self.decoders.parameters()).dtype  # type: ignore[attr-defined]
+        latents = [z_q.to(dtype) for z_q in latents]  # float32, whatever the model was cast to
         output = self.decoders[-1](latents[0])
         for z_q, level in zip(latents[1:], reversed(range(len(self.decoders) - 1))):
             output = self.decoders[level](torch.cat([z_q, output], dim=1))

@@ -17,7 +17,7 @@ from vqvae.errors import UserError
 from vqvae.surroundings.own_folder import own_folder
 
 PACKAGE = Path(__file__).resolve().parent.parent
-CONFIGS = PACKAGE.parent / "configs"
+CONFIGS = next(p for p in (PACKAGE / "configs", PACKAGE.parent / "configs") if p.is_dir())  # installed, or a checkout
 
 
 def total(*numbers: Any) -> Any:
@@ -36,9 +36,13 @@ def compose(config_name: str, overrides: list[str] | None = None) -> DictConfig:
     from hydra.core.global_hydra import GlobalHydra
 
     check_group_choices(overrides or [])
+    other = GlobalHydra.instance().hydra  # of the program that this is called in, if that is one of Hydra's
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return hydra_compose(config_name, overrides or [])
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            return hydra_compose(config_name, overrides or [])
+    finally:
+        GlobalHydra.instance().hydra = other
 
 
 def check_group_choices(arguments: Iterable[str]) -> None:

@@ -169,12 +169,17 @@ def read_image(
     try:
         with open_image(file, most_pixels) as opened:
             opened.seek(page)
-            image = eight_bits(ImageOps.exif_transpose(opened), ranges)
-            image = fit(image.convert("RGB" if channels == 3 else "L"), side)
+            return as_item(opened, side, channels, ranges)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise OSError(f"{type(error).__name__}: {error}; data.most_pixels is the limit") from error
     except Exception as error:  # Pillow's parsers raise many kinds: struct.error, AttributeError, ...
         raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def as_item(image: Image.Image, side: int, channels: int, ranges: Ranges = FULL) -> Tensor:
+    """An opened image -> uint8 (channels, side, side), as `read_image` does with a file's."""
+    image = eight_bits(ImageOps.exif_transpose(image), ranges)
+    image = fit(image.convert("RGB" if channels == 3 else "L"), side)
     array = np.asarray(image).reshape(side, side, channels)
     return torch.from_numpy(array.copy()).permute(2, 0, 1)  # (C, H, W)
 

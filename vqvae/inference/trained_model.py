@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from vqvae import distributed
 from vqvae.errors import UserError, suggest
+from vqvae.inference.inputs import Picture, as_input, check_codes
 from vqvae.inference.search import check_places, search
 from vqvae.losses.likelihood import Likelihood
 from vqvae.losses.reconstruction import ReconstructionLoss
@@ -101,36 +102,38 @@ class TrainedModel:
         return self
 
     @torch.no_grad()
-    def encode(self, x: Tensor, search: int | None = None) -> list[Tensor]:
+    def encode(self, x: Tensor | Sequence[Picture], search: int | None = None) -> list[Tensor]:
         """Encode x (B, C, *S) -> M code maps (B, *s_m). Other sizes go too, if the stride divides them.
 
-        search: number of sweeps of a search for codes with less squared error (see inference/search.py); None or 0: the
-        encoder's codes, which priors learn. Raises UserError for another shape or type of x, and if there is nothing to search.
+        x may be a list of Pillow's images, or of paths of image files: they are turned upright, resized, and cropped to the
+        center square. search: number of sweeps of a search for codes with less squared error (see inference/search.py); None
+        or 0: the encoder's codes, which priors learn. Raises UserError for another shape, type or range of x, and if there is
+        nothing to search.
         """
-        self._check_input(x)
-        x = x.to(self.device)
+        x = self._checked_input(x)
         codes = self.model.encode(x)
         return self._search(x, codes, search) if search else codes
 
     @torch.no_grad()
     def decode(self, codes: list[Tensor]) -> Tensor:
-        """Decode M code maps (B, *s_m) -> x_hat (B, C, *S) in [-1, 1]. Raises UserError for another number of maps."""
+        """Decode M code maps (B, *s_m) -> x_hat (B, C, *S) in [-1, 1]. Raises UserError for others than those of this model."""
         if len(codes) != len(self.codebook_sizes):
             raise UserError(f"this model has {len(self.codebook_sizes)} code maps, got {len(codes)}")
+        for m, size in zip(codes, self.codebook_sizes):
+            check_codes(m, size)
         return self.reconstruction.to_image(self.model.decode([m.to(self.device) for m in codes]))
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor, search: int | None = None) -> Tensor:
-        """Encode and decode x (B, C, *S) -> x_hat (B, C, *S) in [-1, 1]. `search` as in `encode`."""
+    def reconstruct(self, x: Tensor | Sequence[Picture], search: int | None = None) -> Tensor:
+        """Encode and decode x (B, C, *S) -> x_hat (B, C, *S) in [-1, 1]. x and `search` as in `encode`."""
         if search:
             return self.decode(self.encode(x, search))
-        self._check_input(x)
-        return self.reconstruction.to_image(self.model(x.to(self.device)).decoded)
+        return self.reconstruction.to_image(self.model(self._checked_input(x)).decoded)
 
     def sample(
         self,
         seeds: Sequence[int],
-        labels: Sequence[int] | Tensor | None = None,
+        labels: Sequence[int | str] | Tensor | None = None,
         *,
         known: Known | None = None,
         on_progress: OnProgress | None = None,
@@ -143,7 +146,7 @@ class TrainedModel:
     def sample_codes(
         self,
         seeds: Sequence[int],
-        labels: Sequence[int] | Tensor | None = None,
+        labels: Sequence[int | str] | Tensor | None = None,
         *,
         known: Known | None = None,
         on_progress: OnProgress | None = None,
@@ -153,9 +156,9 @@ class TrainedModel:
 
         Sample i depends on seed i, label i and the i-th known codes alone.
 
-        labels: class numbers, -1 or None for no class. known: codes to keep. on_progress: called with the codes and the masks
-        of those that are drawn, for the first chunk of samples. settings: fields of vqvae.priors.sampling.Sampling that differ
-        from the model's own, such as temperature=0.9 or guidance=1.
+        labels: class names or numbers, -1 or None for no class. known: codes to keep. on_progress: called with the codes and
+        the masks of those that are drawn, for the first chunk of samples. settings: fields of vqvae.priors.sampling.Sampling
+        that differ from the model's own, such as temperature=0.9 or guidance=1.
         Raises UserError without a prior, for unknown settings, and for values out of range.
         """
         drawn = list(self.draw_chunks(seeds, labels, known=known, on_progress=on_progress, **settings))
@@ -164,7 +167,7 @@ class TrainedModel:
     def draw_chunks(
         self,
         seeds: Sequence[int],
-        labels: Sequence[int] | Tensor | None = None,
+        labels: Sequence[int | str] | Tensor | None = None,
         *,
         known: Known | None = None,
         on_progress: OnProgress | None = None,
@@ -226,21 +229,27 @@ class TrainedModel:
         self.check_searchable(tuple(x.shape[2:]))
         return search(self.model, self.reconstruction.to_image, x, codes, sweeps)
 
-    def _check_input(self, x: Tensor) -> None:
-        wanted = (self.data.channels, *self.data.size)
-        if x.dtype != torch.float32 or x.ndim != len(wanted) + 1 or x.shape[1] != self.data.channels:
-            raise UserError(
-                f"x must be float32 in [-1, 1] of shape (B, {', '.join(map(str, wanted))}), got {x.dtype} of {tuple(x.shape)}"
-            )
+    def _checked_input(self, x: Tensor | Sequence[Picture]) -> Tensor:
+        """x on the device. Raises UserError for another shape, type or range."""
+        x = as_input(x, self.data.channels, self.data.size)
         self.model.code_shapes(tuple(x.shape[2:]))  # refuses sizes that the stride does not divide
+        return x.to(self.device)
 
-    def _check_labels(self, seeds: Sequence[int], labels: Sequence[int] | Tensor | None) -> Tensor:
+    def _check_labels(self, seeds: Sequence[int], labels: Sequence[int | str] | Tensor | None) -> Tensor:
+        if labels is not None and not isinstance(labels, Tensor):
+            labels = [self._class_number(label) if isinstance(label, str) else label for label in labels]
         chosen = torch.full((len(seeds),), -1) if labels is None else torch.as_tensor(labels)
         if chosen.shape != (len(seeds),) or bool(((chosen < -1) | (chosen >= len(self.class_names))).any()):
             raise UserError(
-                f"labels must be {len(seeds)} numbers, one per seed, of -1 .. {len(self.class_names) - 1}; got {labels}"
+                f"labels must be {len(seeds)} numbers of -1 .. {len(self.class_names) - 1} or class names, one per seed; "
+                f"got {labels}"
             )
         return chosen.long()
+
+    def _class_number(self, name: str) -> int:
+        if name not in self.class_names:
+            raise UserError(f"{name} is no class of this model's data; {suggest(name, self.class_names)}")
+        return self.class_names.index(name)
 
 
 class Progress:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable
+import warnings
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple
 
@@ -77,6 +78,8 @@ class Quantizer(nn.Module):
     init_vectors: int = 0
     outermost_because: str | None = None  # why it cannot be part of another quantizer
     trains_encoder: bool = True  # whether the output passes a gradient on; random projection does not
+    stepped: bool = False  # True once `begin_step` was called
+    forwards_without_steps: int = 0
 
     def __init__(self, dim: PositiveInt, code_dim: PositiveInt, codebook_sizes: list[int]) -> None:
         super().__init__()
@@ -122,14 +125,18 @@ class Quantizer(nn.Module):
         return self.project_out(self.lookup(codes))
 
     def forward(self, z_e: Tensor) -> Quantized:
-        """z_e (B, D, *s), any float dtype -> Quantized, computed in float32 whatever the autocast."""
+        """z_e (B, D, *s), any float dtype -> Quantized, computed in float32 whatever the autocast.
+
+        z_q is float32 within autocast, else of the dtype of z_e.
+        """
+        self.remind()
         batch, grid = z_e.shape[0], z_e.shape[2:]
         with torch.autocast(z_e.device.type, enabled=False):
             flat = self.encode_flat(self.flatten(z_e))
             z_q = self.unflatten(flat.q, batch, grid)
         maps = [m.view(batch, *grid) for m in flat.codes.unbind(1)]  # M x (B, *s)
         passed = [] if flat.passed is None else [m.view(batch, *grid) for m in flat.passed.unbind(1)]  # M x (B, *s)
-        return Quantized(z_q, maps, flat.losses, flat.stats, flat.histograms, passed)
+        return Quantized(of_kind(z_q, z_e), maps, flat.losses, flat.stats, flat.histograms, passed)
 
     def decode(self, codes: list[Tensor]) -> Tensor:
         """codes: M maps (B, *s) -> z_q (B, D, *s)."""
@@ -173,6 +180,11 @@ class Quantizer(nn.Module):
         """Draws anew what was drawn at random when this was built."""
 
     @property
+    def needs_steps(self) -> bool:
+        """True if something moves in `begin_step` or `after_step`: codes, a temperature."""
+        return False
+
+    @property
     def is_straight_through(self) -> bool:
         """True if the output's gradient is simply copied to z, so that a composition may do that itself."""
         return False
@@ -186,6 +198,7 @@ class Quantizer(nn.Module):
         Returns the kind of step, which differs where the host decides otherwise (a revival is due, say): steps of one kind run
         the same operations on the same tensors, so that a GPU can replay them. Numbers that change are kept in tensors.
         """
+        self.stepped = True
         return None
 
     def after_step(self, applied: Tensor) -> dict[nn.Parameter, Tensor]:
@@ -194,6 +207,37 @@ class Quantizer(nn.Module):
         Returns {parameter: (K,) bool mask of rows that were replaced}; the trainer resets their optimizer state.
         """
         return {}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """As nn.Module's, but weights stay float32 in models that are cast: `.half()`, `.double()`, `.to(dtype)`."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            return result if result.dtype == tensor.dtype else tensor.to(result.device)
+
+        return super()._apply(moved, recurse)
+
+    def remind(self) -> None:
+        """Warn at the second training forward of a loop that never lets the codes move."""
+        if self.stepped or not self.training or not torch.is_grad_enabled() or not self.needs_steps:
+            return
+        self.forwards_without_steps += 1
+        if self.forwards_without_steps == 2:
+            warnings.warn(
+                f"the codes of {type(self).__name__} do not move, because begin_step and after_step were not called: "
+                "call vqvae.auto_update(quantizer, optimizer, steps) once, before the loop",
+                stacklevel=4,
+            )
+
+
+def of_kind(z_q: Tensor, z_e: Tensor) -> Tensor:
+    """z_q float32 within autocast, else of the dtype of z_e."""
+    return z_q if torch.is_autocast_enabled(z_e.device.type) else z_q.to(z_e.dtype)
+
+
+def is_repeated() -> bool:
+    """True where the backward pass computes a forward again (gradient checkpointing), which must not be counted twice."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def with_value(value: Tensor, path: Tensor) -> Tensor:

@@ -44,7 +44,12 @@ class Composition(Quantizer):
         for part in self.parts:
             part.redraw()
 
+    @property
+    def needs_steps(self) -> bool:
+        return any(part.needs_steps for part in self.parts)
+
     def begin_step(self, step: int, steps: int) -> Hashable:
+        super().begin_step(step, steps)
         return tuple([part.begin_step(step, steps) for part in self.parts])
 
     def after_step(self, applied: Tensor) -> dict[nn.Parameter, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from vqvae.errors import UserError
-from vqvae.quantizers.base import Quantized, Quantizer
+from vqvae.quantizers.base import Quantized, Quantizer, of_kind
 from vqvae.ranges import PositiveInt, checked
 
 
@@ -22,7 +22,7 @@ class Identity(Quantizer):
         super().__init__(dim, dim, [])
 
     def forward(self, z_e: Tensor) -> Quantized:
-        return Quantized(z_e.float(), [])
+        return Quantized(of_kind(z_e.float(), z_e), [])
 
     def decode(self, codes: list[Tensor]) -> Tensor:
         raise UserError("quantizer=identity has no codes, so there is nothing to decode; choose another quantizer")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae.errors import UserError
-from vqvae.quantizers.base import FlatQuantized, NumCodes, Quantized, Quantizer
+from vqvae.quantizers.base import FlatQuantized, NumCodes, Quantized, Quantizer, of_kind
 from vqvae.quantizers.compose import Composition, averages, copies, refuse_other_width
 from vqvae.ranges import Count, Gt, Le, NotEmpty, PositiveInt, Share, checked
 
@@ -71,6 +71,7 @@ class MultiScale(Composition):
         return [tuple(max(1, round(share * length)) for length in grid) for share in self.shares]
 
     def forward(self, z_e: Tensor) -> Quantized:
+        self.remind()
         batch, grid = z_e.shape[0], z_e.shape[2:]
         z = z_e.float()
         flats: list[FlatQuantized] = []
@@ -92,7 +93,7 @@ class MultiScale(Composition):
             z_q = self.build_up(batch, grid, z, quantize)
             if self.training:
                 z_q = z_q + (z - z.detach())  # straight through, once; phi and the codes keep their own gradient
-        return Quantized(z_q, maps, *averages(flats), passed)
+        return Quantized(of_kind(z_q, z_e), maps, *averages(flats), passed)
 
     def decode(self, codes: list[Tensor]) -> Tensor:
         batch, grid = codes[-1].shape[0], codes[-1].shape[1:]

@@ -67,7 +67,12 @@ class SoftQuantizer(Quantizer):
     def redraw(self) -> None:
         self.codebook.data.copy_(self.init.draw(*self.codebook.shape) / self.speed)
 
+    @property
+    def needs_steps(self) -> bool:
+        return True  # for its temperature
+
     def begin_step(self, step: int, steps: int) -> None:
+        super().begin_step(step, steps)
         share = (1 + math.cos(math.pi * min(step / steps, 1))) / 2  # 1 .. 0
         self.temperature.fill_(self.end + (self.start - self.end) * share)
 

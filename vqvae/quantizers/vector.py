@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae.errors import UserError
-from vqvae.quantizers.base import FlatQuantized, Loss, Quantizer
+from vqvae.quantizers.base import FlatQuantized, Loss, Quantizer, is_repeated
 from vqvae.quantizers.codebook import Codebook
 from vqvae.quantizers.estimator import Estimator, StraightThrough
 from vqvae.quantizers.init import Init
@@ -68,6 +68,13 @@ class VectorQuantizer(Quantizer):
         self.redraw()
 
     @property
+    def needs_steps(self) -> bool:
+        moves = (
+            type(self.codebook).update is not Codebook.update or type(self.nearest).after_step is not Lookup.after_step
+        )
+        return moves or not isinstance(self.revival, NoRevival)
+
+    @property
     def is_straight_through(self) -> bool:
         return isinstance(self.estimator, StraightThrough)
 
@@ -117,7 +124,7 @@ class VectorQuantizer(Quantizer):
         with torch.no_grad():
             distance = self.nearest.distance(z, q)  # (N,)
         stats = {"code_distance": mean(distance)}
-        if self.training:
+        if self.training and not is_repeated():
             uses = torch.ones_like(indices, dtype=torch.bool) if passed is None else ~passed
             self.counts.index_add_(0, indices, uses.float())
             self.codebook.accumulate(z, indices, passed)
@@ -176,6 +183,7 @@ class VectorQuantizer(Quantizer):
         self.nearest.begin_run(vectors, self.spaced_codes())
 
     def begin_step(self, step: int, steps: int) -> Hashable:
+        super().begin_step(step, steps)
         self.counts.zero_()
         self.codebook.begin_step()
         self.nearest.begin_step()
