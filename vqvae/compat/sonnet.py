@@ -1,4 +1,4 @@
-"""The quantizers of Sonnet (`sonnet/src/nets/vqvae.py`): channels last, a dict as output, averages moved by forward."""
+"""The quantizers of Sonnet (`sonnet/src/nets/vqvae.py`): channels last, a dict as output, and averages that forward moves."""
 
 from __future__ import annotations
 

@@ -51,6 +51,7 @@ class CosineVQEndpoints(NamedTuple):
     similarity_values: Tensor  # (B m,), of every piece to the most similar code
 
 
+@checked
 @dataclass(eq=False, repr=False)
 class Layer(nn.Module):
     """Base: n codes of width w as a parameter, and how vectors come to be compared with them.
