@@ -10,6 +10,7 @@ import torch
 
 from vqvae.config.build import build
 from vqvae.config.compose import choices, compose, resolve
+from vqvae.config.renames import without_most_warmup
 from vqvae.losses.reconstruction import L1, MSE
 from vqvae.model import VQVAE
 from vqvae.networks import conv
@@ -184,3 +185,25 @@ def test_schedules_warm_up_then_decay() -> None:
     assert cosine(60, 110) == pytest.approx(0.55)
     assert cosine(110, 110) == pytest.approx(0.1)
     assert Constant(warmup_steps=0)(5, 10) == 1.0
+
+
+@pytest.mark.parametrize("steps", [4, 60, 100, 101, 150, 199, 200, 1500])
+def test_a_cosine_decays_however_short_the_run_is_beside_its_warm_up(steps: int) -> None:
+    rates = [Cosine(warmup_steps=100, final=0.1, most_warmup=0.5)(step, steps) for step in range(steps)]
+    top = rates.index(max(rates))
+    assert max(rates) == 1
+    assert top + 1 == min(100, steps // 2)
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[-1] < 0.6
+    older = [Cosine(100, 0.1)(step, steps) for step in range(steps)]
+    assert (rates == older) == (steps >= 200)
+
+
+def test_a_run_stored_before_the_limit_of_the_warm_up_goes_on_without_it() -> None:
+    cosine = {"_target_": "vqvae.training.schedules.Cosine", "warmup_steps": 100, "final": 0.0}
+    today = {"schedule": {**cosine, "most_warmup": 0.5}, "prior": {"schedule": {**cosine, "most_warmup": 0.5}}}
+    older = {"schedule": cosine, "prior": {"schedule": {"_target_": "vqvae.training.schedules.Constant"}}}
+    assert without_most_warmup(today, older, typed=[]) == ["schedule.most_warmup"]
+    assert without_most_warmup(today, older, typed=["schedule.most_warmup"]) == []
+    assert without_most_warmup(today, today, typed=[]) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from typing import Any
 
@@ -43,6 +44,7 @@ EARLIER_DATA: dict[str, dict[str, Any]] = {
     "vqvae.data.webdataset.WebDataset": {"held_out": "shuffle", "value_range": None},
 }
 KEPT = ("held_out", "value_range")  # of these, what decides the items of a run
+SCHEDULES = (("schedule",), ("prior", "schedule"))
 
 
 def rename_targets(node: Any) -> Any:
@@ -85,3 +87,15 @@ def keep_earlier(config: dict[str, Any], stored: dict[str, Any], typed: Collecti
         for key in KEPT
         if key in earlier and theirs[key] == earlier[key] and f"data.{key}" not in typed
     }
+
+
+def without_most_warmup(config: dict[str, Any], stored: dict[str, Any], typed: Collection[str]) -> list[str]:
+    """Keys of cosine schedules that were stored before they had a `most_warmup`, which nobody typed: they stay without."""
+    kept = []
+    for path in SCHEDULES:
+        ours, theirs = (functools.reduce(lambda node, key: node.get(key) or {}, path, one) for one in (config, stored))
+        key = ".".join([*path, "most_warmup"])
+        same = ours.get("_target_") == theirs.get("_target_")
+        if same and "most_warmup" in ours and theirs.get("most_warmup") is None and key not in typed:
+            kept.append(key)
+    return kept

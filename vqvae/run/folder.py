@@ -14,7 +14,7 @@ from torch import nn
 from vqvae import distributed
 from vqvae.config.build import build
 from vqvae.config.compose import CONFIGS, check_train, plain, resolve
-from vqvae.config.renames import keep_earlier
+from vqvae.config.renames import keep_earlier, without_most_warmup
 from vqvae.config.saved import SAVED_BYTES, read_saved
 from vqvae.data.cache import is_claimed
 from vqvae.errors import UserError
@@ -79,6 +79,8 @@ class RunFolder:
             return found
         stored = saved_config(folder, list(cfg.allow_targets))
         found.config.data.update(keep_earlier(plain(found.config), plain(stored), typed))
+        for key in without_most_warmup(plain(found.config), plain(stored), typed):
+            OmegaConf.update(found.config, key, None)
         begun = [stage for stage in STAGES if found.has_begun(stage)]
         begun = [] if begun == ["autoencoder"] and stored.tokenizer is not None else begun  # it is another run's
         if overrides is not None and not sweep_job and all(may_differ(key, begun) for key in typed):

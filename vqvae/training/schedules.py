@@ -26,9 +26,14 @@ class Schedule(ABC):
         """Progress 0 .. 1 after the warm-up -> factor."""
 
     def __call__(self, step: int, steps: int) -> float:
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        return self.decay((step - self.warmup_steps) / max(1, steps - self.warmup_steps))
+        warmup = self.warmup(steps)
+        if step < warmup:
+            return (step + 1) / warmup
+        return self.decay((step - warmup) / max(1, steps - warmup))
+
+    def warmup(self, steps: int) -> int:
+        """Steps of the warm-up in a run of `steps`."""
+        return self.warmup_steps
 
 
 class Constant(Schedule):
@@ -40,11 +45,17 @@ class Constant(Schedule):
 
 @checked
 class Cosine(Schedule):
-    """Half a cosine from 1 to `final` (Loshchilov and Hutter 2016, arXiv 1608.03983, without restarts)."""
+    """Half a cosine from 1 to `final` (Loshchilov and Hutter 2016, arXiv 1608.03983, without restarts).
 
-    def __init__(self, warmup_steps: NonNegativeInt, final: Share) -> None:
+    The warm-up takes at most the share `most_warmup` of a run, so that short runs decay too. None: no limit, as up to 0.1.
+    """
+
+    def __init__(self, warmup_steps: NonNegativeInt, final: Share, most_warmup: Share | None = None) -> None:
         super().__init__(warmup_steps)
-        self.final = final
+        self.final, self.most_warmup = final, most_warmup
+
+    def warmup(self, steps: int) -> int:
+        return self.warmup_steps if self.most_warmup is None else min(self.warmup_steps, int(self.most_warmup * steps))
 
     def decay(self, progress: float) -> float:
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
