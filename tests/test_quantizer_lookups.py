@@ -22,7 +22,7 @@ from vqvae.quantizers.codebook import (
 from vqvae.quantizers.compose import Product
 from vqvae.quantizers.lookup import L1, BatchPCA, CodebookPCA, Cosine, CosineVote, Euclidean, LInf, Lookup, Stochastic
 from vqvae.quantizers.nearest import nearest_code
-from vqvae.quantizers.regularizers import CodebookLoss
+from vqvae.quantizers.regularizers import CodebookLoss, Commitment
 
 # ---- lookups
 
@@ -100,14 +100,16 @@ def test_vectors_that_are_passed_on_are_no_uses_of_a_code(parts: int) -> None:
 @pytest.mark.parametrize("book", [EMACodebook(6, 2, 0.5, 1e-5), AffineCodebook(6, 2, 1.0, 0.5)])
 def test_vectors_that_are_passed_on_move_no_code_and_count_for_none(book: Codebook) -> None:
     used, passed = torch.tensor([[1.0, 0.3], [2.0, 0.7]]), torch.tensor([[1.0, 0.05], [9.0, 0.4]])
-    regularizers = {"codebook": CodebookLoss(1.0)} if book.learns_by_gradient else {}
+    regularizers = {"codebook": CodebookLoss(1.0)} if book.learns_by_gradient else {"commitment": Commitment(1.0)}
     quantizer = vector_quantizer(book, lookup=vote(min_share=0.9, neighbors=2), regularizers=regularizers)
     quantizer.codebook.start(VOTE_CODES)
-    other = copy.deepcopy(quantizer)
+    other, sums = copy.deepcopy(quantizer), []
     for one, z in ((quantizer, torch.cat([used, passed])), (other, used)):
         one.begin_step(0, 10)
-        one(z[:, :, None])
+        (loss,) = one(z[:, :, None]).losses.values()
+        sums.append(loss.value * len(z))
         one.after_step(torch.tensor(True))
+    torch.testing.assert_close(*sums)
     assert quantizer.counts.tolist() == other.counts.tolist() == [0, 2, 0, 0, 0, 0]
     torch.testing.assert_close(quantizer.codebook.codes(), other.codebook.codes())
 

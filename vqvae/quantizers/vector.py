@@ -120,7 +120,8 @@ class VectorQuantizer(Quantizer):
             chosen, passed, nearest = self.nearest(z, points)  # (N,)
         q = F.embedding(chosen, points)  # (N, d)
         indices = chosen if code_of is None else code_of[chosen]
-        losses = {name: Loss(r(z, q, codes), r.weight) for name, r in self.regularizers.items()}
+        out = q if passed is None else torch.where(passed[:, None], z, q)  # (N, d)
+        losses = {name: Loss(r(z, out, codes), r.weight) for name, r in self.regularizers.items()}
         with torch.no_grad():
             distance = self.nearest.distance(z, q)  # (N,)
         stats = {"code_distance": mean(distance)}
@@ -132,11 +133,10 @@ class VectorQuantizer(Quantizer):
             self.revival.observe(z, distance, codes)
         if passed is not None:
             stats["identity_mapped"] = mean(passed)
-            q = torch.where(passed[:, None], z, q)
         similar = q if nearest is None else F.embedding(nearest, points)  # (N, d)
-        histograms = {} if self.training else self.histograms(z, q, similar)
+        histograms = {} if self.training else self.histograms(z, out, similar)
         passed = None if passed is None else passed[:, None]
-        return FlatQuantized(q, indices[:, None], losses, stats, histograms, passed)
+        return FlatQuantized(out, indices[:, None], losses, stats, histograms, passed)
 
     def points(self, codes: Tensor) -> tuple[Tensor, Tensor | None]:
         """codes (K, d) -> the points (P, d) that vectors go to, and the code of each (P,), or None where they are the codes."""
