@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from torch import nn
 from vqvae.losses.reconstruction import MSE
 from vqvae.metrics import codebook, spacing
 from vqvae.metrics.codebook import CodeCounts, binned, count_codes, describe, histogram, perplexity
-from vqvae.metrics.reconstruction import reconstruction_metrics, reconstruction_sums
+from vqvae.metrics.reconstruction import SSIM, reconstruction_metrics, reconstruction_sums
+from vqvae.metrics.registry import FIGURES
 from vqvae.model import VQVAE
 from vqvae.quantizers.base import Quantizer
 from vqvae.quantizers.codebook import FrozenCodebook
@@ -242,6 +244,26 @@ def test_ssim_is_one_for_equal_images_and_falls_with_noise() -> None:
     ]
     assert values[0] == pytest.approx(1)
     assert values[0] > values[1] > values[2]
+
+
+def test_ssim_counts_all_pixels_beyond_the_border_of_a_mirrored_image_and_its_protocol_says_so() -> None:
+    x, y = np.random.default_rng(0).random((2, 17, 20))
+    taps = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+    window = np.outer(taps, taps) / taps.sum() ** 2
+
+    def mean(a: Any) -> Any:
+        """Weighted means around every pixel of a (17, 20)."""
+        patches = np.lib.stride_tricks.sliding_window_view(np.pad(a, 5, mode="reflect"), (11, 11))
+        return (patches * window).sum((2, 3))
+
+    variances = mean(x * x) - mean(x) ** 2 + mean(y * y) - mean(y) ** 2
+    covariance = mean(x * y) - mean(x) * mean(y)
+    light = (2 * mean(x) * mean(y) + 1e-4) / (mean(x) ** 2 + mean(y) ** 2 + 1e-4)
+    expected = light * (2 * covariance + 9e-4) / (variances + 9e-4)
+    found = reconstruction_sums(*(torch.tensor(2 * a - 1).float()[None, None] for a in (y, x)))["ssim"]
+    assert float(found) == pytest.approx(expected.mean(), rel=1e-4)
+    assert float(found) != pytest.approx(expected[5:-5, 5:-5].mean(), rel=1e-2)  # what scikit-image counts
+    assert "mirrored beyond its borders" in FIGURES[SSIM].protocol
 
 
 def test_images_smaller_than_the_window_have_no_ssim() -> None:
