@@ -27,6 +27,7 @@ ALLOWED = {
     "metrics": {"surroundings", "distributed", "errors", "ranges"},
     "networks": {"distributed", "errors", "ranges"},
     "quantizers": {"surroundings", "distributed", "errors", "networks", "ranges"},
+    "compat": {"distributed", "errors", "metrics", "quantizers", "ranges"},
     "losses": {"errors", "metrics", "ranges"},
     "model": {"distributed", "errors", "networks", "quantizers", "ranges"},
     "priors": {"devices", "distributed", "errors", "networks", "ranges"},
