@@ -150,6 +150,17 @@ def test_principal_axes_of_this_batch_decide_and_output_and_losses_stay_in_full_
         close(layer.losses["beta"], 1e-4 * norms(vectors, codes, order).sum(1).mean())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_layers_take_batches_of_nothing_and_of_any_precision(dtype: torch.dtype) -> None:
+    for layer in (VectorQuantization(CODES, WIDTH, num_replaced=2), CosineVectorQuantization(CODES, WIDTH)):
+        assert layer(torch.zeros(0, ROWS, WIDTH, dtype=dtype)).layer_out.shape == (0, ROWS, WIDTH)
+        out = layer(inputs().to(dtype))
+        assert out.layer_out.dtype == dtype
+        torch.testing.assert_close(out.layer_out, layer(inputs().to(dtype).float()).layer_out.to(dtype))
+    averages = sonnet.VectorQuantizerEMA(WIDTH, CODES, 0.25, 0.9)
+    assert averages(inputs().to(dtype), is_training=False)["quantize"].dtype == dtype
+
+
 def cosines(x: Array, codes: Array) -> Array:
     return (x / np.linalg.norm(x, axis=1, keepdims=True)) @ (codes / np.linalg.norm(codes, axis=1, keepdims=True)).T
 

@@ -159,7 +159,7 @@ class VectorQuantization(Layer):
         layer_out = with_value(y.view_as(x), x).type_as(x)
         if not return_endpoints:
             return layer_out
-        return VQEndpoints(layer_out, codes, *self.monitors(vectors, codes, chosen, len(x)))
+        return VQEndpoints(layer_out, codes, *self.monitors(vectors, codes, chosen, x.shape[0]))
 
     @torch.no_grad()
     def monitors(self, vectors: Tensor, codes: Tensor, chosen: Tensor, batch: int) -> tuple[Any, ...]:
@@ -169,7 +169,7 @@ class VectorQuantization(Layer):
         rows, columns = torch.triu_indices(self.n, self.n, 1, device=codes.device)
         return (
             count_codes(chosen, self.n),
-            self.distances(*compared).unflatten(0, (batch, -1)),  # (B, m, n)
+            self.distances(*compared).view(batch, len(vectors) // max(batch, 1), self.n),
             between[rows, columns],
             between.fill_diagonal_(math.inf).amin(1),
             None if self.revival is None else self.replace_embeds,
