@@ -19,7 +19,7 @@ from tests.conftest import SMALL_CODEBOOK, TINY, train_inside
 from vqvae.config.compose import choices
 from vqvae.devices import graphs
 from vqvae.devices.graphs import MAX_KINDS, Graphs
-from vqvae.priors import base
+from vqvae.priors import autoregressive, base, maskgit
 from vqvae.priors.base import Prior, graphs_of
 from vqvae.priors.sampling import Known, Sampling, philox, philox_uniform
 from vqvae.training import optimizers, step
@@ -170,29 +170,68 @@ def test_replayed_steps_with_other_parts_equal_those_that_run(
         train_inside(*SMALL, *CONV, *SMALL_CODEBOOK, own, f"trainer.steps={STEPS}", f"run_dir={tmp_path / 'run'}")
 
 
+@pytest.fixture
+def draws(monkeypatch: pytest.MonkeyPatch) -> Callable[[Prior], Recorded]:
+    """Makes priors draw by recordings, as if this were a GPU; the function turns it on, for one prior."""
+
+    def turn_on(prior: Prior) -> Recorded:
+        recorded = Recorded("sampling", lambda kind, inputs: kind[0](prior, kind[1], inputs))
+        monkeypatch.setattr(graphs, "noticing_waits", no_gpu)
+        for module in (base, autoregressive, maskgit):
+            monkeypatch.setattr(module, "captures_on", lambda device: True)
+        for module in (base, autoregressive):
+            monkeypatch.setattr(module, "graphs_of", lambda prior: recorded)
+        return recorded
+
+    return turn_on
+
+
+SETTINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [  # of one way
+    ({}, {"temperature": 0.3}),
+    ({"guidance": 2.0, "temperature": 0.5}, {"guidance": 0.5}),
+    ({"top_k": 3, "top_p": 0.9}, {"top_k": 2}),
+]
+
+
 @pytest.mark.parametrize("name", choices("prior"))
-@pytest.mark.parametrize("settings", [{}, {"guidance": 2.0, "temperature": 0.5}, {"top_k": 3, "top_p": 0.9}], ids=str)
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("with_known", [False, True])
-def test_replayed_draws_equal_those_that_run(
-    name: str, settings: dict[str, Any], with_known: bool, monkeypatch: pytest.MonkeyPatch
+def test_replayed_draws_equal_those_that_run_whatever_the_numbers_were_that_were_recorded(
+    name: str, settings: tuple[dict[str, Any], ...], with_known: bool, draws: Callable[[Prior], Recorded]
 ) -> None:
-    prior, sampling, count = prior_of(name, (3, 2), ["prior.network.width=8"]), Sampling(**settings), 64
+    prior, count = prior_of(name, (3, 2), ["prior.network.width=8"]), 16
     known = None
-    if with_known and name != "maskgit":  # of known codes, it asks the host how many there are on a CPU
+    if with_known:
         known = Known([torch.randint(5, (4 * count, 3, 2))], [torch.rand(4 * count, 3, 2) < 0.5])
+    recorded, other = (Sampling(**one, chunk=count) for one in settings)
     seeds, labels = list(range(4 * count)), torch.arange(4 * count) % 3
-    eager = prior.sample(seeds, labels, sampling, known)
-    drawn: list[Recorded] = []
+    eager = [prior.sample(seeds, labels, sampling, known)[0] for sampling in (recorded, other)]
+    assert not torch.equal(*eager)
+    drawn = draws(prior)
+    replayed = [prior.sample(seeds, labels, sampling, known)[0] for sampling in (recorded, other)]
+    assert all(torch.equal(one, again) for one, again in zip(eager, replayed))
+    assert (drawn.enabled, len(drawn.replays)) == (True, 1)
 
-    def recorded(prior: Prior) -> Recorded:
-        drawn[:] = drawn or [Recorded("sampling", lambda kind, inputs: prior.draw(kind[0], inputs))]
-        return drawn[0]
 
-    monkeypatch.setattr(graphs, "noticing_waits", no_gpu)
-    monkeypatch.setattr(base, "captures_on", lambda device: True)
-    monkeypatch.setattr(base, "graphs_of", recorded)
-    assert all(torch.equal(one, other) for one, other in zip(eager, prior.sample(seeds, labels, sampling, known)))
-    assert drawn[0].replays
+@pytest.mark.parametrize("with_known", [False, True])
+@pytest.mark.parametrize("name", [name for name in choices("prior") if name != "maskgit"])
+def test_replayed_guesses_of_jacobi_end_with_the_codes_of_those_that_run(
+    name: str, with_known: bool, draws: Callable[[Prior], Recorded]
+) -> None:
+    """Several guesses are one graph there, so that some are made when all codes are final."""
+    prior, count = prior_of(name, (4, 3), ["prior.network.width=8"]), 8
+    known = Known([torch.randint(5, (4 * count, 4, 3))], [torch.rand(4 * count, 4, 3) < 0.5]) if with_known else None
+    seeds, labels = list(range(4 * count)), torch.arange(4 * count) % 3
+    ways = [Sampling(method="jacobi", temperature=temperature, chunk=count) for temperature in (1.0, 0.5)]
+    eager = [prior.sample(seeds, labels, way, known)[0] for way in ways]
+    drawn, done = draws(prior), []
+    for way, expected in zip(ways, eager):
+        codes = prior.sample(
+            seeds, labels, way, known, lambda codes, masks: done.append(float(masks[0].double().mean()))
+        )
+        assert torch.equal(codes[0], expected)
+    assert done[-1] == 1
+    assert (drawn.enabled, len(drawn.replays)) == (True, 1)
 
 
 def test_the_graphs_of_a_prior_are_made_anew_when_its_weights_have_moved() -> None:

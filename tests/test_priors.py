@@ -23,6 +23,7 @@ MAPS = {
     "one dim": ([(6,)], [5]),
 }
 LABELS = [0, 2, -1]  # -1: no class
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("grid", [(2,), (5,), (3, 4), (8, 2), (2, 3, 2)])
@@ -203,7 +204,9 @@ def test_guidance_two_is_the_extrapolation_from_no_class() -> None:
     with_class, without = torch.randn(2, 5, 3), torch.randn(2, 5, 3)
     progress = torch.tensor([0.0, 0.5, 1.0])
     for schedule, weights in {"constant": [2, 2, 2], "linear": [1, 1.5, 2], "cosine": [1, 1.5, 2]}.items():
-        guided = Sampling(guidance=2, guidance_schedule=schedule).guide(torch.cat([with_class, without]), progress)
+        guided = (
+            Sampling(guidance=2, guidance_schedule=schedule).on(CPU).guide(torch.cat([with_class, without]), progress)
+        )
         torch.testing.assert_close(guided, without + torch.tensor(weights) * (with_class - without))
 
 
@@ -249,11 +252,11 @@ def test_sampling_settings_restrict_the_codes_as_they_say() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(1000, 1)
     noise = torch.linspace(0, 1 - 1e-9, 1000, dtype=torch.float64)
     drawn = {
-        "plain": Sampling().draw(logits, noise),
-        "top_k": Sampling(top_k=2).draw(logits, noise),
-        "top_p": Sampling(top_p=0.6).draw(logits, noise),
-        "zero": Sampling(temperature=0).draw(logits, noise),
-        "hot": Sampling(temperature=100).draw(logits, noise),
+        "plain": Sampling().on(CPU).draw(logits, noise),
+        "top_k": Sampling(top_k=2).on(CPU).draw(logits, noise),
+        "top_p": Sampling(top_p=0.6).on(CPU).draw(logits, noise),
+        "zero": Sampling(temperature=0).on(CPU).draw(logits, noise),
+        "hot": Sampling(temperature=100).on(CPU).draw(logits, noise),
     }
     shares = {name: (torch.bincount(codes, minlength=4) / 1000).tolist() for name, codes in drawn.items()}
     assert shares["plain"] == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=2e-3)
@@ -266,7 +269,7 @@ def test_sampling_settings_restrict_the_codes_as_they_say() -> None:
 def test_a_code_of_probability_zero_is_never_drawn() -> None:
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).repeat(3, 1)
     noise = torch.tensor([0.0, 0.5, 1 - 1e-16], dtype=torch.float64)
-    assert Sampling().draw(logits, noise).tolist() == [1, 3, 3]
+    assert Sampling().on(CPU).draw(logits, noise).tolist() == [1, 3, 3]
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqvae.priors.base import Prior, Scored
-from vqvae.priors.sampling import Known, OnProgress, Sampling
+from vqvae.devices.graphs import captures_on
+from vqvae.priors.base import Prior, Scored, graphs_of
+from vqvae.priors.sampling import Drawing, Known, OnProgress, Way
+
+GUESSES_IN_A_GRAPH = 4  # before the host looks whether all codes are final
 
 
 class MapNetwork(nn.Module, ABC):
@@ -68,42 +72,67 @@ class AutoregressivePrior(Prior):
         return Scored(sum(m.sum() for m in losses) / sum(m.numel() for m in losses), nats)  # type: ignore[arg-type]
 
     def sample_chunk(
-        self, noise: Tensor, labels: Tensor, sampling: Sampling, known: Known | None, on_progress: OnProgress | None
+        self, noise: Tensor, labels: Tensor, drawing: Drawing, known: Known | None, on_progress: OnProgress | None
     ) -> list[Tensor]:
         progress = torch.arange(self.codes_per_sample, device=labels.device) / self.codes_per_sample
         codes, done = self.start_codes(labels, known)
-        draw_map = {"cached": draw_cached, "jacobi": draw_by_guesses, "uncached": draw_uncached}
-        start = 0
+        method, start = drawing.way.method or self.methods[0], 0
         for m, network in enumerate(self.networks):
             flat, known_here = codes[m].flatten(1), done[m].flatten(1)  # (B, N), views
             span = slice(start, start + flat.shape[1])
             kept = known_here.clone() if known is not None else None
-            draw = CodeSampler(sampling, noise[:, span], progress[span], flat.clone(), kept)
-            way = draw_map[sampling.method or self.methods[0]]
-            for count in way(network, self.sampling_condition(m, codes, labels, sampling), flat, draw):
+            draw = CodeSampler(drawing, noise[:, span], progress[span], flat.clone(), kept)
+            condition = self.sampling_condition(m, codes, labels, drawing.way)
+            if method == "jacobi":
+                counts = draw_by_guesses(self.guesses(m, drawing.way, len(flat)), condition, flat, draw)
+            else:
+                counts = (draw_cached if method == "cached" else draw_uncached)(network, condition, flat, draw)
+            for count in counts:
                 if on_progress is not None:
                     known_here[:, :count] = True
                     on_progress(codes, done)
             start += flat.shape[1]
         return codes
 
+    def guesses(self, m: int, way: Way, size: int) -> Callable[[Any], Any]:
+        """`guess` of map m for `size` samples, some rounds of it as a graph where there are graphs."""
+        if captures_on(self.classes.weight.device):
+            return partial(graphs_of(self), (AutoregressivePrior.guess, (m, way, GUESSES_IN_A_GRAPH), size))
+        return partial(self.guess, (m, way, 1))
+
+    def guess(self, kind: tuple[int, Way, int], inputs: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """Rounds of `jacobi` for a map: guesses (B, N) and () how many are final -> both after (map, way, rounds).
+
+        inputs: guesses, final, condition, numbers, and what a CodeSampler takes behind its Drawing. Guesses that are all final
+        stay, so that further rounds do no harm.
+        """
+        (m, way, rounds), (flat, final, condition, numbers, *parts) = kind, inputs
+        draw, count = CodeSampler(Drawing(way, numbers), *parts), flat.shape[1]
+        places = torch.arange(count, device=flat.device)
+        for _ in range(rounds):
+            guesses = draw(all_logits(self.networks[m], condition, flat, draw.copies), slice(None))  # (B, N)
+            changed = (guesses != flat).any(0) & (places >= final)  # (N,)
+            final = torch.where(changed.any(), changed.int().argmax() + 1, count)
+            flat = guesses
+        return flat, final
+
 
 class CodeSampler:
-    """Codes of one map from their logits, by guidance, the sampling's settings, and the noise; known codes stay.
+    """Codes of one map from their logits, by guidance, the settings of a Drawing, and the noise; known codes stay.
 
     noise (B, N), progress (N,), codes (B, N) of which those are kept where `kept` (B, N), if there are any.
     """
 
-    def __init__(self, sampling: Sampling, noise: Tensor, progress: Tensor, codes: Tensor, kept: Tensor | None) -> None:
-        self.sampling, self.noise, self.progress = sampling, noise, progress
-        self.copies = 2 if sampling.guided else 1
+    def __init__(self, drawing: Drawing, noise: Tensor, progress: Tensor, codes: Tensor, kept: Tensor | None) -> None:
+        self.drawing, self.noise, self.progress = drawing, noise, progress
+        self.copies = 2 if drawing.way.guided else 1
         self.codes, self.kept = codes, kept
 
     def __call__(self, logits: Tensor, span: slice) -> Tensor:
         """logits (copies B, K, n) of the positions in `span` -> their codes (B, n)."""
-        logits = self.sampling.guide(logits, self.progress[span])  # (B, K, n)
+        logits = self.drawing.guide(logits, self.progress[span])  # (B, K, n)
         noise = self.noise[:, span]
-        drawn = self.sampling.draw(logits.transpose(1, 2).flatten(0, 1), noise.flatten()).view(noise.shape)  # (B, n)
+        drawn = self.drawing.draw(logits.transpose(1, 2).flatten(0, 1), noise.flatten()).view(noise.shape)  # (B, n)
         return drawn if self.kept is None else torch.where(self.kept[:, span], self.codes[:, span], drawn)
 
 
@@ -127,16 +156,19 @@ def draw_uncached(network: MapNetwork, condition: Tensor, flat: Tensor, draw: Co
         yield position + 1
 
 
-def draw_by_guesses(network: MapNetwork, condition: Tensor, flat: Tensor, draw: CodeSampler) -> Iterator[int]:
-    """All codes again and again, each from the guesses of those before it; those up to the first change are final."""
-    final, count = 0, flat.shape[1]
-    while final < count:
-        guesses = draw(all_logits(network, condition, flat, draw.copies), slice(None))  # (B, N)
-        changed = (guesses != flat).any(0)  # (N,)
-        changed[:final] = False
+def draw_by_guesses(
+    guess: Callable[[Any], tuple[Tensor, Tensor]], condition: Tensor, flat: Tensor, draw: CodeSampler
+) -> Iterator[int]:
+    """All codes again and again, each from the guesses of those before it; those up to the first change are final.
+
+    guess: see AutoregressivePrior.guess.
+    """
+    final, count, parts = flat.new_zeros(()), 0, (draw.noise, draw.progress, draw.codes, draw.kept)
+    while count < flat.shape[1]:
+        guesses, final = guess((flat, final, condition, draw.drawing.numbers, *parts))
         flat.copy_(guesses)
-        final = int(changed.int().argmax()) + 1 if changed.any() else count
-        yield final
+        count = int(final)
+        yield count
 
 
 def all_logits(network: MapNetwork, condition: Tensor, flat: Tensor, copies: int) -> Tensor:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary, WeakMethod
+from weakref import WeakKeyDictionary, ref
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vqvae.devices.graphs import Graphs, captures_on
 from vqvae.errors import UserError
 from vqvae.networks.blocks import conv
-from vqvae.priors.sampling import Known, OnProgress, Sampling, uniform_noise
+from vqvae.priors.sampling import Drawing, Known, OnProgress, Sampling, Way, uniform_noise
 from vqvae.ranges import PositiveInt, checked
 
 MEANS: dict[int, Callable[..., Tensor]] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
@@ -84,11 +84,14 @@ GRAPHS: WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], Graphs]] = WeakKeyDi
 
 
 def graphs_of(prior: Prior) -> Graphs:
-    """The graphs that draw from a prior; new ones when its weights have moved in memory."""
+    """The graphs that draw from a prior; new ones when its weights have moved in memory.
+
+    Their kinds begin with a method of the prior and its first argument. (Its second are the inputs.)
+    """
     places = tuple(tensor.data_ptr() for tensor in [*prior.parameters(), *prior.buffers()])
     if prior not in GRAPHS or GRAPHS[prior][0] != places:
-        method = WeakMethod(prior.draw)  # else the graphs would keep the prior
-        GRAPHS[prior] = places, Graphs("sampling", lambda kind, inputs: method()(kind[0], inputs))  # type: ignore[misc]
+        weak = ref(prior)  # else the graphs would keep the prior
+        GRAPHS[prior] = places, Graphs("sampling", lambda kind, inputs: kind[0](weak(), kind[1], inputs))
     return GRAPHS[prior][1]
 
 
@@ -128,7 +131,9 @@ class Prior(nn.Module, ABC):
 
     bits_name = "bits_per_code"
     methods: tuple[str, ...]
-    decided_by_host: tuple[str, ...] = ()  # of them, those that look at values to know how to go on: no CUDA graphs
+    decided_by_host: tuple[
+        str, ...
+    ] = ()  # of them, those that look at values to know how to go on: no graph of a chunk
     networks: Sequence[nn.Module]  # one a map, coarse to fine, each with the `embedding` of its codes
 
     def __init__(
@@ -196,9 +201,9 @@ class Prior(nn.Module, ABC):
                     projection = torch.randn(centered.shape[1], embedding.embedding_dim) / centered.shape[1] ** 0.5
                     embedding.weight[: len(centered)] = centered / spread @ projection  # (K, width)
 
-    def sampling_condition(self, m: int, codes: list[Tensor], labels: Tensor, sampling: Sampling) -> Tensor:
+    def sampling_condition(self, m: int, codes: list[Tensor], labels: Tensor, way: Way) -> Tensor:
         """`condition` of a chunk that is drawn; where it is guided 2 B, with the class and then without."""
-        if not sampling.guided:
+        if not way.guided:
             return self.condition(m, codes[:m], labels)
         asked = torch.cat([labels, torch.full_like(labels, -1)])
         return self.condition(m, [torch.cat([maps, maps]) for maps in codes[:m]], asked)
@@ -227,32 +232,33 @@ class Prior(nn.Module, ABC):
             raise UserError(f"guidance={sampling.guidance} needs a prior that was trained with classes")
         chunks = []
         known_maps = () if known is None else (known.codes, known.kept)
+        way, numbers = sampling.way, sampling.on(labels.device).numbers
         size = sampling.chunk or self.samples_at_a_time
         for start in range(0, len(seeds), size):
             rows = torch.arange(start, start + size).clamp_max(len(seeds) - 1)  # padded by the last
             part = rows.to(labels.device)
             with torch.inference_mode(), torch.autocast(labels.device.type, enabled=False):
-                noise = uniform_noise([seeds[i] for i in rows], self.noise_count(sampling), labels.device)
-                inputs = noise, labels[part], *([m[part] for m in maps] for maps in known_maps)
+                noise = uniform_noise([seeds[i] for i in rows], self.noise_count(way), labels.device)
+                inputs = noise, labels[part], numbers, *([m[part] for m in maps] for maps in known_maps)
                 if on_progress is None and captures_on(labels.device) and sampling.method not in self.decided_by_host:
-                    maps = graphs_of(self)((sampling, known is None), inputs)
+                    maps = graphs_of(self)((Prior.draw, way, size, known is None), inputs)
                 else:
-                    maps = self.draw(sampling, inputs, on_progress)
+                    maps = self.draw(way, inputs, on_progress)
             chunks.append([m[: len(seeds) - start].clone() for m in maps])
         return [torch.cat(maps) for maps in zip(*chunks)]
 
-    def draw(self, sampling: Sampling, inputs: Sequence[Any], on_progress: OnProgress | None = None) -> list[Tensor]:
+    def draw(self, way: Way, inputs: Sequence[Any], on_progress: OnProgress | None = None) -> list[Tensor]:
         """`sample_chunk` of inputs as a sequence, the codes and the masks of known ones behind the others."""
-        noise, labels, *known = inputs
-        return self.sample_chunk(noise, labels, sampling, Known(*known) if known else None, on_progress)
+        noise, labels, numbers, *known = inputs
+        return self.sample_chunk(noise, labels, Drawing(way, numbers), Known(*known) if known else None, on_progress)
 
-    def noise_count(self, sampling: Sampling) -> int:
+    def noise_count(self, way: Way) -> int:
         """Uniform numbers that a sample takes."""
         return self.codes_per_sample
 
     @abstractmethod
     def sample_chunk(
-        self, noise: Tensor, labels: Tensor, sampling: Sampling, known: Known | None, on_progress: OnProgress | None
+        self, noise: Tensor, labels: Tensor, drawing: Drawing, known: Known | None, on_progress: OnProgress | None
     ) -> list[Tensor]:
         """`sample` for one chunk: noise (B, noise_count), labels (B,)."""
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from vqvae import distributed
+from vqvae.devices.graphs import captures_on
 from vqvae.networks.attention import angles_of
 from vqvae.networks.blocks import Dropout
 from vqvae.priors.base import Prior, Scored
-from vqvae.priors.sampling import Known, OnProgress, Sampling
+from vqvae.priors.sampling import Drawing, Known, OnProgress, Way
 from vqvae.priors.transformer import Block, make_blocks
 from vqvae.ranges import Count, LessThanOne, PositiveInt, checked
 
@@ -126,37 +127,40 @@ class MaskGIT(Prior):
             losses.append((weight * cost).sum())
         return Scored(sum(losses) / sum(map(torch.numel, codes)), nats)
 
-    def rounds(self, sampling: Sampling) -> list[int]:
+    def rounds(self, way: Way) -> list[int]:
         """How often a position of each map is drawn."""
-        counts, steps = map(math.prod, self.code_shapes), sampling.steps or self.steps
-        redrawn = (sampling.method or self.methods[0]) == "confidence"
+        counts, steps = map(math.prod, self.code_shapes), way.steps or self.steps
+        redrawn = (way.method or self.methods[0]) == "confidence"
         return [min(steps, count) if redrawn else 1 for count in counts]
 
-    def noise_count(self, sampling: Sampling) -> int:
-        return sum(2 * rounds * math.prod(shape) for rounds, shape in zip(self.rounds(sampling), self.code_shapes))
+    def noise_count(self, way: Way) -> int:
+        return sum(2 * rounds * math.prod(shape) for rounds, shape in zip(self.rounds(way), self.code_shapes))
 
     def sample_chunk(
-        self, noise: Tensor, labels: Tensor, sampling: Sampling, known: Known | None, on_progress: OnProgress | None
+        self, noise: Tensor, labels: Tensor, drawing: Drawing, known: Known | None, on_progress: OnProgress | None
     ) -> list[Tensor]:
-        steps, rounds = sampling.steps or self.steps, self.rounds(sampling)
-        scores_of = {"halton": in_halton_order, "confidence": by_confidence}[sampling.method or self.methods[0]]
+        way = drawing.way
+        steps, rounds = way.steps or self.steps, self.rounds(way)
+        scores_of = {"halton": in_halton_order, "confidence": by_confidence}[way.method or self.methods[0]]
         codes, done = self.start_codes(labels, known)
-        copies = 2 if sampling.guided else 1  # with the class, and without
+        copies = 2 if way.guided else 1  # with the class, and without
         counts = [math.prod(shape) for shape in self.code_shapes]
         noises = noise.split([2 * r * count for r, count in zip(rounds, counts)], dim=1)
         for m, network in enumerate(self.networks):
-            condition = self.sampling_condition(m, codes, labels, sampling)
+            condition = self.sampling_condition(m, codes, labels, way)
             flat, here = codes[m].view(len(labels), -1), done[m].view(len(labels), -1)  # (B, N)
             unknown = here.logical_not().sum(1)  # (B,)
-            some_known = known is not None and not unknown.is_cuda  # where the host can look, it needs fewer calls
+            some_known = known is not None and not captures_on(
+                labels.device
+            )  # where the host can look, it needs fewer calls
             calls = min(steps, int(unknown.max()) if some_known else counts[m])
             of_map = noises[m].unflatten(1, (rounds[m], 2, -1))  # (B, rounds, 2, N)
             for step, remaining in enumerate(plan(unknown, steps, calls)):
                 for_code, for_order = of_map[:, min(step, rounds[m] - 1)].unbind(1)  # (B, N)
                 logits = network(flat.repeat(copies, 1), here.repeat(copies, 1), condition)
                 progress = (sum(counts[:m]) + here.sum(1)) / self.codes_per_sample  # (B,)
-                logits = sampling.guide(logits, progress[:, None, None])  # (B, N, K)
-                drawn = sampling.draw(logits.flatten(0, 1), for_code.flatten()).view_as(flat)  # (B, N)
+                logits = drawing.guide(logits, progress[:, None, None])  # (B, N, K)
+                drawn = drawing.draw(logits.flatten(0, 1), for_code.flatten()).view_as(flat)  # (B, N)
                 scores = scores_of(network.halton_rank, logits, drawn, remaining / counts[m], for_order)
                 scores = scores.masked_fill(here, -torch.inf)
                 rank = scores.argsort(dim=1, descending=True, stable=True).argsort(1)  # (B, N)

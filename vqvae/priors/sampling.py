@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ GUIDANCE_SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
     "cosine": lambda progress: (1 - torch.cos(math.pi * progress)) / 2,
 }
 DRAWN_AT_A_TIME = 2**25  # logits: each step of a draw makes as many numbers again
+ALL_CODES = 2**62  # as top_k
 # Called in inference mode with M code maps, and M masks of the codes that are drawn.
 OnProgress = Callable[[list[Tensor], list[Tensor]], None]
 
@@ -50,15 +51,61 @@ class Sampling:
         """True if the network is also asked without a class."""
         return self.guidance != 1
 
+    @property
+    def way(self) -> Way:
+        """What the host has to know of it."""
+        cut = self.top_k > 0 or self.top_p < 1
+        return Way(self.temperature == 0, cut, self.guided, self.guidance_schedule, self.method, self.steps)
+
+    def on(self, device: torch.device) -> Drawing:
+        """What draws codes on a device."""
+        place = device if device.type == "cuda" else torch.device("cpu")  # whose 0-d tensors all other devices take
+        numbers = self.temperature, self.top_k or ALL_CODES, self.top_p, self.guidance - 1
+        types = torch.float64, torch.int64, torch.float64, torch.float64  # 0-d: results keep the type of the logits
+        tensors = (torch.tensor(number, dtype=dtype, device=place) for number, dtype in zip(numbers, types))
+        return Drawing(self.way, Numbers(*tensors))
+
+
+@dataclass(frozen=True)
+class Way:
+    """What of a Sampling decides which operations are done. One CUDA graph serves all settings of a way.
+
+    greedy: the most likely code. cut: by top_k or top_p. The others as in Sampling.
+    """
+
+    greedy: bool
+    cut: bool
+    guided: bool
+    guidance_schedule: str
+    method: str | None
+    steps: int | None
+
+
+class Numbers(NamedTuple):
+    """The numbers of a Sampling, 0-d tensors. excess: guidance - 1."""
+
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    excess: Tensor
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Draws codes from logits in a way, by numbers that are tensors."""
+
+    way: Way
+    numbers: Numbers
+
     def guide(self, logits: Tensor, progress: Tensor) -> Tensor:
         """Apply guidance: logits (2 B, K, n), with the class and then without -> (B, K, n); unguided logits stay.
 
         progress (n,), or what broadcasts to logits: the share of a sample's codes that come before each.
         """
-        if not self.guided:
+        if not self.way.guided:
             return logits
         with_class, without = logits.chunk(2)
-        weight = 1 + (self.guidance - 1) * GUIDANCE_SCHEDULES[self.guidance_schedule](progress)  # (n,)
+        weight = 1 + self.numbers.excess * GUIDANCE_SCHEDULES[self.way.guidance_schedule](progress)  # (n,)
         return without + weight.to(logits) * (with_class - without)
 
     def draw(self, logits: Tensor, noise: Tensor) -> Tensor:
@@ -66,16 +113,13 @@ class Sampling:
         rows = max(1, DRAWN_AT_A_TIME // logits.shape[1])
         if len(logits) > rows:
             return torch.cat([self.draw(*part) for part in zip(logits.split(rows), noise.split(rows))])
-        if self.temperature == 0:
+        if self.way.greedy:
             return logits.argmax(1)
-        if self.temperature != 1:
-            logits = logits / self.temperature
-        probabilities = logits.softmax(1)  # (B, K)
-        if self.top_k or self.top_p < 1:
+        probabilities = (logits / self.numbers.temperature).softmax(1)  # (B, K)
+        if self.way.cut:
             ranked, order = probabilities.sort(stable=True, dim=1, descending=True)
-            kept = ranked.cumsum(1) - ranked < self.top_p  # the code that crosses p is kept
-            if self.top_k:
-                kept[:, self.top_k :] = False
+            kept = ranked.cumsum(1) - ranked < self.numbers.top_p  # the code that crosses p is kept
+            kept &= torch.arange(logits.shape[1], device=logits.device) < self.numbers.top_k
             probabilities = torch.zeros_like(probabilities).scatter_(1, order, ranked * kept)
         cumulative = probabilities.cumsum(1)  # (B, K)
         total = cumulative[:, -1:]
