@@ -88,7 +88,8 @@ class TrainingStep:
         batch: Batch = self.prepare(inputs)
         parts = self.config.accumulation
         losses = [self.stage.training_losses(part) for part in batch.split(parts)]
-        applied = losses_finite = torch.ones((), dtype=torch.bool, device=self.device)
+        applied = torch.ones((), dtype=torch.bool, device=self.device)
+        losses_finite = applied  # looked at by a loss scale alone
         while True:
             name = None
             for index, micro_batch in enumerate(losses):  # one network at a time; backward frees each graph
@@ -101,7 +102,9 @@ class TrainingStep:
                     share = loss / parts
                     (share if self.loss_scale is None else share * self.loss_scale.value).backward()
                 finite = torch.isfinite(loss.detach())
-                applied, losses_finite = applied & finite, losses_finite & finite
+                applied = applied & finite
+                if self.loss_scale is not None:
+                    losses_finite = losses_finite & finite
                 self.window.add(metrics, weight=1 / parts)
             if name is None:
                 break
