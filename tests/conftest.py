@@ -128,6 +128,24 @@ def assert_same_result(a: Path, b: Path) -> None:
     assert stores[0] == stores[1] != {}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def without_gpu(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Hides the GPU from modules that are marked with cpu, and from the processes that they start."""
+    with pytest.MonkeyPatch.context() as patched:
+        if request.node.get_closest_marker("cpu"):
+            patched.setattr(torch.cuda, "is_available", lambda: False)
+            patched.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def deterministic_gpu() -> None:
+    """Sums on a GPU without atomic additions, whose order differs from run to run."""
+    if torch.cuda.is_available():
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.deterministic = True
+
+
 @pytest.fixture(scope="session", autouse=True)
 def quick_programs() -> Iterator[None]:
     """Leaves out what takes half of a tiny run in this process and is the same in each of them."""

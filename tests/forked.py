@@ -66,7 +66,9 @@ class Forks:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
         self.folder, self.started = folder, 0
         self.child: Child | None = None
-        self.parent = subprocess.Popen([sys.executable, "-c", PARENT], cwd=project, **pipes)  # type: ignore[call-overload]
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # their laws are of processes, and bit for bit
+        parent = [sys.executable, "-c", PARENT]
+        self.parent = subprocess.Popen(parent, cwd=project, env=environment, **pipes)  # type: ignore[call-overload]
         self.parent.stdout.readline()
 
     def start(self, *arguments: str, code: str = TRAIN) -> Child:

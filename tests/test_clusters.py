@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT, SMALL_CODEBOOK, TINY, lines, run, weights
 from two_processes import free_ports, under_torchrun
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cpu]
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 RUN = [

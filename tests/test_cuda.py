@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +28,6 @@ SIZES = [
     (4096, 999, 200),
     (77, 5, 8),
 ]
-
-
-@pytest.fixture(autouse=True)
-def deterministic() -> Iterator[None]:
-    """Sums without atomic additions, whose order differs from run to run."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.deterministic = True
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.backends.cudnn.deterministic = False
 
 
 @pytest.fixture

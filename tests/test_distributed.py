@@ -26,6 +26,8 @@ from vqvae.run.run import Run
 from vqvae.run.train import train_autoencoder, train_prior
 from vqvae.training.stop import StopRequest
 
+pytestmark = pytest.mark.cpu
+
 STEPS = 20
 Both = tuple[Path, Path, list[list[str]]]
 # 101 validation images in chunks of 40: rank 0 has two of them, and rank 1 has one, with 20 images in it

@@ -16,6 +16,8 @@ from conftest import SMALL_CODEBOOK, TINY, call_inside
 from forked import Forks, as_ranks, codes_of
 from two_processes import free_ports, under_torchrun
 
+pytestmark = pytest.mark.cpu
+
 
 def programs(base: Path, ports: list[int]) -> dict[str, str]:
     """Runs each program once, as torchrun starts it -> the text that this process printed."""

@@ -26,6 +26,8 @@ from vqvae.run.run import Run
 from vqvae.seeding import seed_everything
 from vqvae.storage import checkpoint
 
+pytestmark = pytest.mark.cpu
+
 NO_MODEL = [one for one in TINY if not one.startswith("model")]
 
 

@@ -34,6 +34,8 @@ from vqvae.storage.files import WriteError, write_bytes
 from vqvae.storage.forms import Keys
 from vqvae.training.logger import read_lines
 
+pytestmark = pytest.mark.cpu
+
 RUN = [
     *TINY,
     *SMALL_CODEBOOK,

@@ -25,6 +25,8 @@ from vqvae.priors.sampling import Known, Sampling, philox, philox_uniform
 from vqvae.training import optimizers, step
 from vqvae.training.trainer import Trainer
 
+pytestmark = pytest.mark.cpu
+
 STEPS = 10
 SMALL = [word for word in TINY if not word.startswith(("model", "quantizer"))]
 CONV = [word for word in TINY if word.startswith("model")]

@@ -27,6 +27,8 @@ from vqvae.stages.prior import PriorStage
 from vqvae.storage import checkpoint
 from vqvae.training.stop import Stopped, StopRequest
 
+pytestmark = pytest.mark.cpu
+
 RUN = [
     *TINY,
     *SMALL_CODEBOOK,

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import wandb
 from conftest import lines
 from plain_parts import vector_quantizer
 from torch import nn
@@ -208,6 +207,7 @@ def test_bins_of_equal_width_span_their_range() -> None:
 
 
 def test_histograms_reach_wandb_as_its_own_and_numbers_as_they_are() -> None:
+    wandb = pytest.importorskip("wandb")
     sent = to_wandb(binned(torch.tensor([1, 0, 2, 3]), -1, 1))
     assert isinstance(sent, wandb.Histogram)
     assert list(sent.histogram) == [1, 0, 2, 3]

@@ -18,6 +18,8 @@ from vqvae.networks import conv
 from vqvae.quantizers.scalar import FSQ
 from vqvae.stages.autoencoder import SPANS, AutoencoderStage
 
+pytestmark = pytest.mark.cpu
+
 
 def small_stage(epoch_steps: Fraction | None) -> AutoencoderStage:
     """Images (1, 8, 8) to 2 x 2 codes."""

@@ -23,6 +23,8 @@ from vqvae.metrics.registry import find, without_split
 from vqvae.metrics.renames import rename, rename_checkpoint, rename_line
 from vqvae.training.logger import read_lines
 
+pytestmark = pytest.mark.cpu
+
 OLDER = Path(__file__).resolve().parent / "older_runs"
 
 

@@ -27,6 +27,8 @@ from vqvae.run.run import Run
 from vqvae.stages.prior import PriorStage
 from vqvae.training.stage import evaluate
 
+pytestmark = pytest.mark.cpu
+
 CPU = torch.device("cpu")
 SHAPES: list[tuple[int, ...]] = [(2,), (3, 2)]
 SMALL = [*TINY, *SMALL_CODEBOOK]

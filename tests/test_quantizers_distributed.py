@@ -25,6 +25,8 @@ from two_processes import in_a_group
 
 from vqvae import distributed
 
+pytestmark = pytest.mark.cpu
+
 STEPS = 20
 WHOLE = slice(0, BATCH)
 Result = dict[str, Any]

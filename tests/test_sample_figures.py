@@ -16,6 +16,8 @@ from vqvae.data.items import center_crop
 from vqvae.images import normalize, write_png
 from vqvae.sampling.nearest import Queries, by_codes, by_pixels, smallest, verdict
 
+pytestmark = pytest.mark.cpu
+
 
 def test_psnr_is_that_computed_by_hand_and_broken_files_are_named(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -25,6 +25,8 @@ from vqvae.model import VQVAE
 from vqvae.networks import patch, resnet
 from vqvae.quantizers.scalar import FSQ
 
+pytestmark = pytest.mark.cpu
+
 SIZES = {"patch": 2, "width": 8, "hidden": 8, "depth": 1}
 WITH_PLACES = [name for name in PRESETS if name not in ("identity", "multiscale")]
 

@@ -35,6 +35,8 @@ from vqvae.storage import checkpoint
 from vqvae.training.optimizers import parameter_groups, reset_rows
 from vqvae.training.weight_average import Evaluating, WeightAverage
 
+pytestmark = pytest.mark.cpu
+
 RUN = [
     *TINY,
     *SMALL_CODEBOOK,
