@@ -6,7 +6,7 @@
     python scripts/benchmark.py quantizers               a quantizer's step against vector-quantize-pytorch, and its parts
     python scripts/benchmark.py sampling                 codes drawn from a cache against the whole network for each
     python scripts/benchmark.py distributed              bytes that two processes exchange, for every quantizer, and their speed
-    python scripts/benchmark.py data                     items/s from memory, disk, folders, shards; torchvision's
+    python scripts/benchmark.py data                     items/s from memory, disk, folders, shards; torchvision's; decoders
     python scripts/benchmark.py gpu                      on a GPU: trainer, graphs, plain loop, priors, draws, lookups
     python scripts/benchmark.py exactness                on a GPU: every tile of the nearest-code kernel against float64
     python scripts/benchmark.py tiles                    on a GPU: the speed of those tiles

@@ -107,6 +107,27 @@ def test_what_can_be_read_again_is_read_again(tmp_path: Path) -> None:
     assert sorted(map(len, unreadable())) == [0, 0]
 
 
+@pytest.mark.parametrize(("suffix", "size", "differs"), [("jpg", 64, True), ("jpg", 30, False), ("png", 64, False)])
+def test_scaled_decoding_changes_large_jpeg_files_alone_and_those_a_little(
+    suffix: str, size: int, differs: bool, tmp_path: Path
+) -> None:
+    """An image twice as large as asked for or more; turned ones are turned as ever."""
+    noise = np.random.default_rng(0).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    upright = Image.fromarray(noise).resize((size + 3, size), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    (tmp_path / "p").mkdir()
+    for index, options in enumerate([{}, {"exif": exif}, {}, {}]):
+        upright.save(tmp_path / "p" / f"{index}.{suffix}", **options)
+    whole, scaled = (folder(tmp_path / "p", tmp_path, image_size=16, resize=16, draft=draft) for draft in (False, True))
+    for index in range(2):
+        file = tmp_path / "p" / f"{index}.{suffix}"
+        one, other = whole.load(file), scaled.load(file)
+        assert torch.equal(one, other) != differs
+        assert (one.double() - other.double()).square().mean() < 255**2 * 10**-3.5  # 35 dB
+    assert whole.split("train").fingerprint != scaled.split("train").fingerprint
+
+
 # ---- values of more than 8 bits
 
 

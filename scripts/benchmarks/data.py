@@ -1,4 +1,4 @@
-"""Items/s of every place that training items can lie in, beside torchvision's ImageFolder with a DataLoader."""
+"""Items/s of every place that training items can lie in, beside torchvision's ImageFolder with a DataLoader; decoders."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from scripts import make_shards
+from scripts.benchmarks.decoders import decoders
 from vqvae import distributed
 from vqvae.config.build import build
 from vqvae.config.compose import compose, resolve
@@ -46,6 +47,7 @@ def data(overrides: list[str], folder: str) -> None:
         cells = [rate(image_folder(tree, side, workers)) for side in SIDES]
         rows.append([f"torchvision, {workers} workers", *cells])
     print(table(["place", *(f"{side} x {side}" for side in SIDES)], rows))
+    decoders(root)
 
 
 def places() -> list[str]:

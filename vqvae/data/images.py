@@ -82,7 +82,8 @@ class ResizedImages(Images):
     training takes random crops and everything else the center crop. Without a validation set, a share `val_share` of the
     images is held out by `held_out`: a hash of each name with `split_seed`, or a shuffled order, as earlier versions did.
     value_range: values of black and white in images of more than 8 bits; auto looks at some; null: the whole range of their
-    type. most_pixels: of an image; larger ones count as unreadable.
+    type. most_pixels: of an image; larger ones count as unreadable. draft: large JPEG files are decoded at a half, a quarter
+    or an eighth of their size, where that is not below `resize`.
     """
 
     resize: PositiveInt
@@ -91,6 +92,7 @@ class ResizedImages(Images):
     held_out: Literal["hash", "shuffle"] = "hash"
     value_range: ValueRange = "auto"
     most_pixels: PositiveInt = MOST_PIXELS
+    draft: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,12 +143,13 @@ class ResizedImages(Images):
     @property
     def read_file(self) -> Callable[[Path | BinaryIO], Tensor]:
         side, channels, ranges = self.read_size[0], self.channels, self.ranges
-        return partial(read_image, side=side, channels=channels, ranges=ranges, most_pixels=self.most_pixels)
+        limit, draft = self.most_pixels, self.draft
+        return partial(read_image, side=side, channels=channels, ranges=ranges, most_pixels=limit, draft=draft)
 
     @property
     def reading(self) -> list[object]:
         """What a fingerprint holds beside the files, where it differs from earlier versions."""
-        return [] if self.ranges == FULL else [tuple(self.ranges)]
+        return [*([] if self.ranges == FULL else [tuple(self.ranges)]), *(["draft"] if self.draft else [])]
 
     def notes(self) -> list[str]:
         return [*self.looked.notes(), *range_notes(self.looked, self.ranges)]
@@ -159,16 +162,19 @@ def read_image(
     ranges: Ranges = FULL,
     most_pixels: int = MOST_PIXELS,
     page: int = 0,
+    draft: bool = False,
 ) -> Tensor:
     """Decode a page of a file, turn it upright, resize and crop to the center square -> uint8 (channels, side, side).
 
     Converts to gray or RGB as `channels` asks. `ranges` says which values of
-    images of more than 8 bits are black and white.
+    images of more than 8 bits are black and white. draft: a JPEG file may be decoded at a part of its size.
     Raises OSError if it cannot be decoded, and for more than `most_pixels`.
     """
     try:
         with open_image(file, most_pixels) as opened:
             opened.seek(page)
+            if draft:
+                opened.draft(None, (side, side))  # not below that; only JPEG has it
             return as_item(opened, side, channels, ranges)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise OSError(f"{type(error).__name__}: {error}; data.most_pixels is the limit") from error
