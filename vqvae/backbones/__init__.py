@@ -1,0 +1,1 @@
+"""Pretrained, frozen networks whose features say how alike two images look."""
