@@ -190,7 +190,7 @@ def test_an_export_loads_where_there_is_no_hydra(export: Path, tmp_path: Path) -
         ("model", "vqvae.data.cifar10.CIFAR10", "is no part of a network"),
         ("model", ["vqvae.model.VQVAE"], "cannot be built"),
         ("model", "torch.nn.Linear", "is not a config key"),
-        ("loss", "vqvae.model.VQVAE", "is not a config key"),
+        ("head", "vqvae.model.VQVAE", "is not a config key"),
     ],
 )
 def test_targets_of_a_stranger_are_refused(key: str, target: Any, expected: str, export: Path) -> None:

@@ -137,22 +137,34 @@ EXTENSIONS = {
           width: 8
         """,
     ),
-    "loss": (
+    "loss/term": (
         """
-        import torch.nn.functional as F
-        from vqvae.losses.reconstruction import Distance
+        from vqvae.losses.terms import Term
 
 
-        class Huber(Distance):
-            name = "huber"
-
-            def value(self, output, x):
-                return F.huber_loss(output, x) / self.divisor
+        class Brightness(Term):
+            def value(self, x_hat, x):
+                return (x_hat - x).flatten(1).mean(1).square().mean()
         """,
         """
-        _target_: mine.loss.Huber
+        _target_: mine.loss_term.Brightness
         weight: 1.0
-        over_variance: true
+        """,
+    ),
+    "loss/head": (
+        """
+        from vqvae.losses.heads import Head
+
+
+        class Tanh(Head):
+            def decoder_channels(self, channels):
+                return channels
+
+            def reconstruct(self, output):
+                return output.float().tanh()
+        """,
+        """
+        _target_: mine.loss_head.Tanh
         """,
     ),
     "data": (
@@ -195,6 +207,7 @@ EXTENSIONS = {
     ),
 }
 NETWORK_OF_CONV = [word for word in TINY if word.startswith("model")]
+ADDED = {"loss/term": "+loss/term@loss.terms.mine=mine"}  # what is not exchanged, but added
 WITHOUT = {  # overrides of a tiny run that name what is exchanged
     "quantizer": SMALL_CODEBOOK,
     "model": NETWORK_OF_CONV,
@@ -221,7 +234,13 @@ def test_a_class_and_a_yaml_outside_of_the_repository_are_enough(
     monkeypatch.syspath_prepend(str(outside))
     usual = [word for word in [*TINY, *SMALL_CODEBOOK] if word not in WITHOUT.get(group, [])]
     stages = [] if group == "prior" else ["stages=[autoencoder]"]
-    own = [f"{group}=mine", "allow_targets=[mine.]", "trainer.steps=2", "prior.trainer.steps=2", f"run_dir={tmp_path}"]
+    own = [
+        ADDED.get(group, f"{group}=mine"),
+        "allow_targets=[mine.]",
+        "trainer.steps=2",
+        "prior.trainer.steps=2",
+        f"run_dir={tmp_path}",
+    ]
     call_inside("train", "--config-dir", str(outside / "configs"), *usual, *stages, *own)
     stage = "prior" if group == "prior" else "autoencoder"
     assert lines(tmp_path / stage / "metrics.jsonl")[-1]["step"] == 2

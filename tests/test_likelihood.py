@@ -12,8 +12,9 @@ from torch import Tensor
 from vqvae.config.build import build
 from vqvae.config.compose import choices, compose, resolve
 from vqvae.images import normalize
+from vqvae.losses.heads import Head
 from vqvae.losses.likelihood import LEVELS, Categorical, Likelihood, Logistic, clipped_mean, to_levels
-from vqvae.losses.reconstruction import ReconstructionLoss
+from vqvae.losses.objective import Objective
 
 SHAPES = [(8,), (4, 6), (2, 4, 4)]
 X = normalize(torch.arange(LEVELS))  # every level once
@@ -22,15 +23,21 @@ LIKELIHOODS = [Categorical(1.0, VARIANCE), Logistic(1.0, 3, VARIANCE)]
 each_likelihood = pytest.mark.parametrize("loss", LIKELIHOODS, ids=lambda loss: loss.name)
 
 
-def made(name: str) -> ReconstructionLoss:
-    return build(resolve(compose("train", [f"loss={name}"])).loss, "loss", variance=0.3)
+def made(name: str) -> Objective:
+    loss = resolve(compose("train", [f"loss={name}"])).loss
+    terms = {term: build(node, term, variance=0.3) for term, node in loss.terms.items()}
+    return Objective(build(loss.head, "loss.head", variance=0.3), terms)
+
+
+def total(loss: Objective, output: Tensor, x: Tensor) -> Tensor:
+    return torch.stack([*loss(output, x).values()]).sum()
 
 
 def images(*shape: int) -> Tensor:
     return normalize(torch.randint(LEVELS, shape, generator=torch.Generator().manual_seed(1)))
 
 
-def outputs(loss: ReconstructionLoss, channels: int, *shape: int, spread: float = 2.0) -> Tensor:
+def outputs(loss: Head, channels: int, *shape: int, spread: float = 2.0) -> Tensor:
     """Decoder outputs (1, ., *shape) at random."""
     size = (1, loss.decoder_channels(channels), *shape)
     return spread * torch.randn(size, generator=torch.Generator().manual_seed(2))
@@ -46,11 +53,11 @@ def test_a_loss_makes_images_of_the_decoder_output_that_it_asks_for(
     name: str, channels: int, shape: tuple[int, ...]
 ) -> None:
     loss = made(name)
-    output = outputs(loss, channels, *shape, spread=20.0).requires_grad_()
-    image = loss.to_image(output)
+    output = outputs(loss.head, channels, *shape, spread=20.0).requires_grad_()
+    image = loss.head.to_image(output)
     assert image.shape == (1, channels, *shape)
     assert float(image.detach().abs().max()) <= 1
-    value = loss(output, images(1, channels, *shape))
+    value = total(loss, output, images(1, channels, *shape))
     value.backward()
     assert (value.shape, value.dtype) == ((), torch.float32)
     assert output.grad is not None
@@ -60,21 +67,23 @@ def test_a_loss_makes_images_of_the_decoder_output_that_it_asks_for(
 @pytest.mark.parametrize("name", choices("loss"))
 def test_a_loss_is_the_same_whatever_the_autocast_and_the_memory_format(name: str) -> None:
     loss, x = made(name), images(1, 3, 8, 8)
-    output = outputs(loss, 3, 8, 8)
+    output = outputs(loss.head, 3, 8, 8)
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(loss(output.contiguous(memory_format=torch.channels_last), x), loss(output, x))
+        torch.testing.assert_close(
+            total(loss, output.contiguous(memory_format=torch.channels_last), x), total(loss, output, x)
+        )
 
 
 @pytest.mark.parametrize("name", choices("loss"))
 def test_gradient_descent_on_the_output_of_a_loss_finds_the_image(name: str) -> None:
     loss, x = made(name), images(1, 3, 4, 4)
-    output = outputs(loss, 3, 4, 4, spread=0.1).requires_grad_()
+    output = outputs(loss.head, 3, 4, 4, spread=0.1).requires_grad_()
     optimizer = torch.optim.Adam([output], lr=0.1)
     for _ in range(500):
         optimizer.zero_grad()
-        loss(output, x).backward()
+        total(loss, output, x).backward()
         optimizer.step()
-    assert float((loss.to_image(output.detach()) - x).abs().max()) < 0.1
+    assert float((loss.head.to_image(output.detach()) - x).abs().max()) < 0.1
 
 
 # ---- of every likelihood
@@ -116,8 +125,8 @@ def test_nats_are_those_of_each_image_and_the_loss_is_their_mean_over_dimensions
     nats = loss.nats(output, x)
     single = torch.cat([loss.nats(output[[i]], x[[i]]) for i in range(5)])
     torch.testing.assert_close(nats, single)
-    assert float(loss(output, x)) == pytest.approx(float(nats.sum()) / x.numel())
-    assert loss.figures(math.log(2)) == {"model/bits_per_dim_reconstruction": 1.0}
+    assert float(loss.losses(output, x)[loss.name]) == pytest.approx(float(nats.sum()) / x.numel())
+    assert loss.figures({loss.name: math.log(2)}) == {"model/bits_per_dim_reconstruction": 1.0}
 
 
 @each_likelihood
@@ -156,7 +165,7 @@ def test_a_narrow_distribution_at_x_has_x_as_its_image_and_costs_almost_nothing(
     x = torch.stack([X, X.flip(0), X.roll(40)])[None]
     output = peaked(loss, x, 1e4)
     torch.testing.assert_close(loss.to_image(output), x, atol=1e-3, rtol=0)
-    assert float(loss(output, x)) < 0.03
+    assert float(loss.losses(output, x)[loss.name]) < 0.03
 
 
 @each_likelihood
@@ -165,7 +174,7 @@ def test_extreme_outputs_have_finite_losses_and_gradients_at_every_level(loss: L
     right = X.expand(1, 3, -1)
     for x in (right, right.flip(2)):  # the right levels, and the farthest ones
         output = peaked(loss, right, height).requires_grad_()
-        value = loss(output, x)
+        (value,) = loss.losses(output, x).values()
         value.backward()
         assert value.isfinite()
         assert output.grad is not None
@@ -177,8 +186,8 @@ def test_extreme_outputs_have_finite_losses_and_gradients_at_every_level(loss: L
 
 def test_uniform_logits_are_8_bits_per_dim() -> None:
     loss, x = Categorical(1.0, 1.0), images(2, 3, 4, 4)
-    value = float(loss(torch.full((2, loss.decoder_channels(3), 4, 4), 7.0), x))
-    assert loss.figures(value)["model/bits_per_dim_reconstruction"] == pytest.approx(8, rel=1e-6)
+    value = float(loss.losses(torch.full((2, loss.decoder_channels(3), 4, 4), 7.0), x)["categorical"])
+    assert loss.figures({"categorical": value})["model/bits_per_dim_reconstruction"] == pytest.approx(8, rel=1e-6)
 
 
 def test_categorical_logits_lie_level_by_level_of_each_channel() -> None:

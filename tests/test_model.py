@@ -11,7 +11,7 @@ import torch
 from vqvae.config.build import build
 from vqvae.config.compose import choices, compose, resolve
 from vqvae.config.renames import without_most_warmup
-from vqvae.losses.reconstruction import L1, MSE
+from vqvae.losses.terms import L1, MSE
 from vqvae.model import VQVAE
 from vqvae.networks import conv
 from vqvae.networks.blocks import DepthToSpace, SpaceToDepth
@@ -168,15 +168,15 @@ def test_mse_over_variance_is_one_for_the_mean_image() -> None:
     """In [-1, 1], with the variance of [-1, 1]: the factor of 4 that several projects print wrong."""
     x = torch.rand(50, 3, 8, 8) * 2 - 1
     loss = MSE(weight=1.0, over_variance=True, variance=float(x.var(unbiased=False)))
-    assert float(loss(x.mean().expand_as(x), x)) == pytest.approx(1.0, rel=1e-5)
+    assert float(loss.value(x.mean().expand_as(x), x)) == pytest.approx(1.0, rel=1e-5)
 
 
 def test_plain_losses_match_their_definitions_whatever_the_autocast() -> None:
     x, output = torch.rand(4, 3, 8, 8), torch.randn(4, 3, 8, 8)
     with torch.autocast("cpu", torch.bfloat16):
-        assert float(MSE(1.0, False, 0.3)(output, x)) == pytest.approx(float(((output - x) ** 2).mean()))
-        assert float(L1(1.0, False, 0.3)(output, x)) == pytest.approx(float((output - x).abs().mean()))
-    assert float(L1(1.0, True, 0.25)(output, x)) == pytest.approx(4 * float((output - x).abs().mean()))
+        assert float(MSE(1.0, False, 0.3).value(output, x)) == pytest.approx(float(((output - x) ** 2).mean()))
+        assert float(L1(1.0, False, 0.3).value(output, x)) == pytest.approx(float((output - x).abs().mean()))
+    assert float(L1(1.0, True, 0.25).value(output, x)) == pytest.approx(4 * float((output - x).abs().mean()))
 
 
 def test_schedules_warm_up_then_decay() -> None:

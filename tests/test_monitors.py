@@ -12,7 +12,9 @@ from conftest import SMALL_CODEBOOK, TINY, train_inside
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqvae.data.items import ItemBatch
-from vqvae.losses.reconstruction import MSE
+from vqvae.losses.heads import Pixels
+from vqvae.losses.objective import Objective
+from vqvae.losses.terms import MSE
 from vqvae.model import VQVAE
 from vqvae.networks import conv
 from vqvae.quantizers.scalar import FSQ
@@ -25,7 +27,9 @@ def small_stage(epoch_steps: Fraction | None) -> AutoencoderStage:
     """Images (1, 8, 8) to 2 x 2 codes."""
     sizes = {"widths": [4, 4], "residual_width": 4, "residual_blocks": 1}
     model = VQVAE([conv.Encoder(2, 1, 2, **sizes)], [FSQ(2, [3, 3])], [conv.Decoder(2, 1, 2, **sizes)])
-    return AutoencoderStage(model, MSE(1.0, False, 0.3), 0.3, lambda items: items, epoch_steps)
+    return AutoencoderStage(
+        model, Objective(Pixels(0.3), {"mse": MSE(1.0, False, 0.3)}), 0.3, lambda items: items, epoch_steps
+    )
 
 
 def test_each_span_counts_the_codes_of_its_own_steps() -> None:

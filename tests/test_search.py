@@ -19,8 +19,8 @@ import vqvae
 from vqvae.config.build import build
 from vqvae.inference.search import around, cells, propose, search
 from vqvae.inference.trained_model import DataInfo, TrainedModel
+from vqvae.losses.heads import Pixels
 from vqvae.losses.likelihood import Logistic
-from vqvae.losses.reconstruction import MSE
 from vqvae.model import VQVAE
 from vqvae.networks import patch, resnet
 from vqvae.quantizers.scalar import FSQ
@@ -103,7 +103,7 @@ def test_an_images_codes_depend_on_no_other_image(monkeypatch: pytest.MonkeyPatc
 def test_inference_mode_around_it_changes_nothing() -> None:
     torch.manual_seed(0)
     model, x = model_of(2, FSQ(4, [5, 5, 4])).eval(), torch.randn(4, 3, 6, 10)
-    trained = TrainedModel(model, MSE(1.0, False, 1.0), DATA, "")
+    trained = TrainedModel(model, Pixels(1.0), DATA, "")
     (expected,) = trained.encode(x, search=1)
     assert not torch.equal(expected, trained.encode(x)[0])
     with torch.inference_mode():

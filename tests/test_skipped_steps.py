@@ -15,7 +15,7 @@ from conftest import (
 )
 from torch import Tensor
 
-from vqvae.losses.reconstruction import MSE
+from vqvae.losses.terms import MSE
 from vqvae.stages.autoencoder import AutoencoderStage
 
 RUN = [

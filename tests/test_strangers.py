@@ -548,10 +548,10 @@ def test_a_strangers_tokenizer_and_weights_are_checked_as_well(
     with pytest.raises(SystemExit):
         train_inside(*(own or [*TINY, *SMALL_CODEBOOK]), f"{key}={stranger}", f"run_dir={tmp_path / 'mine'}")
     assert "does not hold tensors and plain values" in capsys.readouterr().err
-    config_with(stranger, "loss._target_", "os.system")
+    config_with(stranger, "loss.head._target_", "os.system")
     with pytest.raises(SystemExit):
         train_inside(*(own or [*TINY, *SMALL_CODEBOOK]), f"{key}={stranger}", f"run_dir={tmp_path / 'mine'}")
-    assert "loss._target_=os.system is not a class" in capsys.readouterr().err
+    assert "loss.head._target_=os.system is not a class" in capsys.readouterr().err
     assert not (tmp_path / "pwned").exists()
 
 

@@ -29,7 +29,7 @@ from conftest import (
 from forked import Forks
 from torch import nn
 
-from vqvae.losses.reconstruction import MSE
+from vqvae.losses.terms import MSE
 from vqvae.priors.transformer import Transformer
 from vqvae.storage import checkpoint
 from vqvae.training.optimizers import parameter_groups, reset_rows

@@ -123,7 +123,7 @@ def bare_step(run: Run, steps: int, captured: bool = False) -> float:
         model.begin_step(0, steps)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             output = model(x)
-            loss = stage.reconstruction(output.decoded, x) + sum(
+            loss = sum(stage.objective(output.decoded, x).values()) + sum(
                 loss.value * loss.weight for loss in output.losses.values()
             )
         loss.backward()

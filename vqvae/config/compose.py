@@ -10,6 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from vqvae.config.keys import check_keys
 from vqvae.config.types import mistake_in
@@ -69,6 +70,26 @@ def choices(group: str) -> list[str]:
 
 def groups() -> list[str]:
     return sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*") if p.is_dir())
+
+
+def decoder_channels(*, _root_: DictConfig) -> int | None:
+    """Value of ${decoder_channels:}: as many channels as loss.head asks of the decoder; None where it cannot be built.
+
+    What is wrong is then found by `check_train`, which looks at loss.head first.
+    """
+    with own_folder():
+        from vqvae.config.build import build
+        from vqvae.config.schema import check_head
+
+    try:
+        head = OmegaConf.to_container(_root_.loss.head, resolve=True)
+        check_head(head, list(_root_.allow_targets))
+        return build(_root_.loss.head, "loss.head", variance=1.0).decoder_channels(_root_.data.channels)
+    except (UserError, OmegaConfBaseException):
+        return None
+
+
+OmegaConf.register_new_resolver("decoder_channels", decoder_channels, replace=True)
 
 
 def resolve(cfg: DictConfig) -> DictConfig:

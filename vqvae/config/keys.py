@@ -25,6 +25,7 @@ PRIOR_SETTINGS: dict[str, Any] = {
     "label_smoothing": LessThanOne,
     "guidance": NonNegativeFloat,
 }
+LOSS = ["head", "terms"]
 PRIOR = ["network", "optimizer", "schedule", "trainer", *PRIOR_SETTINGS]
 
 

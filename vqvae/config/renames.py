@@ -8,6 +8,8 @@ from typing import Any
 
 # `_target_` of a saved config or an export: old -> new.
 TARGETS = {
+    "vqvae.losses.reconstruction.L1": "vqvae.losses.terms.L1",
+    "vqvae.losses.reconstruction.MSE": "vqvae.losses.terms.MSE",
     "vqvae.logger.Wandb": "vqvae.training.wandb_run.Wandb",
     "vqvae.optimizers.Muon": "vqvae.training.optimizers.Muon",
     "vqvae.quantizers.revival.AnchorRevival": "vqvae.quantizers.anchor.AnchorRevival",
@@ -66,14 +68,48 @@ def rename_targets(node: Any) -> Any:
     return {**renamed, **{key: value for key, value in EARLIER_ARGUMENTS.get(target, {}).items() if key not in renamed}}
 
 
+def with_head(config: dict[str, Any]) -> dict[str, Any]:
+    """A config whose loss has a head and terms, and whose decoder says how many channels it puts out: both were one node."""
+    loss, model, data = config.get("loss"), config.get("model"), config.get("data")
+    if not isinstance(loss, dict) or "_target_" not in loss or "head" in loss:
+        return config
+    c, mixtures = (
+        node.get(key) if isinstance(node, dict) else None for node, key in ((data, "channels"), (loss, "mixtures"))
+    )
+    decoders = model.get("decoders") if isinstance(model, dict) else None
+    if isinstance(decoders, list) and decoders and isinstance(decoders[0], dict) and isinstance(c, int):
+        if loss["_target_"] == "vqvae.losses.likelihood.Categorical":
+            decoders[0]["channels"] = 256 * c
+        elif loss["_target_"] == "vqvae.losses.likelihood.Logistic" and isinstance(mixtures, int):
+            decoders[0]["channels"] = mixtures * (c + 1) * (c + 2) // 2
+    return {**config, "loss": split_loss(loss)}
+
+
+def split_loss(loss: dict[str, Any]) -> dict[str, Any]:
+    """The node of a loss of versions up to 0.2.0 -> head and terms."""
+    if str(loss["_target_"]).startswith("vqvae.losses.likelihood."):
+        return {"head": loss, "terms": {}}
+    name = str(loss["_target_"]).rpartition(".")[2].lower()
+    return {"head": {"_target_": "vqvae.losses.heads.Pixels"}, "terms": {name: loss}}
+
+
 def rename_keys(config: dict[str, Any]) -> dict[str, Any]:
-    """A saved config with the keys of today: model.search_sweeps is now search_sweeps, and see EARLIER_DATA."""
+    """A saved config with the keys of today: model.search_sweeps is now search_sweeps; see `with_head`, EARLIER_DATA."""
     model = config.get("model")
     sweeps = model.pop("search_sweeps", 0) if isinstance(model, dict) else 0
+    config = with_head(config)
     data = config.get("data")
     if isinstance(data, dict):
         config = {**config, "data": {**EARLIER_DATA.get(str(data.get("_target_")), {}), **data}}
     return {"search_sweeps": sweeps, "device": "auto", **config}
+
+
+def rename_export(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of an export with the keys of today: `loss`, which held the output head, is now `head`."""
+    loss = config.get("loss")
+    if isinstance(loss, dict) and "_target_" in loss:
+        config = {**config, "head": {**split_loss(loss)["head"], "variance": loss.get("variance")}}
+    return rename_keys(config)
 
 
 def keep_earlier(config: dict[str, Any], stored: dict[str, Any], typed: Collection[str]) -> dict[str, Any]:

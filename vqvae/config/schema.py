@@ -12,11 +12,12 @@ from typing import Annotated, Any
 from torch import nn
 from torch.optim import Optimizer
 
-from vqvae.config.keys import GROUPS, PRIOR, PRIOR_SETTINGS, SETTINGS, TOP_LEVEL, check_keys
+from vqvae.config.keys import GROUPS, LOSS, PRIOR, PRIOR_SETTINGS, SETTINGS, TOP_LEVEL, check_keys
 from vqvae.config.types import describe, inner, mistake_in, shorten
 from vqvae.data.base import Data
 from vqvae.errors import UserError, suggest
-from vqvae.losses.reconstruction import ReconstructionLoss
+from vqvae.losses.heads import Head
+from vqvae.losses.terms import Term
 from vqvae.model import VQVAE
 from vqvae.priors.base import Prior
 from vqvae.quantizers.base import Quantizer
@@ -34,7 +35,7 @@ BASES = (nn.Module, Optimizer, Data, Init, Schedule, TrainerConfig, Wandb)  # wh
 BUILT: dict[str, tuple[type, Collection[str]]] = {
     "data": (Data, ()),
     "quantizer": (Quantizer, ()),
-    "loss": (ReconstructionLoss, ["variance"]),
+    "loss.head": (Head, ["variance"]),
     "optimizer": (Optimizer, ["params"]),
     "schedule": (Schedule, ()),
     "trainer": (TrainerConfig, ()),
@@ -64,12 +65,29 @@ def check(cfg: dict[str, Any]) -> None:
             raise UserError(f"{group}={cfg[group]} is not a choice of this group; see --help")
     check_keys("prior", list(cfg["prior"]), PRIOR, required=PRIOR)
     check_settings("prior.", cfg["prior"], PRIOR_SETTINGS)
+    check_terms(cfg["loss"], allowed)
     for path, (base, given) in BUILT.items():
         group, _, part = path.partition(".")
         check_node(path, cfg[group][part] if part else cfg[group], allowed, base, given)
     for stage in cfg["stages"]:
         if stage not in STAGES:
             raise UserError(f"stages may hold autoencoder and prior, got {stage}; " + suggest(stage, STAGES))
+
+
+def check_terms(loss: dict[str, Any], allowed: tuple[str, ...]) -> None:
+    """Checks the keys of `loss`, and its terms."""
+    check_keys("loss", list(loss), LOSS, required=LOSS)
+    if not isinstance(loss["terms"], dict):
+        raise UserError(f"loss.terms={shorten(loss['terms'])} is not pairs of a name and a choice for Term")
+    for name, node in loss["terms"].items():
+        if not re.fullmatch(r"[a-z]\w*", str(name), re.ASCII):
+            raise UserError(f"loss.terms.{shorten(name)} is no name for the log: use lower-case letters, digits and _")
+        check_node(f"loss.terms.{name}", node, allowed, Term, ["variance"])
+
+
+def check_head(head: Any, allow_targets: list[str]) -> None:
+    """Checks the node of the output head, which other values depend on, before all is checked."""
+    check_node("loss.head", head, (*ALLOWED_PREFIXES, *allow_targets), Head, ["variance"])
 
 
 def check_settings(prefix: str, values: dict[str, Any], annotations: dict[str, Any]) -> None:

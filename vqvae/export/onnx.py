@@ -29,10 +29,10 @@ class CodesToData(nn.Module):
 
     def __init__(self, trained: TrainedModel) -> None:
         super().__init__()
-        self.model, self.reconstruction = trained.model, trained.reconstruction
+        self.model, self.head = trained.model, trained.head
 
     def forward(self, *codes: Tensor) -> Tensor:
-        return self.reconstruction.to_image(self.model.decode(list(codes)))
+        return self.head.to_image(self.model.decode(list(codes)))
 
 
 def write_decoder(trained: TrainedModel, file: Path) -> float:

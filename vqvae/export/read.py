@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqvae.config.renames import rename_keys, rename_targets
+from vqvae.config.renames import rename_export, rename_targets
 from vqvae.config.schema import ALLOWED_PREFIXES, check_node
 from vqvae.config.types import fits
 from vqvae.errors import UserError
 from vqvae.inference.trained_model import DataInfo, TrainedModel
-from vqvae.losses.reconstruction import ReconstructionLoss
+from vqvae.losses.heads import Head
 from vqvae.model import VQVAE
 from vqvae.priors.base import Prior
 from vqvae.priors.sampling import Sampling
@@ -30,7 +30,7 @@ KEYS: dict[str, dict[str, Any]] = {
         "format": int,
         "fingerprint": str,
         "model": dict,
-        "loss": dict,
+        "head": dict,
         "data": str,
         "sample_rate": int | None,
         "channels": int,
@@ -61,10 +61,10 @@ def load_export(path: str | Path, device: str | torch.device, allow_targets: Seq
     allowed = (*ALLOWED_PREFIXES, *allow_targets)
     state = read_weights(folder, "tokenizer", config)
     model = fill(construct("model", config["model"], VQVAE, allowed), state, folder / "tokenizer.safetensors")
-    reconstruction = construct("loss", config["loss"], ReconstructionLoss, allowed)
+    head = construct("head", config["head"], Head, allowed)
     size, class_names = tuple(config["size"]), config["class_names"]
     data = DataInfo(config["data"], config["channels"], size, class_names, config["sample_rate"])
-    trained = TrainedModel(model, reconstruction, data, config["fingerprint"])
+    trained = TrainedModel(model, head, data, config["fingerprint"])
     if (folder / "prior.json").is_file():
         config = read_config(folder, "prior")
         if config["tokenizer"] != trained.fingerprint:
@@ -89,7 +89,7 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
         raise UserError(f"{file} is damaged: {error}") from error
     if not isinstance(config, dict) or not fits(config.get("format"), int):
         raise UserError(f"{file} is not the config of an export")
-    config = rename_keys(config)
+    config = rename_export(config)
     if config["format"] != FORMAT:
         raise UserError(f"{file} has format {config['format']}, and this version of vqvae reads format {FORMAT}")
     for key, kind in KEYS[name].items():

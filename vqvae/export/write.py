@@ -81,8 +81,6 @@ def export_onnx(trained: TrainedModel, folder: Path) -> str:
 def tokenizer_config(run: Run, trained: TrainedModel) -> dict[str, Any]:
     """Everything beside the weights that `vqvae.load` needs."""
     cfg, data = plain(run.cfg), trained.data
-    node = cfg["model"]
-    node["decoders"][0]["channels"] = trained.model.decoders[0].channels  # set by the loss: see build_model
     return {
         "format": FORMAT,
         "version": __version__,
@@ -94,8 +92,8 @@ def tokenizer_config(run: Run, trained: TrainedModel) -> dict[str, Any]:
         "class_names": list(data.class_names),
         "code_shapes": [list(shape) for shape in trained.code_shapes],
         "codebook_sizes": trained.codebook_sizes,
-        "model": node,
-        "loss": {**cfg["loss"], "variance": run.variance()},
+        "model": cfg["model"],
+        "head": {**cfg["loss"]["head"], "variance": run.variance()},
     }
 
 

@@ -14,8 +14,8 @@ from vqvae import distributed
 from vqvae.errors import UserError, suggest
 from vqvae.inference.inputs import Picture, as_input, check_codes
 from vqvae.inference.search import check_places, search
+from vqvae.losses.heads import Head
 from vqvae.losses.likelihood import Likelihood
-from vqvae.losses.reconstruction import ReconstructionLoss
 from vqvae.model import VQVAE
 from vqvae.priors.autoregressive import AutoregressivePrior
 from vqvae.priors.base import Prior
@@ -41,7 +41,7 @@ class TrainedModel:
     vqvae.data.waveforms. On a GPU, convolutions may use TF32 unless torch.backends.cudnn.allow_tf32 is False.
 
     Args:
-        model, reconstruction: the autoencoder and its loss, which turns decoder output into data.
+        model, head: the autoencoder, and what turns its output into data.
         data: what the model was trained on.
         fingerprint: of the autoencoder's weights.
         prior: of the codes, or None.
@@ -60,14 +60,14 @@ class TrainedModel:
     def __init__(
         self,
         model: VQVAE,
-        reconstruction: ReconstructionLoss,
+        head: Head,
         data: DataInfo,
         fingerprint: str,
         prior: Prior | None = None,
         sampling: Sampling | None = None,
         guidable: bool = False,
     ) -> None:
-        self.model, self.reconstruction, self.data, self.fingerprint = model, reconstruction, data, fingerprint
+        self.model, self.head, self.data, self.fingerprint = model, head, data, fingerprint
         self.prior, self.sampling, self.guidable = prior, sampling or Sampling(), guidable
 
     def __repr__(self) -> str:
@@ -96,7 +96,7 @@ class TrainedModel:
 
     def to(self, device: str | torch.device) -> TrainedModel:
         """Move to a device, and return the model itself."""
-        for network in (self.model, self.reconstruction, self.prior):
+        for network in (self.model, self.head, self.prior):
             if network is not None:
                 network.to(device).eval()
         return self
@@ -121,14 +121,14 @@ class TrainedModel:
             raise UserError(f"this model has {len(self.codebook_sizes)} code maps, got {len(codes)}")
         for m, size in zip(codes, self.codebook_sizes):
             check_codes(m, size)
-        return self.reconstruction.to_image(self.model.decode([m.to(self.device) for m in codes]))
+        return self.head.to_image(self.model.decode([m.to(self.device) for m in codes]))
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor | Sequence[Picture], search: int | None = None) -> Tensor:
         """Encode and decode x (B, C, *S) -> x_hat (B, C, *S) in [-1, 1]. x and `search` as in `encode`."""
         if search:
             return self.decode(self.encode(x, search))
-        return self.reconstruction.to_image(self.model(self._checked_input(x)).decoded)
+        return self.head.to_image(self.model(self._checked_input(x)).decoded)
 
     def sample(
         self,
@@ -221,13 +221,13 @@ class TrainedModel:
 
     def check_searchable(self, size: tuple[int, ...]) -> None:
         """Raise UserError if codes of data with dims *S cannot be searched for."""
-        if isinstance(self.reconstruction, Likelihood):
-            raise UserError(f"it searches for less squared error, and loss={self.reconstruction.name} is a likelihood")
+        if isinstance(self.head, Likelihood):
+            raise UserError(f"it searches for less squared error, and loss={self.head.name} is a likelihood")
         check_places(self.model, size)
 
     def _search(self, x: Tensor, codes: list[Tensor], sweeps: int) -> list[Tensor]:
         self.check_searchable(tuple(x.shape[2:]))
-        return search(self.model, self.reconstruction.to_image, x, codes, sweeps)
+        return search(self.model, self.head.to_image, x, codes, sweeps)
 
     def _checked_input(self, x: Tensor | Sequence[Picture]) -> Tensor:
         """x on the device. Raises UserError for another shape, type or range."""

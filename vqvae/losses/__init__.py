@@ -1,1 +1,1 @@
-"""Losses on the decoder's output."""
+"""What the decoder's output stands for, and how far it is from the data."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqvae.losses.reconstruction import ReconstructionLoss
+from vqvae.losses.heads import Head
 from vqvae.metrics.registry import figure
 from vqvae.ranges import Count, NonNegativeFloat, checked
 
@@ -31,21 +31,34 @@ def to_levels(x: Tensor) -> Tensor:
     return ((x.float() + 1) * 127.5).round().long()
 
 
-class Likelihood(ReconstructionLoss):
-    """Base. The loss is -log p(x | codes) in nats per dimension; dimensions are the C prod(S) numbers of an item.
+@checked
+class Likelihood(Head):
+    """Base. Its loss is -log p(x | codes) in nats per dimension; dimensions are the C prod(S) numbers of an item.
 
     x must come from 8-bit data: its integers are recovered by rounding.
+
+    Args:
+        weight: factor of that loss in the total.
     """
+
+    name: str
+
+    def __init__(self, weight: NonNegativeFloat, variance: float) -> None:
+        super().__init__(variance)
+        self.weight = weight
 
     @abstractmethod
     def nats(self, output: Tensor, x: Tensor) -> Tensor:
         """Decoder output in float32, x (B, C, *S) -> -log p(x | codes) of each image, (B,)."""
 
-    def value(self, output: Tensor, x: Tensor) -> Tensor:
-        return self.nats(output, x).sum() / x.numel()
+    def losses(self, output: Tensor, x: Tensor) -> dict[str, Tensor]:
+        return {self.name: self.nats(output, x).sum() / x.numel()}
 
-    def figures(self, mean: float) -> dict[str, float]:
-        return {BITS: mean / math.log(2)}
+    def weights(self) -> dict[str, float]:
+        return {self.name: self.weight}
+
+    def figures(self, means: dict[str, float]) -> dict[str, float]:
+        return {BITS: means[self.name] / math.log(2)}
 
 
 class Categorical(Likelihood):
@@ -68,14 +81,13 @@ class Categorical(Likelihood):
         nats = torch.cat([F.cross_entropy(some, wanted, reduction="none") for some, wanted in parts])
         return nats.view(len(x), -1).sum(1)
 
-    def to_image(self, output: Tensor) -> Tensor:
+    def reconstruct(self, output: Tensor) -> Tensor:
         """The mean of each dimension, which has the smallest expected squared error."""
         levels = torch.linspace(-1, 1, LEVELS, device=output.device)
         rows = rows_of(output)
         parts = [rows] if torch.compiler.is_exporting() else rows.split(CHUNK)  # their number would fix the batch size
         means = torch.cat([some.float().softmax(1) @ levels for some in parts])  # (n,)
-        means = means.view(len(output), *output.shape[2:], -1).movedim(-1, 1)  # (B, C, *S)
-        return means.clamp(-1, 1)  # the probabilities sum to 1 up to rounding
+        return means.view(len(output), *output.shape[2:], -1).movedim(-1, 1)  # (B, C, *S)
 
 
 def rows_of(output: Tensor) -> Tensor:
@@ -96,7 +108,7 @@ class Logistic(Likelihood):
 
     Three deviations. The means after the first are relative to it: gradients of independent ones cancel in a new decoder,
     which then learns the colors' dependence long before it looks at the codes (after 100 steps of a small autoencoder on
-    CIFAR-10, 10 components: error of `to_image` 0.23 instead of 0.83 of the variance, 6.39 instead of 6.63 bits per dim). An
+    CIFAR-10, 10 components: error of `reconstruct` 0.23 instead of 0.83 of the variance, 6.39 instead of 6.63 bits per dim). An
     output of 0 is as wide as the data, where the means have a gradient. The mass is formed as a product, not as a difference
     (see `log_mass`), so it needs no special case where it is small.
 
@@ -120,7 +132,7 @@ class Logistic(Likelihood):
         log_masses = log_mass(to_levels(true), means + torch.stack(shifts, 2), log_scales)  # (B, k, C, *S)
         return -torch.logsumexp(log_weights + log_masses.sum(2), 1).flatten(1).sum(1)
 
-    def to_image(self, output: Tensor) -> Tensor:
+    def reconstruct(self, output: Tensor) -> Tensor:
         """The mean of each dimension, within half a level; it has the smallest expected squared error.
 
         Channels are chained within each component by their means: that of channel c is shifted by a times the means of
@@ -131,8 +143,7 @@ class Logistic(Likelihood):
         for c in range(means.shape[2]):
             mean = clipped_mean(means[:, :, c] + shift(coefficients, chained, c), log_scales[:, :, c])  # (B, k, *S)
             chained = torch.cat([chained, mean[:, :, None]], 2)
-        mean = (log_weights.exp()[:, :, None] * chained).sum(1)  # (B, C, *S)
-        return mean.clamp(-1, 1)  # the weights sum to 1 up to rounding
+        return (log_weights.exp()[:, :, None] * chained).sum(1)  # (B, C, *S)
 
     def split(self, output: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Log weights (B, k, *S), means and log scales (B, k, C, *S), coefficients (B, k, C (C - 1) / 2, *S)."""

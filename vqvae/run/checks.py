@@ -10,7 +10,7 @@ from torch import nn
 from vqvae.config.build import build
 from vqvae.errors import UserError
 from vqvae.inference.trained_model import DataInfo, TrainedModel
-from vqvae.run.run import Run
+from vqvae.run.run import Run, build_model
 from vqvae.run.train import load_initial_weights
 from vqvae.training.settings import TrainerConfig
 
@@ -20,16 +20,18 @@ def check_run(run: Run) -> dict[str, nn.Module]:
 
     Raises UserError for whatever does not fit, or cannot be read.
     """
-    stage = run.autoencoder_stage(variance=1.0)
+    model, head = build_model(run.cfg, run.data, variance=1.0)
     data = DataInfo(type(run.data).__name__, run.data.channels, run.data.size, run.data.class_names)
-    model, trained = stage.model, TrainedModel(stage.model, stage.reconstruction, data, fingerprint="")
+    trained = TrainedModel(model, head, data, fingerprint="")
     if run.cfg.search_sweeps:
         try:
             trained.check_searchable(run.data.size)
         except UserError as error:
             raise UserError(f"search_sweeps={run.cfg.search_sweeps}: {error}; 0 turns the search off") from error
-    if run.cfg.init_from is not None and not run.folder.has_begun("autoencoder"):
-        load_initial_weights(run, "autoencoder", stage)
+    if "autoencoder" in run.cfg.stages and run.folder.weights_file("autoencoder") is None:
+        stage = run.autoencoder_stage(variance=1.0)
+        if run.cfg.init_from is not None and not run.folder.has_begun("autoencoder"):
+            load_initial_weights(run, "autoencoder", stage)
     if "autoencoder" not in run.cfg.stages and run.cfg.tokenizer is None:
         run.folder.weights("autoencoder")
     build(run.cfg.logger, "logger")

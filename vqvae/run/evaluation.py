@@ -16,6 +16,7 @@ from vqvae.data.codes import CodeEvaluationSet, bits_of_uniform
 from vqvae.data.items import ItemBatch, ItemEvaluationSet
 from vqvae.inference.trained_model import TrainedModel
 from vqvae.losses.likelihood import BITS
+from vqvae.losses.objective import Objective
 from vqvae.metrics.reconstruction import reconstruction_metrics, reconstruction_sums
 from vqvae.metrics.registry import figure
 from vqvae.run.folder import STAGES
@@ -55,7 +56,7 @@ def evaluate_run(run: Run, split: str, batch_size: int, search: int) -> tuple[di
     """
     trained, variance = run.trained_model(), run.variance()
     loader = run.loader(split)
-    stage = AutoencoderStage(trained.model, trained.reconstruction, variance, run.data.show)
+    stage = AutoencoderStage(trained.model, Objective(trained.head, {}), variance, run.data.show)
     metrics = evaluate(stage, ItemEvaluationSet(run.data, loader), batch_size)
     metrics |= searched_figures(run, trained, split, search)
     metrics["autoencoder/parameters"] = sum(p.numel() for p in trained.model.parameters())

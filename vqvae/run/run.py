@@ -19,7 +19,8 @@ from vqvae.data.loader import ItemLoader
 from vqvae.errors import UserError
 from vqvae.images import to_uint8
 from vqvae.inference.trained_model import DataInfo, TrainedModel
-from vqvae.losses.reconstruction import ReconstructionLoss
+from vqvae.losses.heads import Head
+from vqvae.losses.objective import Objective
 from vqvae.model import VQVAE
 from vqvae.priors.base import Prior
 from vqvae.priors.sampling import Sampling
@@ -78,15 +79,16 @@ class Run:
 
     def autoencoder_stage(self, variance: float, epoch_steps: Fraction | None = None) -> AutoencoderStage:
         """New autoencoder stage; `epoch_steps`, the steps of an epoch, is needed for training only."""
-        model, reconstruction = build_model(self.cfg, self.data, variance)
-        return AutoencoderStage(model, reconstruction, variance, self.data.show, epoch_steps)
+        model, head = build_model(self.cfg, self.data, variance)
+        objective = build_objective(self.cfg, head, self.data, variance).to(self.device)
+        return AutoencoderStage(model, objective, variance, self.data.show, epoch_steps)
 
     def tokenizer(self) -> TrainedModel:
         """Finished autoencoder, without a prior. Raises UserError if it is not finished."""
         self.folder.require("autoencoder")  # before the variance is computed of the data
-        stage = self.autoencoder_stage(self.variance())
-        state = self.folder.weights("autoencoder", stage.model)["networks"]["model"]
-        checkpoint.load_weights(stage.model, state, self.folder.stage("autoencoder"))
+        model, head = build_model(self.cfg, self.data, self.variance())
+        state = self.folder.weights("autoencoder", model)["networks"]["model"]
+        checkpoint.load_weights(model, state, self.folder.stage("autoencoder"))
         data = DataInfo(
             type(self.data).__name__,
             self.data.channels,
@@ -95,7 +97,7 @@ class Run:
             getattr(self.data, "sample_rate", None),
         )
         fingerprint = checkpoint.fingerprint(state)
-        return TrainedModel(stage.model, stage.reconstruction, data, fingerprint).to(self.device)
+        return TrainedModel(model, head, data, fingerprint).to(self.device)
 
     def trained_model(self) -> TrainedModel:
         """Finished autoencoder, and the prior if it is finished. Raises UserError without an autoencoder."""
@@ -161,19 +163,38 @@ class Run:
         return store
 
 
-def build_model(cfg: Any, data: Data, variance: float) -> tuple[VQVAE, ReconstructionLoss]:
-    """Networks and reconstruction loss of a config. Raises UserError if they do not fit the data."""
+def build_model(cfg: Any, data: Data, variance: float) -> tuple[VQVAE, Head]:
+    """Networks and output head of a config. Raises UserError if they do not fit each other, or the data."""
     build(cfg.quantizer, "quantizer")  # by itself, so that errors name the user's key and not its copy below `model`
-    reconstruction: ReconstructionLoss = build(cfg.loss, "loss", variance=variance)
-    node = cfg.model.copy()
-    finest = node.decoders[0]  # makes the output
-    finest.channels = reconstruction.decoder_channels(data.channels)
-    model: VQVAE = build(node, "model")
+    head: Head = build(cfg.loss.head, "loss.head", variance=variance)
+    model: VQVAE = build(cfg.model, "model")
+    wanted, channels = head.decoder_channels(data.channels), model.decoders[0].channels
+    if channels != wanted:
+        raise UserError(
+            f"model.decoders.0.channels={channels} does not suit the head, which needs {wanted}: "
+            "write ${decoder_channels:} there"
+        )
     try:
         model.code_shapes(data.size)
     except UserError as error:
         raise UserError(f"data.{data.size_key}={getattr(data, data.size_key)}: {error}") from error
-    return model, reconstruction
+    return model, head
+
+
+def build_objective(cfg: Any, head: Head, data: Data, variance: float) -> Objective:
+    """Reconstruction objective of a config. Raises UserError where it has no term, or one that does not suit the data."""
+    terms = {}
+    for name, node in cfg.loss.terms.items():
+        key = f"loss.terms.{name}"
+        terms[name] = build(node, key, variance=variance)
+        try:
+            terms[name].check(data.channels, data.size)
+        except UserError as error:
+            raise UserError(f"{key} {error}") from error
+    objective = Objective(head, terms)
+    if not objective.weights:
+        raise UserError("loss has no terms: add one, such as +loss/term@loss.terms.mse=mse")
+    return objective
 
 
 def load_run(path: str | Path, device: str | torch.device, allow_targets: Sequence[str]) -> TrainedModel:

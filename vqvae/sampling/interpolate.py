@@ -43,6 +43,6 @@ def between(trained: TrainedModel, ends: Tensor, count: int) -> Tensor:
     ]
 
     def quantize_and_decode(features: list[Tensor]) -> list[Tensor]:
-        return [trained.reconstruction.to_image(trained.model.from_features(features).decoded)]
+        return [trained.head.to_image(trained.model.from_features(features).decoded)]
 
     return trained.in_chunks(quantize_and_decode, levels)[0]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vqvae.data.items import ItemBatch
 from vqvae.images import Show, grid, to_uint8
-from vqvae.losses.reconstruction import ReconstructionLoss
+from vqvae.losses.objective import Objective
 from vqvae.metrics.codebook import CodeCounts, binned, count_codes, declare_use, describe, histogram
 from vqvae.metrics.reconstruction import MSE, PSNR, reconstruction_metrics, reconstruction_sums
 from vqvae.metrics.registry import figure
@@ -31,7 +31,11 @@ HISTOGRAM_RANGES = {"similarity": (-1.0, 1.0), "relative_error": (0.0, 2.0)}  # 
 for span, steps in SPANS.items():
     declare_use(f"{span}_", steps, main=span == "window")
 LOSS = figure("autoencoder/loss", "weighted sum of all loss terms", panel="loss", report=False)
-figure("autoencoder/reconstruction_{loss}", "reconstruction loss; ..._weighted: times its weight", report=False)
+figure(
+    "autoencoder/reconstruction_{loss}",
+    "loss term on the reconstruction; ..._weighted: times its weight",
+    report=False,
+)
 figure("autoencoder/{term}_{level}", "loss term of that name of the quantizer; see docs/quantizers.md", report=False)
 figure("autoencoder/{term}_weighted_{level}", "the loss term times its weight", report=False, dashboard=False)
 figure("autoencoder/code_distance_{level}", "mean distance of a vector to its code", report=False)
@@ -52,7 +56,7 @@ figure(
 
 
 class AutoencoderStage(Stage):
-    """Trains a VQ-VAE on ItemBatches. Loss: reconstruction + every loss of the quantizers, weighted.
+    """Trains a VQ-VAE on ItemBatches. Loss: terms of the objective + every loss of the quantizers, weighted.
 
     `variance` is that of the training data in [-1, 1]. `show` draws items for previews. `epoch_steps`: steps that one pass
     over the training data takes; None where nothing is trained.
@@ -66,12 +70,12 @@ class AutoencoderStage(Stage):
     def __init__(
         self,
         model: VQVAE,
-        reconstruction: ReconstructionLoss,
+        objective: Objective,
         variance: float,
         show: Show,
         epoch_steps: Fraction | None = None,
     ) -> None:
-        self.model, self.reconstruction, self.variance, self.show = model, reconstruction, variance, show
+        self.model, self.objective, self.variance, self.show = model, objective, variance, show
         self.epoch_steps, self.epochs = epoch_steps, Fraction(0)
         self.networks: dict[str, nn.Module] = {"model": model}
         self.meters = CodeCounts(model.codebook_sizes, tuple(SPANS))
@@ -91,7 +95,7 @@ class AutoencoderStage(Stage):
 
     def training_losses(self, batch: ItemBatch) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         output: Output = self.forwards["model"](batch.x)
-        terms = self._weigh(self.reconstruction(output.decoded, batch.x), output)
+        terms = self._weigh(self.objective(output.decoded, batch.x), output)
         self.counted.append(self._count(output))
         yield "model", terms[LOSS], terms
 
@@ -110,8 +114,8 @@ class AutoencoderStage(Stage):
 
     def evaluate(self, batch: ItemBatch) -> dict[str, Tensor]:
         x, output = batch.x, self.model(batch.x)
-        sums = reconstruction_sums(self.reconstruction.to_image(output.decoded), x)
-        terms = self._weigh(self.reconstruction(output.decoded, x), output)
+        sums = reconstruction_sums(self.objective.head.to_image(output.decoded), x)
+        terms = self._weigh(self.objective(output.decoded, x), output)
         sums |= {f"term:{name}": value.double() * len(x) for name, value in terms.items()}
         sums |= {f"histogram:{name}": counts for name, counts in output.histograms.items()}
         return sums | {f"counts{m}": counts for m, counts in enumerate(self._count(output))}
@@ -125,7 +129,8 @@ class AutoencoderStage(Stage):
             elif kind == "histogram":
                 low, high = HISTOGRAM_RANGES[name.split("/")[-1]]
                 metrics[of_level(f"{name}_histogram")] = binned(value, low, high)
-        metrics |= self.reconstruction.figures(metrics[f"autoencoder/reconstruction_{self.reconstruction.name}"])
+        means = {name: metrics[f"autoencoder/reconstruction_{name}"] for name in self.objective.weights}
+        metrics |= self.objective.head.figures(means)
         for m in range(len(self.model.codebook_sizes)):
             counts = sums[f"counts{m}"]
             metrics |= {f"codebook/{name}_{m}": value for name, value in describe(counts).items()}
@@ -133,7 +138,7 @@ class AutoencoderStage(Stage):
         return metrics | self._of_codebooks(spacing_with_histogram)
 
     def preview(self, batch: ItemBatch) -> dict[str, Tensor]:
-        x_hat = self.reconstruction.to_image(self.model(batch.x).decoded)
+        x_hat = self.objective.head.to_image(self.model(batch.x).decoded)
         return {"reconstructions": grid([self.show(to_uint8(row)) for row in (batch.x, x_hat)])}
 
     def warnings(self, metrics: dict[str, Any], best: dict[str, Any]) -> dict[str, str]:
@@ -149,11 +154,12 @@ class AutoencoderStage(Stage):
                 )
         return warnings
 
-    def _weigh(self, reconstruction: Tensor, output: Output) -> dict[str, Tensor]:
-        """Every loss term, plain and weighted, and their weighted sum, by the figures' names."""
-        name, weight = f"autoencoder/reconstruction_{self.reconstruction.name}", self.reconstruction.weight
-        terms = {name: reconstruction} | {of_level(n): loss.value for n, loss in output.losses.items()}
-        weighted = {f"{name}_weighted": reconstruction * weight}
+    def _weigh(self, losses: dict[str, Tensor], output: Output) -> dict[str, Tensor]:
+        """Every loss term, plain and weighted, and their weighted sum, by the figures' names. `losses`: of the objective."""
+        terms = {f"autoencoder/reconstruction_{n}": value for n, value in losses.items()}
+        terms |= {of_level(n): loss.value for n, loss in output.losses.items()}
+        weights = self.objective.weights
+        weighted = {f"autoencoder/reconstruction_{n}_weighted": value * weights[n] for n, value in losses.items()}
         weighted |= {of_level(f"{n}_weighted"): loss.value * loss.weight for n, loss in output.losses.items()}
         stats = {of_level(n): value for n, value in output.stats.items()}
         return {LOSS: torch.stack(list(weighted.values())).sum(), **terms, **weighted, **stats}
