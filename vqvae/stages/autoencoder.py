@@ -162,7 +162,8 @@ class AutoencoderStage(Stage):
         weighted = {f"autoencoder/reconstruction_{n}_weighted": value * weights[n] for n, value in losses.items()}
         weighted |= {of_level(f"{n}_weighted"): loss.value * loss.weight for n, loss in output.losses.items()}
         stats = {of_level(n): value for n, value in output.stats.items()}
-        return {LOSS: torch.stack(list(weighted.values())).sum(), **terms, **weighted, **stats}
+        total = torch.stack(list(weighted.values())).sum() if weighted else output.decoded.new_zeros(())
+        return {LOSS: total, **terms, **weighted, **stats}
 
     def _count(self, output: Output) -> list[Tensor]:
         maps = zip(output.codes, self.model.codebook_sizes, output.passed)
