@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from scripts.benchmarks.sampling import prior_of
 from tests.conftest import SMALL_CODEBOOK, TINY, train_inside
+from tests.test_backbones import needs_lite
 from vqvae.config.compose import choices
 from vqvae.devices import graphs
 from vqvae.devices.graphs import MAX_KINDS, Graphs
@@ -163,7 +164,17 @@ def test_replayed_steps_of_a_prior_equal_those_that_run(
 
 
 @pytest.mark.parametrize(
-    "own", ["data.flip=true", "loss=logistic", "optimizer=muon", "trainer.precision=fp16"], ids=lambda own: own
+    "own",
+    [
+        "data.flip=true",
+        "loss=logistic",
+        "optimizer=muon",
+        "trainer.precision=fp16",
+        *[
+            pytest.param(f"+loss/term@loss.terms.more={name}", marks=needs_lite if name == "perceptual" else ())
+            for name in choices("loss/term")
+        ],
+    ],
 )
 def test_replayed_steps_with_other_parts_equal_those_that_run(
     own: str, compared: list[Recorded], tmp_path: Path

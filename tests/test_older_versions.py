@@ -7,6 +7,7 @@ computed with the export). On other processors the same arithmetic rounds differ
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -18,7 +19,8 @@ import torch
 from conftest import call_inside, lines, train_inside, weights
 
 import vqvae
-from vqvae.config.renames import rename_targets
+from vqvae.config.compose import compose, plain, resolve
+from vqvae.config.renames import rename_keys, rename_targets
 from vqvae.metrics.registry import find, without_split
 from vqvae.metrics.renames import rename, rename_checkpoint, rename_line
 from vqvae.training.logger import read_lines
@@ -88,6 +90,24 @@ def test_arguments_that_came_later_are_what_was_done_before_unless_the_config_ha
     renamed = rename_targets(scales)
     assert (renamed["sizes"], renamed["inner"]["speed"]) == (None, 1.0)
     assert rename_targets({**scales, "sizes": [8, 16]})["sizes"] == [8, 16]
+
+
+OLDER_LOSSES = {
+    "mse": {"_target_": "vqvae.losses.reconstruction.MSE", "weight": 1.0, "over_variance": True},
+    "l1": {"_target_": "vqvae.losses.reconstruction.L1", "weight": 1.0, "over_variance": True},
+    "categorical": {"_target_": "vqvae.losses.likelihood.Categorical", "weight": 1.0},
+    "logistic": {"_target_": "vqvae.losses.likelihood.Logistic", "weight": 1.0, "mixtures": 5},
+}
+
+
+@pytest.mark.parametrize("loss", OLDER_LOSSES)
+def test_a_loss_of_an_older_config_is_the_head_and_the_terms_of_today(loss: str) -> None:
+    """There, `loss` was one node, and the decoder's channels were set when the model was built."""
+    today = plain(resolve(compose("train", [f"loss={loss}"])))
+    older = copy.deepcopy(today)
+    older["loss"], older["model"]["decoders"][0]["channels"] = OLDER_LOSSES[loss], 3
+    assert rename_keys(rename_targets(older)) == today
+    assert rename_keys(rename_targets(today)) == today
 
 
 def test_a_prior_goes_on_from_the_older_version_s_checkpoint(older: Path) -> None:

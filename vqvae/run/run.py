@@ -190,7 +190,7 @@ def build_objective(cfg: Any, head: Head, data: Data, variance: float) -> Object
         try:
             terms[name].check(data.channels, data.size)
         except UserError as error:
-            raise UserError(f"{key} {error}") from error
+            raise UserError(f"{key}: {error}") from error
     objective = Objective(head, terms)
     if not objective.weights:
         raise UserError("loss has no terms: add one, such as +loss/term@loss.terms.mse=mse")
