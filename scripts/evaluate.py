@@ -28,6 +28,9 @@ def main(cfg: Any) -> None:
         raise UserError(f"split={cfg.split} does not exist; {suggest(cfg.split, ['train', 'val', 'test'])}")
     if problem := mistake_in("search", cfg.search, CountOrZero | None):
         raise UserError(problem)
+    for key in ("perceptual", "perceptual_file"):
+        if problem := mistake_in(key, cfg[key], str | None):
+            raise UserError(problem)
     if cfg.batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {cfg.batch_size}")
 
@@ -43,9 +46,8 @@ def main(cfg: Any) -> None:
     set_up_process(cfg.device)
     with distributed.joined():
         run = Run(RunFolder.load(cfg.run_dir, list(cfg.allow_targets), places=plain(cfg.data)))
-        metrics, about = evaluate_run(
-            run, cfg.split, cfg.batch_size, run.cfg.search_sweeps if cfg.search is None else cfg.search
-        )
+        search = run.cfg.search_sweeps if cfg.search is None else cfg.search
+        metrics, about = evaluate_run(run, cfg.split, cfg.batch_size, search, cfg.perceptual, cfg.perceptual_file)
         if not distributed.is_main():
             return
         reported = figures(metrics)

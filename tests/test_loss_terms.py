@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,12 @@ from tests.test_backbones import needs_lite, needs_lpips, vgg_file  # noqa: F401
 from vqvae.backbones.named import load_backbone
 from vqvae.config.build import build
 from vqvae.config.compose import choices, compose, resolve
+from vqvae.data.items import ItemEvaluationSet
 from vqvae.losses.perceptual import perceptual_distance
 from vqvae.losses.ssim import SCALE_WEIGHTS
 from vqvae.losses.terms import Term
+from vqvae.run.folder import RunFolder
+from vqvae.run.run import Run
 
 VARIANCE = 0.25
 SHAPES = [(40,), (24, 33), (12, 13, 14)]
@@ -260,6 +264,28 @@ def test_a_stopped_run_with_a_perceptual_term_goes_on_bit_for_bit(
             train_inside(*own, f"run_dir={tmp_path / 'stopped'}")
     train_inside(*own, f"run_dir={tmp_path / 'stopped'}")
     assert_same_result(tmp_path / "whole", tmp_path / "stopped")
+
+
+@needs_lite
+def test_an_evaluation_has_the_perceptual_distance_of_all_items_by_the_network_that_is_named(
+    several: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "figures.json"
+    call_inside("scripts.evaluate", f"run_dir={several}", "perceptual=efficientnet_lite0", f"out={out}")
+    figures = json.loads(out.read_text())["figures"]
+    run = Run(RunFolder.load(several, []))
+    (batch,) = ItemEvaluationSet(run.data, run.loader("val")).batches(20)
+    x_hat = vqvae.load(several).reconstruct(batch.x)
+    expected = perceptual_distance(load_backbone("efficientnet_lite0"), x_hat, batch.x).mean()
+    assert figures["autoencoder/perceptual_efficientnet_lite0"]["value"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_network_that_an_evaluation_cannot_have_is_one_sentence(
+    several: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        call_inside("scripts.evaluate", f"run_dir={several}", "perceptual=efficientnet_lite0", "perceptual_file=no.pth")
+    assert capsys.readouterr().err == "error: perceptual=efficientnet_lite0: file=no.pth is not there\n"
 
 
 # ---- bad input

@@ -43,7 +43,7 @@ class Backbone(nn.Module, ABC):
         self.register_buffer("mean", torch.tensor(mean)[:, None, None] * 2 - 1)  # (3, 1, 1), in [-1, 1]
         self.register_buffer("std", torch.tensor(std)[:, None, None] * 2)
         freeze(self)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # 1.7 times as fast on CPUs
+        self.to(memory_format=torch.channels_last)  # 1.7 times as fast on CPUs
 
     @abstractmethod
     def maps(self, prepared: Tensor) -> list[Tensor]:

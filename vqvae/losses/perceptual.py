@@ -28,11 +28,7 @@ class Perceptual(Term):
         self.backbone = load_backbone(backbone, file)
 
     def check(self, channels: int, size: tuple[int, ...]) -> None:
-        if len(size) == 1 or channels not in (1, 3):
-            dims = "x".join(map(str, (channels, *size)))
-            raise UserError(
-                f"a pretrained network sees images of 1 or 3 channels, and these items are {dims}; leave it out"
-            )
+        check_images(channels, size)
 
     def value(self, x_hat: Tensor, x: Tensor) -> Tensor:
         return perceptual_distance(self.backbone, slices(x_hat), slices(x)).mean()
@@ -59,6 +55,15 @@ def normalized(features: Tensor) -> Tensor:
     """(B, F, H, W) of any float type -> vectors of length 1 along F, float32."""
     features = features.float()
     return features * (features.square().sum(1, keepdim=True) + EPSILON).rsqrt()
+
+
+def check_images(channels: int, size: tuple[int, ...]) -> None:
+    """Raises UserError for items of C channels and dims *S that are neither images nor stacks of images."""
+    if len(size) == 1 or channels not in (1, 3):
+        dims = "x".join(map(str, (channels, *size)))
+        raise UserError(
+            f"a pretrained network sees images of 1 or 3 channels, and these items are {dims}; leave it out"
+        )
 
 
 def slices(x: Tensor) -> Tensor:
