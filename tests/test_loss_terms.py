@@ -29,6 +29,8 @@ from vqvae.backbones.named import load_backbone
 from vqvae.config.build import build
 from vqvae.config.compose import choices, compose, resolve
 from vqvae.data.items import ItemEvaluationSet
+from vqvae.losses.heads import Pixels
+from vqvae.losses.objective import Objective
 from vqvae.losses.perceptual import perceptual_distance
 from vqvae.losses.ssim import SCALE_WEIGHTS
 from vqvae.losses.terms import Term
@@ -191,6 +193,18 @@ def test_with_vgg16_the_distance_is_lpips(vgg_file: Path) -> None:  # noqa: F811
 
 
 @needs_lite
+def test_in_an_objective_the_network_computes_in_bf16_where_training_does_and_values_stay_exact() -> None:
+    objective = Objective(Pixels(VARIANCE), {"mse": made("mse"), "perceptual": made("perceptual")})
+    x, x_hat = items(2, 3, 64, 64), items(2, 3, 64, 64, seed=1)
+    exact = objective(x_hat, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = objective(x_hat, x)
+    assert torch.equal(rough["mse"], exact["mse"])
+    assert rough["perceptual"].dtype == torch.float32
+    assert 0 < abs(float(rough["perceptual"] / exact["perceptual"]) - 1) < 0.05
+
+
+@needs_lite
 def test_volumes_are_compared_slice_by_slice() -> None:
     term, x, x_hat = made("perceptual"), items(2, 1, 3, 32, 32), items(2, 1, 3, 32, 32, seed=1)
     single = torch.stack([term.value(x_hat[:, :, t], x[:, :, t]) for t in range(3)])
@@ -320,6 +334,7 @@ SOUNDS = ["logger=off", "debug=fast", "data=tones", "model=patch", "model.encode
             "loss.terms.logistic has the name of the head's",
         ),
         ([*TINY, "+loss/term@loss.terms.My-Term=l1"], "loss.terms.My-Term is no name for the log"),
+        ([*TINY, "loss=logistic", "data.channels=three"], "data.channels=three is not an integer"),
         ([*TINY, "loss=logistic", "loss.head.mixtures=0"], "loss.head.mixtures=0 must be at least 1"),
         (
             [*TINY, "loss=logistic", "model.decoders.0.channels=3"],

@@ -82,9 +82,10 @@ def decoder_channels(*, _root_: DictConfig) -> int | None:
         from vqvae.config.schema import check_head
 
     try:
-        head = OmegaConf.to_container(_root_.loss.head, resolve=True)
-        check_head(head, list(_root_.allow_targets))
-        return build(_root_.loss.head, "loss.head", variance=1.0).decoder_channels(_root_.data.channels)
+        check_head(OmegaConf.to_container(_root_.loss.head, resolve=True), list(_root_.allow_targets))
+        channels = _root_.data.channels
+        head = build(_root_.loss.head, "loss.head", variance=1.0)
+        return head.decoder_channels(channels) if isinstance(channels, int) else None
     except (UserError, OmegaConfBaseException):
         return None
 
