@@ -15,7 +15,7 @@ from conftest import lines
 from plain_parts import vector_quantizer
 from torch import nn
 
-from vqvae.losses.reconstruction import MSE
+from vqvae.losses.terms import MSE
 from vqvae.metrics import codebook, spacing
 from vqvae.metrics.codebook import CodeCounts, binned, count_codes, describe, histogram, perplexity
 from vqvae.metrics.reconstruction import SSIM, reconstruction_metrics, reconstruction_sums

@@ -21,15 +21,6 @@ PACKAGE = Path(__file__).resolve().parent.parent
 CONFIGS = next(p for p in (PACKAGE / "configs", PACKAGE.parent / "configs") if p.is_dir())  # installed, or a checkout
 
 
-def total(*numbers: Any) -> Any:
-    """Sum for configs, as ${sum:${a},${b}}. What is no number is passed on, for the check that names its key."""
-    others = [number for number in numbers if type(number) is not int]
-    return others[0] if others else sum(numbers)
-
-
-OmegaConf.register_new_resolver("sum", total, replace=True)
-
-
 def compose(config_name: str, overrides: list[str] | None = None) -> DictConfig:
     """The config that the command line would make, for tests, scripts and messages."""
     from hydra import compose as hydra_compose
@@ -90,7 +81,14 @@ def decoder_channels(*, _root_: DictConfig) -> int | None:
         return None
 
 
+def total(*numbers: Any) -> Any:
+    """Sum for configs, as ${sum:${a},${b}}. What is no number is passed on, for the check that names its key."""
+    others = [number for number in numbers if type(number) is not int]
+    return others[0] if others else sum(numbers)
+
+
 OmegaConf.register_new_resolver("decoder_channels", decoder_channels, replace=True)
+OmegaConf.register_new_resolver("sum", total, replace=True)
 
 
 def resolve(cfg: DictConfig) -> DictConfig:
