@@ -28,7 +28,13 @@ def main(cfg: Any) -> None:
         raise UserError(f"split={cfg.split} does not exist; {suggest(cfg.split, ['train', 'val', 'test'])}")
     if problem := mistake_in("search", cfg.search, CountOrZero | None):
         raise UserError(problem)
-    for key in ("perceptual", "perceptual_file"):
+    if problem := mistake_in("samples", cfg.samples, CountOrZero):
+        raise UserError(problem)
+    if cfg.samples and cfg.backbone is None:
+        raise UserError(
+            f"samples={cfg.samples} are judged by a pretrained network: name it with backbone=efficientnet_lite0"
+        )
+    for key in ("backbone", "backbone_file"):
         if problem := mistake_in(key, cfg[key], str | None):
             raise UserError(problem)
     if cfg.batch_size < 1:
@@ -47,7 +53,8 @@ def main(cfg: Any) -> None:
     with distributed.joined():
         run = Run(RunFolder.load(cfg.run_dir, list(cfg.allow_targets), places=plain(cfg.data)))
         search = run.cfg.search_sweeps if cfg.search is None else cfg.search
-        metrics, about = evaluate_run(run, cfg.split, cfg.batch_size, search, cfg.perceptual, cfg.perceptual_file)
+        judged = (cfg.backbone, cfg.backbone_file, cfg.samples)
+        metrics, about = evaluate_run(run, cfg.split, cfg.batch_size, search, *judged)
         if not distributed.is_main():
             return
         reported = figures(metrics)

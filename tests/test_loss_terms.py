@@ -285,7 +285,7 @@ def test_an_evaluation_has_the_perceptual_distance_of_all_items_by_the_network_t
     several: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "figures.json"
-    call_inside("scripts.evaluate", f"run_dir={several}", "perceptual=efficientnet_lite0", f"out={out}")
+    call_inside("scripts.evaluate", f"run_dir={several}", "backbone=efficientnet_lite0", f"out={out}")
     figures = json.loads(out.read_text())["figures"]
     run = Run(RunFolder.load(several, []))
     (batch,) = ItemEvaluationSet(run.data, run.loader("val")).batches(20)
@@ -298,8 +298,8 @@ def test_a_network_that_an_evaluation_cannot_have_is_one_sentence(
     several: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        call_inside("scripts.evaluate", f"run_dir={several}", "perceptual=efficientnet_lite0", "perceptual_file=no.pth")
-    assert capsys.readouterr().err == "error: perceptual=efficientnet_lite0: file=no.pth is not there\n"
+        call_inside("scripts.evaluate", f"run_dir={several}", "backbone=efficientnet_lite0", "backbone_file=no.pth")
+    assert capsys.readouterr().err == "error: backbone=efficientnet_lite0: backbone_file=no.pth is not there\n"
 
 
 # ---- bad input

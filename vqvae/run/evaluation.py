@@ -20,7 +20,7 @@ from vqvae.losses.objective import Objective
 from vqvae.metrics.reconstruction import reconstruction_metrics, reconstruction_sums
 from vqvae.metrics.registry import figure
 from vqvae.run.folder import STAGES
-from vqvae.run.perceptual import perceptual_figures
+from vqvae.run.judged import Judge, judged_figures
 from vqvae.run.run import Run
 from vqvae.stages.autoencoder import AutoencoderStage
 from vqvae.training.stage import evaluate
@@ -55,20 +55,23 @@ def evaluate_run(
     split: str,
     batch_size: int,
     search: int,
-    perceptual: str | None = None,
-    perceptual_file: str | None = None,
+    backbone: str | None = None,
+    backbone_file: str | None = None,
+    samples: int = 0,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Metrics over a whole split, in float32, and what they were measured on. An unfinished prior is left out.
 
     search: sweeps of code search for a second set of reconstruction metrics; 0: none.
-    perceptual: name of a pretrained network, for the perceptual distance; its weights are in `perceptual_file`.
+    backbone: name of a pretrained network, for the figures in its features; its weights are in `backbone_file`.
+    samples: number of samples that it judges; 0: none.
     """
+    judge = None if backbone is None else Judge.load(run, backbone, backbone_file)
     trained, variance = run.trained_model(), run.variance()
     loader = run.loader(split)
     stage = AutoencoderStage(trained.model, Objective(trained.head, {}), variance, run.data.show)
     metrics = evaluate(stage, ItemEvaluationSet(run.data, loader), batch_size)
     metrics |= searched_figures(run, trained, split, search)
-    metrics |= perceptual_figures(run, trained, split, perceptual, perceptual_file)
+    metrics |= {} if judge is None else judged_figures(run, trained, split, judge, samples)
     metrics["autoencoder/parameters"] = sum(p.numel() for p in trained.model.parameters())
     if (prior := trained.prior) is not None:
         store = run.code_store(trained, split)
@@ -85,6 +88,8 @@ def evaluate_run(
         "data": plain(run.cfg)["data"],
         "training_variance": variance,
         "precision": "float32",
+        "backbone": backbone,
+        "samples": samples,
     }
     return metrics, about
 
