@@ -59,7 +59,7 @@ def shrink(node: DictConfig) -> None:
             shrink(node[key])
         elif key in SMALL:
             node[key] = SMALL[key]
-    if ".revival." in node.get("_target_", "") and "decay" in node:
+    if node.get("_target_", "").split(".")[-2:-1] in (["revival"], ["anchor"]) and "decay" in node:
         node.decay = 0.5  # the moving average of use is as short as all else
     if ".soft." in node.get("_target_", ""):
         node.speed = 0.5  # not 1, and small: SGD, which Run has, follows its square, and these diverge

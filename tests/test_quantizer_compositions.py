@@ -12,12 +12,13 @@ from torch import Tensor
 
 from vqvae.quantizers.base import Quantizer
 from vqvae.quantizers.codebook import EMACodebook, FrozenCodebook, GradientCodebook
-from vqvae.quantizers.compose import Product, Residual, Rotated
+from vqvae.quantizers.compose import Product, Residual
 from vqvae.quantizers.estimator import DiVeQ, Rotation
 from vqvae.quantizers.identity import Identity
 from vqvae.quantizers.init import FirstBatch, KMeans
 from vqvae.quantizers.lookup import CosineVote
 from vqvae.quantizers.multiscale import MultiScale
+from vqvae.quantizers.rotated import Rotated
 from vqvae.quantizers.scalar import FSQ
 from vqvae.quantizers.vector import VectorQuantizer
 

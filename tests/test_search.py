@@ -23,6 +23,7 @@ from vqvae.losses.heads import Pixels
 from vqvae.losses.likelihood import Logistic
 from vqvae.model import VQVAE
 from vqvae.networks import patch, resnet
+from vqvae.networks.blocks import Encoder
 from vqvae.quantizers.scalar import FSQ
 
 pytestmark = pytest.mark.cpu
@@ -102,7 +103,7 @@ def test_an_images_codes_depend_on_no_other_image(monkeypatch: pytest.MonkeyPatc
 
 def test_inference_mode_around_it_changes_nothing() -> None:
     torch.manual_seed(0)
-    model, x = model_of(2, FSQ(4, [5, 5, 4])).eval(), torch.randn(4, 3, 6, 10)
+    model, x = model_of(2, FSQ(4, [5, 5, 4])).eval(), torch.rand(4, 3, 6, 10) * 2 - 1
     trained = TrainedModel(model, Pixels(1.0), DATA, "")
     (expected,) = trained.encode(x, search=1)
     assert not torch.equal(expected, trained.encode(x)[0])
@@ -117,7 +118,7 @@ def test_a_likelihood_is_not_searched_with() -> None:
     model = model_of(2, FSQ(4, [5, 5, 4])).eval()
     trained = TrainedModel(model, Logistic(weight=1.0, variance=1.0, mixtures=2), DATA, "")
     with pytest.raises(ValueError, match="loss=logistic is a likelihood"):
-        trained.encode(torch.randn(1, 3, 6, 10), search=1)
+        trained.encode(torch.rand(1, 3, 6, 10), search=1)
 
 
 @torch.no_grad()
@@ -136,7 +137,7 @@ def test_both_levels_of_a_hierarchy_are_searched() -> None:
     assert all(not torch.equal(a, b) for a, b in zip(codes, found))
 
 
-class Itself(nn.Module):
+class Itself(Encoder):
     """An encoder or decoder that does nothing: the best code of a place is the nearest to it."""
 
     stride = 1

@@ -25,10 +25,11 @@ if typing.TYPE_CHECKING:
     from vqvae.inference.trained_model import TrainedModel
     from vqvae.model import VQVAE
     from vqvae.quantizers.binary import BSQ, LFQ
-    from vqvae.quantizers.compose import Product, Residual, Rotated
+    from vqvae.quantizers.compose import Product, Residual
     from vqvae.quantizers.identity import Identity
     from vqvae.quantizers.multiscale import MultiScale
     from vqvae.quantizers.random_projection import RandomProjection
+    from vqvae.quantizers.rotated import Rotated
     from vqvae.quantizers.scalar import FSQ, LatentQuantizer, SymmetricFSQ
     from vqvae.quantizers.sf_diveq import SFDiVeQ
     from vqvae.quantizers.soft import IBQ, SQVAE, GumbelSoftmax
@@ -52,7 +53,7 @@ PLACES = {  # public name -> module, imported when the name is first used, so th
     "Product": "vqvae.quantizers.compose",
     "RandomProjection": "vqvae.quantizers.random_projection",
     "Residual": "vqvae.quantizers.compose",
-    "Rotated": "vqvae.quantizers.compose",
+    "Rotated": "vqvae.quantizers.rotated",
     "SFDiVeQ": "vqvae.quantizers.sf_diveq",
     "SQVAE": "vqvae.quantizers.soft",
     "SymmetricFSQ": "vqvae.quantizers.scalar",

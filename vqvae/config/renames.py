@@ -12,6 +12,7 @@ TARGETS = {
     "vqvae.losses.reconstruction.MSE": "vqvae.losses.terms.MSE",
     "vqvae.logger.Wandb": "vqvae.training.wandb_run.Wandb",
     "vqvae.optimizers.Muon": "vqvae.training.optimizers.Muon",
+    "vqvae.quantizers.compose.Rotated": "vqvae.quantizers.rotated.Rotated",
     "vqvae.quantizers.revival.AnchorRevival": "vqvae.quantizers.anchor.AnchorRevival",
     "vqvae.schedules.Constant": "vqvae.training.schedules.Constant",
     "vqvae.schedules.Cosine": "vqvae.training.schedules.Cosine",

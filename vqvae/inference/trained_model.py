@@ -241,7 +241,7 @@ class TrainedModel:
         chosen = torch.full((len(seeds),), -1) if labels is None else torch.as_tensor(labels)
         if chosen.shape != (len(seeds),) or bool(((chosen < -1) | (chosen >= len(self.class_names))).any()):
             raise UserError(
-                f"labels must be {len(seeds)} numbers of -1 .. {len(self.class_names) - 1} or class names, one per seed; "
+                f"labels must be {len(seeds)} numbers (or class names), one per seed, of -1 .. {len(self.class_names) - 1}; "
                 f"got {labels}"
             )
         return chosen.long()
