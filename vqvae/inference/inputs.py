@@ -1,4 +1,7 @@
-"""What people give to a trained model: tensors, pictures, codes."""
+"""What people give to a trained model: tensors, pictures, codes.
+
+Numbers out of range are a plain ValueError, because no program here makes such.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ SLACK = 0.01  # beyond [-1, 1], for images that were resized
 def as_input(x: Tensor | Sequence[Picture], channels: int, size: tuple[int, ...]) -> Tensor:
     """x (B, C, *S), or pictures to make it of -> x, checked. channels, size: of the data that the model was trained on.
 
-    Raises UserError for another number of dims or channels, for another type, for values outside of [-1, 1] and NaN.
+    Raises UserError for other dims, channels or types, ValueError for values outside of [-1, 1] and NaN.
     """
     if not isinstance(x, Tensor):
         return from_pictures(x, channels, size)
@@ -28,7 +31,7 @@ def as_input(x: Tensor | Sequence[Picture], channels: int, size: tuple[int, ...]
         wanted = ", ".join(map(str, (channels, *size)))
         raise UserError(f"x must be float32 in [-1, 1] of shape (B, {wanted}), got {x.dtype} of {tuple(x.shape)}")
     if not bool((x.abs() <= 1 + SLACK).all()):  # not for NaN either
-        raise UserError(f"x must lie in [-1, 1], got {extremes(x)}: scale bytes by x / 127.5 - 1")
+        raise ValueError(f"x must lie in [-1, 1], got {extremes(x)}: scale bytes by x / 127.5 - 1")
     return x
 
 
@@ -50,9 +53,9 @@ def from_pictures(pictures: Sequence[Picture], channels: int, size: tuple[int, .
 
 
 def check_codes(codes: Tensor, size: int) -> None:
-    """Raise UserError for codes that are no integers of 0 .. size - 1."""
+    """Raise ValueError for codes that are no integers of 0 .. size - 1."""
     if codes.is_floating_point() or (codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < size):
-        raise UserError(f"codes must be integers of 0 .. {size - 1}, got {codes.dtype} of {extremes(codes)}")
+        raise ValueError(f"codes must be integers of 0 .. {size - 1}, got {codes.dtype} of {extremes(codes)}")
 
 
 def extremes(values: Tensor) -> str:
