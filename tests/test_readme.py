@@ -18,16 +18,20 @@ def test_the_python_in_the_readme_runs(finished_run: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(blocks) == 2
     names = {
+        "torch": torch,
         "x": torch.rand(2, 3, 32, 32) * 2 - 1,
-        "z_e": torch.randn(2, 64, 4, 4, requires_grad=True),
-        "decoder": lambda z_q: F.interpolate(z_q[:, :3], size=(32, 32)),
+        "encoder": (encoder := torch.nn.Conv2d(3, 64, 4, 4)),
+        "decoder": torch.nn.ConvTranspose2d(64, 3, 4, 4),
         "reconstruction_loss": F.mse_loss,
     }
     for block in blocks:
         exec(block.replace("runs/mine", str(finished_run)), names)
     assert names["images"].shape == (16, 3, 32, 32)  # type: ignore[attr-defined]
     names["loss"].backward()  # type: ignore[attr-defined]
-    assert names["z_e"].grad is not None  # type: ignore[attr-defined]
+    assert encoder.weight.grad is not None
+    before = names["quantizer"].codebook.codes().clone()  # type: ignore[attr-defined]
+    names["optimizer"].step()  # type: ignore[attr-defined]
+    assert not torch.equal(names["quantizer"].codebook.codes(), before)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
