@@ -226,7 +226,7 @@ class Quantizer(nn.Module):
             warnings.warn(
                 f"the codes of {type(self).__name__} do not move, because begin_step and after_step were not called: "
                 "call vqvae.auto_update(quantizer, optimizer, steps) once, before the loop",
-                stacklevel=4,
+                stacklevel=5,  # the line that called the layer
             )
 
 
