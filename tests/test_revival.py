@@ -93,7 +93,7 @@ def test_the_average_of_an_older_run_starts_at_uniform_use() -> None:
         ),
         (
             RandomRevival(0.05, 0.99, 0.0, 450, 0.8),
-            "dead codes are not replaced: that would begin after step 450, and ends with step 400",
+            "dead codes are never replaced: step 450 would be the first time, and 400 is the last step for it",
         ),
         (AnchorRevival(10.0, 0.99, 0.8), "codes move to latents after each of the first 400 steps"),
     ],

@@ -264,7 +264,7 @@ def plan_of(what: str, first: int, every: int, until: float, steps: int) -> str:
     possible = math.ceil(until * steps)
     last = possible // every * every
     if last < first:
-        return f"{what} are not replaced: that would begin after step {first:,}, and ends with step {possible:,}"
+        return f"{what} are never replaced: step {first:,} would be the first time, and {possible:,} is the last step for it"
     return f"{what} are replaced after step {first:,}" + (
         f", and every {every:,} up to step {last:,}" if last > first else ""
     )
