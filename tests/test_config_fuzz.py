@@ -9,7 +9,6 @@ import re
 import resource
 import shutil
 import tempfile
-import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +30,7 @@ from vqvae.run.run import Run
 from vqvae.run.train import train_autoencoder, train_prior
 from vqvae.training.stop import StopRequest
 
-SECONDS = 10
+SECONDS = 10  # of CPU time: those of the clock depend on what else the machine does
 MEMORY = 2 * 2**30  # the most that a command may allocate: networks that need more must end in a sentence, too
 SMALL = {
     "model=conv": [
@@ -39,6 +38,13 @@ SMALL = {
         "model.encoders.0.residual_width=4",
         "model.encoders.0.residual_blocks=1",
     ],
+    "model=conv_2level": [
+        "model.encoders.0.widths=[8,8]",
+        "model.encoders.1.widths=[8]",
+        *(f"model.encoders.{level}.residual_{key}" for level in (0, 1) for key in ("width=4", "blocks=1")),
+    ],
+    "model=vit": ["model.encoders.0.transformer.width=16", "model.encoders.0.transformer.heads=2"],
+    "model=tokens": ["model.encoders.0.transformer.width=16", "model.encoders.0.transformer.heads=2"],
     "model=patch": [f"model.{coders}.0.{key}=8" for coders in ("encoders", "decoders") for key in ("width", "hidden")],
     "model=resnet": ["model.encoders.0.widths=[8,8,8]"],
     "prior=pixelcnn": ["prior.network.width=8", "prior.network.layers=2"],
@@ -126,10 +132,16 @@ def two_steps(overrides: list[str], folder: Path) -> None:
         train_prior(run, run.tokenizer(), StopRequest())
 
 
+def cpu_seconds() -> float:
+    """What this process and its ended children have used."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
 def fault(overrides: list[str]) -> str | None:
     """The traceback of a command that neither runs nor says what is wrong with it, or None."""
     folder = Path(tempfile.mkdtemp())
-    started = time.perf_counter()
+    started = cpu_seconds()
     try:
         with little_memory():
             two_steps(overrides, folder)
@@ -141,7 +153,7 @@ def fault(overrides: list[str]) -> str | None:
             return f"{overrides}\nsays {said!r}"
     finally:
         shutil.rmtree(folder)
-    seconds = time.perf_counter() - started
+    seconds = cpu_seconds() - started
     return f"{overrides}\n{seconds:.0f} seconds" if seconds > SECONDS else None
 
 
@@ -170,31 +182,30 @@ IN_FOLDER = """
 import os, resource, train
 os.chdir({folder!r})
 resource.setrlimit(resource.RLIMIT_AS, ({memory}, {memory}))
+resource.setrlimit(resource.RLIMIT_CPU, ({seconds}, {seconds}))  # the system ends who uses more
 train.main()
 """
 
 
-def run_whole(forks: Forks, overrides: list[str], folder: Path) -> tuple[int, str, float]:
-    """train.py as a shell runs it in `folder`: exit code, stderr, and seconds, but those of importing PyTorch."""
-    started = time.perf_counter()
-    process = forks.start(*overrides, code=IN_FOLDER.format(folder=str(folder), memory=8 * 2**30))
-    return process.wait(120), process.err.read_text(), time.perf_counter() - started
+def run_whole(forks: Forks, overrides: list[str], folder: Path) -> tuple[int, str]:
+    """train.py as a shell runs it in `folder`: exit code and stderr."""
+    process = forks.start(*overrides, code=IN_FOLDER.format(folder=str(folder), memory=8 * 2**30, seconds=SECONDS))
+    return process.wait(120), process.err.read_text()
 
 
-def assert_one_sentence(code: int, error: str, seconds: float) -> None:
-    assert code == 2, error
+def assert_one_sentence(code: int, error: str) -> None:
+    assert code == 2, error or code
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert str(ROOT) not in error
-    assert seconds < SECONDS
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("override", WHOLE)
 def test_what_is_wrong_with_a_whole_command_is_one_sentence(override: str, forks: Forks, tmp_path: Path) -> None:
     own = ["logger=off", "debug=fast", *DEFAULTS, *(o for one in DEFAULTS for o in SMALL[one]), "run_dir=run", override]
-    code, error, seconds = run_whole(forks, own, tmp_path)
-    assert_one_sentence(code, error, seconds)
+    code, error = run_whole(forks, own, tmp_path)
+    assert_one_sentence(code, error)
     assert WHOLE[override] in error
 
 
@@ -206,10 +217,10 @@ def test_random_whole_commands_run_or_end_in_one_sentence(forks: Forks, tmp_path
     @given(commands())
     def try_one(overrides: list[str]) -> None:
         folder = Path(tempfile.mkdtemp(dir=tmp_path))
-        code, error, seconds = run_whole(forks, [*overrides, "trainer.steps=2", "prior.trainer.steps=2"], folder)
+        code, error = run_whole(forks, [*overrides, "trainer.steps=2", "prior.trainer.steps=2"], folder)
         outcomes.append(code)
         if code:
-            assert_one_sentence(code, error, seconds)
+            assert_one_sentence(code, error)
 
     try_one()
     assert {0, 2} <= set(outcomes)
