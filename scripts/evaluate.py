@@ -30,13 +30,14 @@ def main(cfg: Any) -> None:
         raise UserError(problem)
     if problem := mistake_in("samples", cfg.samples, CountOrZero):
         raise UserError(problem)
-    if cfg.samples and cfg.backbone is None:
-        raise UserError(
-            f"samples={cfg.samples} are judged by a pretrained network: name it with backbone=efficientnet_lite0"
-        )
-    for key in ("backbone", "backbone_file"):
+    for key in ("samples", "reference"):
+        if cfg[key] and cfg.backbone is None:
+            raise UserError(f"{key}={cfg[key]} needs a pretrained network: name it with backbone=efficientnet_lite0")
+    for key in ("backbone", "backbone_file", "reference"):
         if problem := mistake_in(key, cfg[key], str | None):
             raise UserError(problem)
+    if problem := mistake_in("metrics", cfg.metrics, list[str] | None):
+        raise UserError(problem)
     if cfg.batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {cfg.batch_size}")
 
@@ -44,6 +45,7 @@ def main(cfg: Any) -> None:
         from vqvae import distributed
         from vqvae.run.evaluation import evaluate_run
         from vqvae.run.folder import RunFolder
+        from vqvae.run.judged import METRICS, Wanted
         from vqvae.run.process import set_up_process
         from vqvae.run.report import figures, print_figures
         from vqvae.run.run import Run
@@ -53,15 +55,32 @@ def main(cfg: Any) -> None:
     with distributed.joined():
         run = Run(RunFolder.load(cfg.run_dir, list(cfg.allow_targets), places=plain(cfg.data)))
         search = run.cfg.search_sweeps if cfg.search is None else cfg.search
-        judged = (cfg.backbone, cfg.backbone_file, cfg.samples)
-        metrics, about = evaluate_run(run, cfg.split, cfg.batch_size, search, *judged)
+        wanted = Wanted(
+            metrics=chosen(cfg.metrics, METRICS),
+            backbone=cfg.backbone,
+            file=cfg.backbone_file,
+            samples=cfg.samples,
+            settings={key: value for key, value in plain(cfg.sampling).items() if value is not None},
+            reference=cfg.reference,
+        )
+        metrics, about = evaluate_run(run, cfg.split, cfg.batch_size, search, wanted)
         if not distributed.is_main():
             return
         reported = figures(metrics)
         file = Path(cfg.out or run.folder.path / f"evaluation_{cfg.split}.json")
         write_json(file, {**about, "figures": reported})
         print_figures(f"{cfg.run_dir}, {about['items']} items of split '{about['split']}'", reported)
+        if about["judged"]:
+            say("\njudged by:\n" + "\n".join(f"  {key}: {value}" for key, value in about["judged"].items() if value))
         say(f"\nwritten to {file}")
+
+
+def chosen(metrics: Any, known: tuple[str, ...]) -> tuple[str, ...]:
+    """The groups that are asked for, all for None. Raises UserError for one that does not exist."""
+    for name in metrics or ():
+        if name not in known:
+            raise UserError(f"metrics=[{name}] does not exist; {suggest(name, known)}")
+    return known if metrics is None else tuple(metrics)
 
 
 if __name__ == "__main__":

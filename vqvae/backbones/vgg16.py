@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import VGG16_Weights, vgg16
 
 from vqvae.backbones.base import LEAST_SIDE, Backbone
-from vqvae.backbones.weights import fill, package_folder, read_weights
+from vqvae.backbones.weights import downloaded, fill, package_folder, read_weights
 from vqvae.errors import UserError
 
 ENDS = (3, 8, 15, 22, 29)  # layers relu1_2, relu2_2, relu3_3, relu4_3, relu5_3
@@ -54,7 +53,7 @@ def vgg16_lpips(file: str | None, least_side: int = LEAST_SIDE) -> VGG16LPIPS:
 
     Raises UserError.
     """
-    place = download() if file is None else Path(file)
+    place = downloaded("vgg16_lpips", URL) if file is None else Path(file)
     state = {key: value for key, value in read_weights(place).items() if not key.startswith("classifier.")}
     state = {key.removeprefix("features."): value for key, value in state.items()}
     with torch.device("meta"):
@@ -74,19 +73,3 @@ def heads() -> list[Tensor]:
         raise UserError("backbone=vgg16_lpips needs the package lpips: pip install 'vqvae[perceptual]'")
     state = read_weights(folder / "weights" / "v0.1" / "vgg.pth")
     return [state[f"lin{depth}.model.1.weight"].flatten() for depth in range(len(ENDS))]
-
-
-def download() -> Path:
-    """VGG16's file in torch's cache, downloaded if it is not there. Raises UserError where that fails."""
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    file = folder / URL.rsplit("/", 1)[1]
-    if not file.is_file():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(URL, str(file), hash_prefix=file.stem.split("-")[1], progress=False)
-        except (URLError, OSError, RuntimeError) as error:
-            raise UserError(
-                f"backbone=vgg16_lpips could not be downloaded ({error}): get {URL} elsewhere, "
-                f"and put it at {file} or name it with file=..."
-            ) from error
-    return file

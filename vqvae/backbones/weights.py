@@ -6,6 +6,7 @@ import importlib.util
 import pickle
 import re
 from pathlib import Path
+from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,26 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"file={file} holds no weights by name")
     return state
+
+
+def downloaded(backbone: str, url: str) -> Path:
+    """A file in torch's cache, downloaded if it is not there. Its name ends with its checksum.
+
+    Raises UserError where the download fails.
+    """
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    checksum = HASHED.search(file.name)
+    assert checksum is not None
+    if not file.is_file():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(file), hash_prefix=checksum[1], progress=False)
+        except (URLError, OSError, RuntimeError) as error:
+            raise UserError(
+                f"backbone={backbone} could not be downloaded ({error}): get {url} elsewhere, "
+                f"and put it at {file} or name it with file=..."
+            ) from error
+    return file
 
 
 def load(file: Path) -> object:

@@ -17,13 +17,19 @@ SETTINGS: dict[str, Any] = {  # of the top level; the other keys there are group
     "search_sweeps": CountOrZero,
     "allow_targets": list[str],
 }
-GROUPS = ["data", "model", "quantizer", "loss", "optimizer", "schedule", "trainer", "prior", "logger"]
+GROUPS = ["data", "model", "quantizer", "loss", "optimizer", "schedule", "trainer", "evaluation", "prior", "logger"]
 TOP_LEVEL = [*SETTINGS, *GROUPS]
 PRIOR_SETTINGS: dict[str, Any] = {
     "flip": bool,
     "class_dropout": LessThanOne,
     "label_smoothing": LessThanOne,
     "guidance": NonNegativeFloat,
+}
+EVALUATION: dict[str, Any] = {
+    "frechet": CountOrZero,
+    "backbone": str,
+    "backbone_file": str | None,
+    "monitor": Literal["mse", "frechet"],
 }
 LOSS = ["head", "terms"]
 PRIOR = ["network", "optimizer", "schedule", "trainer", *PRIOR_SETTINGS]

@@ -46,6 +46,7 @@ EARLIER_DATA: dict[str, dict[str, Any]] = {
     },
     "vqvae.data.webdataset.WebDataset": {"held_out": "shuffle", "value_range": None},
 }
+EARLIER_EVALUATION = {"frechet": 0, "backbone": "efficientnet_lite0", "backbone_file": None, "monitor": "mse"}
 KEPT = ("held_out", "value_range")  # of these, what decides the items of a run
 SCHEDULES = (("schedule",), ("prior", "schedule"))
 
@@ -102,7 +103,7 @@ def rename_keys(config: dict[str, Any]) -> dict[str, Any]:
     data = config.get("data")
     if isinstance(data, dict):
         config = {**config, "data": {**EARLIER_DATA.get(str(data.get("_target_")), {}), **data}}
-    return {"search_sweeps": sweeps, "device": "auto", **config}
+    return {"search_sweeps": sweeps, "device": "auto", "evaluation": EARLIER_EVALUATION, **config}
 
 
 def rename_export(config: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from torch import nn
 from torch.optim import Optimizer
 
-from vqvae.config.keys import GROUPS, LOSS, PRIOR, PRIOR_SETTINGS, SETTINGS, TOP_LEVEL, check_keys
+from vqvae.config.keys import EVALUATION, GROUPS, LOSS, PRIOR, PRIOR_SETTINGS, SETTINGS, TOP_LEVEL, check_keys
 from vqvae.config.types import describe, inner, mistake_in, shorten
 from vqvae.data.base import Data
 from vqvae.errors import UserError, suggest
@@ -65,6 +65,8 @@ def check(cfg: dict[str, Any]) -> None:
             raise UserError(f"{group}={cfg[group]} is not a choice of this group; see --help")
     check_keys("prior", list(cfg["prior"]), PRIOR, required=PRIOR)
     check_settings("prior.", cfg["prior"], PRIOR_SETTINGS)
+    check_keys("evaluation", list(cfg["evaluation"]), list(EVALUATION), required=list(EVALUATION))
+    check_settings("evaluation.", cfg["evaluation"], EVALUATION)
     check_terms(cfg["loss"], allowed)
     for path, (base, given) in BUILT.items():
         group, _, part = path.partition(".")

@@ -20,7 +20,7 @@ from vqvae.losses.objective import Objective
 from vqvae.metrics.reconstruction import reconstruction_metrics, reconstruction_sums
 from vqvae.metrics.registry import figure
 from vqvae.run.folder import STAGES
-from vqvae.run.judged import Judge, judged_figures
+from vqvae.run.judged import Judgment, Wanted
 from vqvae.run.run import Run
 from vqvae.stages.autoencoder import AutoencoderStage
 from vqvae.training.stage import evaluate
@@ -51,35 +51,31 @@ figure(
 
 @torch.no_grad()
 def evaluate_run(
-    run: Run,
-    split: str,
-    batch_size: int,
-    search: int,
-    backbone: str | None = None,
-    backbone_file: str | None = None,
-    samples: int = 0,
+    run: Run, split: str, batch_size: int, search: int, wanted: Wanted | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Metrics over a whole split, in float32, and what they were measured on. An unfinished prior is left out.
 
     search: sweeps of code search for a second set of reconstruction metrics; 0: none.
-    backbone: name of a pretrained network, for the figures in its features; its weights are in `backbone_file`.
-    samples: number of samples that it judges; 0: none.
     """
-    judge = None if backbone is None else Judge.load(run, backbone, backbone_file)
+    wanted = wanted or Wanted()
     trained, variance = run.trained_model(), run.variance()
+    judgment = None if wanted.backbone is None else Judgment.of(run, trained, split, wanted)
     loader = run.loader(split)
     stage = AutoencoderStage(trained.model, Objective(trained.head, {}), variance, run.data.show)
     metrics = evaluate(stage, ItemEvaluationSet(run.data, loader), batch_size)
     metrics |= searched_figures(run, trained, split, search)
-    metrics |= {} if judge is None else judged_figures(run, trained, split, judge, samples)
     metrics["autoencoder/parameters"] = sum(p.numel() for p in trained.model.parameters())
-    if (prior := trained.prior) is not None:
+    if (prior := trained.prior) is not None and "likelihood" in wanted.metrics:
         store = run.code_store(trained, split)
         codes = CodeEvaluationSet(store, None, run.device)
         metrics |= evaluate(run.prior_stage(prior, trained), codes, batch_size)
         metrics[UNIFORM] = bits_of_uniform(store.codebook_sizes, store.code_shapes)
         metrics["prior/parameters"] = sum(p.numel() for p in prior.parameters())
     metrics |= bits_per_dim(metrics, run.data)
+    for section, group in (("autoencoder/", "reconstruction"), ("codebook/", "codebook")):
+        if group not in wanted.metrics:
+            metrics = {name: value for name, value in metrics.items() if not name.startswith(section)}
+    metrics |= {} if judgment is None else judgment.figures()
     about = {
         "run_dir": str(run.folder.path),
         "split": loader.split.name,
@@ -88,8 +84,7 @@ def evaluate_run(
         "data": plain(run.cfg)["data"],
         "training_variance": variance,
         "precision": "float32",
-        "backbone": backbone,
-        "samples": samples,
+        "judged": None if judgment is None else judgment.protocol(),
     }
     return metrics, about
 

@@ -19,6 +19,8 @@ from vqvae.data.loader import ItemLoader
 from vqvae.errors import UserError
 from vqvae.images import to_uint8
 from vqvae.inference.trained_model import DataInfo, TrainedModel
+from vqvae.judging.judge import Judge
+from vqvae.judging.observer import FrechetObserver
 from vqvae.losses.heads import Head
 from vqvae.losses.objective import Objective
 from vqvae.model import VQVAE
@@ -81,7 +83,20 @@ class Run:
         """New autoencoder stage; `epoch_steps`, the steps of an epoch, is needed for training only."""
         model, head = build_model(self.cfg, self.data, variance)
         objective = build_objective(self.cfg, head, self.data, variance).to(self.device)
-        return AutoencoderStage(model, objective, variance, self.data.show, epoch_steps)
+        stage = AutoencoderStage(model, objective, variance, self.data.show, epoch_steps, self.observer())
+        if stage.observer is not None and self.cfg.evaluation.monitor == "frechet":
+            stage.monitor = stage.observer.monitor
+        return stage
+
+    def observer(self) -> FrechetObserver | None:
+        """What `evaluation.frechet` adds to evaluations. Raises UserError for what cannot be measured."""
+        node = self.cfg.evaluation
+        if not node.frechet:
+            if node.monitor == "frechet":
+                raise UserError("evaluation.monitor=frechet needs a number of images, such as evaluation.frechet=2000")
+            return None
+        judge = Judge.load(node.backbone, node.backbone_file, self.data.channels, self.data.size, self.device)
+        return FrechetObserver.of(judge, node.frechet, self.known.count("val"))
 
     def tokenizer(self) -> TrainedModel:
         """Finished autoencoder, without a prior. Raises UserError if it is not finished."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -55,11 +55,22 @@ figure(
 )
 
 
+class Observer(Protocol):
+    """What else is measured of reconstructions in an evaluation."""
+
+    @property
+    def monitor(self) -> str:
+        """Name of its figure, of which lower is better."""
+
+    def sums(self, x: Tensor, x_hat: Tensor) -> dict[str, Tensor]: ...
+    def figures(self, sums: dict[str, Tensor]) -> dict[str, float]: ...
+
+
 class AutoencoderStage(Stage):
     """Trains a VQ-VAE on ItemBatches. Loss: terms of the objective + every loss of the quantizers, weighted.
 
     `variance` is that of the training data in [-1, 1]. `show` draws items for previews. `epoch_steps`: steps that one pass
-    over the training data takes; None where nothing is trained.
+    over the training data takes; None where nothing is trained. `observer` adds a figure to evaluations.
     """
 
     meters: CodeCounts
@@ -74,9 +85,11 @@ class AutoencoderStage(Stage):
         variance: float,
         show: Show,
         epoch_steps: Fraction | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.model, self.objective, self.variance, self.show = model, objective, variance, show
         self.epoch_steps, self.epochs = epoch_steps, Fraction(0)
+        self.observer = observer
         self.networks: dict[str, nn.Module] = {"model": model}
         self.meters = CodeCounts(model.codebook_sizes, tuple(SPANS))
         self.counted: list[list[Tensor]] = []  # of the step at hand, a micro-batch each: M x (K_m,)
@@ -114,7 +127,10 @@ class AutoencoderStage(Stage):
 
     def evaluate(self, batch: ItemBatch) -> dict[str, Tensor]:
         x, output = batch.x, self.model(batch.x)
-        sums = reconstruction_sums(self.objective.head.to_image(output.decoded), x)
+        x_hat = self.objective.head.to_image(output.decoded)
+        sums = reconstruction_sums(x_hat, x)
+        if self.observer is not None:
+            sums |= {f"observed:{name}": value for name, value in self.observer.sums(x, x_hat).items()}
         terms = self._weigh(self.objective(output.decoded, x), output)
         sums |= {f"term:{name}": value.double() * len(x) for name, value in terms.items()}
         sums |= {f"histogram:{name}": counts for name, counts in output.histograms.items()}
@@ -129,6 +145,11 @@ class AutoencoderStage(Stage):
             elif kind == "histogram":
                 low, high = HISTOGRAM_RANGES[name.split("/")[-1]]
                 metrics[of_level(f"{name}_histogram")] = binned(value, low, high)
+        if self.observer is not None:
+            observed = {
+                name.removeprefix("observed:"): value for name, value in sums.items() if name.startswith("observed:")
+            }
+            metrics |= self.observer.figures(observed)
         means = {name: metrics[f"autoencoder/reconstruction_{name}"] for name in self.objective.weights}
         metrics |= self.objective.head.figures(means)
         for m in range(len(self.model.codebook_sizes)):
