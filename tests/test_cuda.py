@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import TINY, train_inside
+from test_graphs import ALL, CONV, PRIOR, SMALL, STEPS, Compared, compare
 from torch import Tensor
 
 from scripts.benchmarks.sampling import prior_of
-from tests.conftest import TINY, train_inside
-from tests.test_graphs import ALL, CONV, PRIOR, SMALL, STEPS, Compared, compare
 from vqvae.config.compose import choices
 from vqvae.devices.graphs import Graphs
 from vqvae.priors.sampling import Known, Sampling

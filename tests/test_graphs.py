@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import SMALL_CODEBOOK, TINY, train_inside
+from test_backbones import needs_lite
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from scripts.benchmarks.sampling import prior_of
-from tests.conftest import SMALL_CODEBOOK, TINY, train_inside
-from tests.test_backbones import needs_lite
 from vqvae.config.compose import choices
 from vqvae.devices import graphs
 from vqvae.devices.graphs import MAX_KINDS, Graphs

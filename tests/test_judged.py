@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from conftest import SMALL_CODEBOOK, TINY, call_inside, lines, train_inside
 from PIL import Image
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
+from two_processes import in_a_group
 
 import vqvae
 from vqvae.backbones.base import Backbone
@@ -24,8 +26,10 @@ from vqvae.judging.drawn import DrawnSamples
 from vqvae.judging.figures import Sets, compared, floors
 from vqvae.judging.judge import Judge
 from vqvae.judging.statistics import Statistics, collect
+from vqvae.losses.ssim import SSIM
 from vqvae.metrics.frechet import Gaussian, frechet_distance, moments
 from vqvae.metrics.likeness import inception_score, kernel_distance, manifold_figures
+from vqvae.metrics.reconstruction import multi_scale_ssim, scales_of
 from vqvae.run.folder import RunFolder
 from vqvae.run.run import Run
 
@@ -202,6 +206,30 @@ def test_statistics_are_those_of_all_vectors_whatever_the_batches() -> None:
     assert len(found) == 300
     p = vectors[:, :2].softmax(1)
     torch.testing.assert_close(found.probabilities[3, :2].float(), p[3::10].sum(0))
+
+
+def on_each_rank(folder: Path) -> tuple[Statistics, Statistics, list[str]]:
+    """Statistics of the items of a split and of 70 samples, and the files that hold these."""
+    run = Run(RunFolder.load(folder, []))
+    judge = Judge(Seen(6), "seen", 6, 1)
+    items = ItemEvaluationSet(run.data, run.loader("val"))
+    found = collect(judge, items, len(items.loader), 10, "items")
+    drawn = DrawnSamples(run.trained_model(), 70, {"chunk": 20}, folder.parent / "drawn")
+    drawn.draw()
+    samples = collect(judge, drawn, 70, 10, "samples")
+    return found, samples, sorted(file.name for file in drawn.folder.iterdir())
+
+
+@pytest.mark.cpu
+def test_two_ranks_collect_and_draw_what_one_does(run_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_dir, tmp_path / "two" / "run")
+    first, second = in_a_group(tmp_path, on_each_rank, tmp_path / "two" / "run")
+    alone = on_each_rank(run_dir)
+    for ours in (first, second):
+        for found, right in zip(ours[:2], alone[:2]):
+            for field in ("folds", "class_sums", "labels", "probabilities"):
+                torch.testing.assert_close(getattr(found, field), getattr(right, field))
+    assert first[2] == alone[2]
 
 
 def test_at_most_ten_thousand_vectors_are_kept_spread_over_the_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -501,3 +529,12 @@ def test_an_observation_of_too_few_images_is_refused_at_the_start(
         with pytest.raises(SystemExit):
             train_inside(*TINY, *wanted, "data.val_count=20", more, f"run_dir={tmp_path / 'run'}")
         assert sentence in capsys.readouterr().err
+
+
+def test_ms_ssim_has_as_many_scales_as_its_name_says_and_is_near_the_loss() -> None:
+    x = torch.rand(2, 3, 64, 64) * 2 - 1
+    x_hat = (x + 0.3 * torch.randn_like(x)).clamp(-1, 1)
+    assert [scales_of((side, 500)) for side in (8, 16, 32, 64, 160, 176, 512)] == [0, 1, 2, 3, 4, 5, 5]
+    assert multi_scale_ssim(x, x).tolist() == pytest.approx([1, 1])
+    loss = SSIM(1.0, 1.0).value(x_hat, x)  # without the mirrored borders
+    assert float(1 - multi_scale_ssim(x_hat, x).mean()) == pytest.approx(float(loss), abs=0.01)

@@ -21,10 +21,10 @@ from conftest import (
     weights,
 )
 from omegaconf import OmegaConf
+from test_backbones import needs_lite, needs_lpips, vgg_file  # noqa: F401  (a fixture)
 from torch import Tensor
 
 import vqvae
-from tests.test_backbones import needs_lite, needs_lpips, vgg_file  # noqa: F401  (a fixture)
 from vqvae.backbones.named import load_backbone
 from vqvae.config.build import build
 from vqvae.config.compose import choices, compose, resolve
@@ -32,8 +32,8 @@ from vqvae.data.items import ItemEvaluationSet
 from vqvae.losses.heads import Pixels
 from vqvae.losses.objective import Objective
 from vqvae.losses.perceptual import perceptual_distance
-from vqvae.losses.ssim import SCALE_WEIGHTS
 from vqvae.losses.terms import Term
+from vqvae.metrics.reconstruction import SCALE_WEIGHTS
 from vqvae.run.folder import RunFolder
 from vqvae.run.run import Run
 

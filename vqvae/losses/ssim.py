@@ -8,10 +8,11 @@ from torch import Tensor
 
 from vqvae.errors import UserError
 from vqvae.losses.terms import Term
+from vqvae.metrics.reconstruction import SSIM_WINDOW as WINDOW
+from vqvae.metrics.reconstruction import scale_weights, scales_of
 from vqvae.ranges import NonNegativeFloat, checked
 
-WINDOW, SIGMA = 11, 1.5
-SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang, Simoncelli and Bovik 2003, the finest scale first
+SIGMA = 1.5
 C1, C2 = 0.01**2, 0.03**2  # for values in [0, 1]
 LEAST = 1e-4  # a power below 1 has no finite gradient at 0
 
@@ -40,15 +41,14 @@ class SSIM(Term):
 
     def value(self, x_hat: Tensor, x: Tensor) -> Tensor:
         a, b = (x_hat + 1) / 2, (x + 1) / 2
-        scales = min(len(SCALE_WEIGHTS), (min(x.shape[2:]) // WINDOW).bit_length())
-        weights = [weight / sum(SCALE_WEIGHTS[:scales]) for weight in SCALE_WEIGHTS[:scales]]
+        weights = scale_weights(scales_of(tuple(x.shape[2:])))
         similarity = x.new_ones(len(x))
         with torch.autocast(x.device.type, enabled=False):
             for scale, weight in enumerate(weights):
                 if scale:
                     a, b = halved(a), halved(b)
                 luminance, structure = self.compare(a, b)
-                both = luminance * structure if scale == scales - 1 else structure
+                both = luminance * structure if scale == len(weights) - 1 else structure
                 similarity = similarity * both.flatten(1).mean(1).clamp_min(LEAST) ** weight
         return 1 - similarity.mean()
 

@@ -33,6 +33,13 @@ SSIM = figure(
     better="higher",
     sweep=True,
 )
+MS_SSIM = figure(
+    "autoencoder/ms_ssim_{scales}_scales",
+    "mean MS-SSIM over images, with the first so many of the five scales of Wang et al. 2003, weights divided by their "
+    "sum: all five from sides of 176 pixels on; otherwise as ssim",
+    better="higher",
+)
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang, Simoncelli and Bovik 2003, the finest scale first
 SSIM_WINDOW = 11  # gaussian, sigma 1.5 (Wang et al. 2004)
 
 
@@ -53,6 +60,32 @@ def reconstruction_sums(x_hat: Tensor, x: Tensor) -> dict[str, Tensor]:
         assert isinstance(ssim, Tensor)
         sums["ssim"] = ssim.double().sum()
     return sums
+
+
+def scales_of(size: tuple[int, ...]) -> int:
+    """How many scales, each of half the sides, the smallest side has room for; 0 where there is none."""
+    return min(len(SCALE_WEIGHTS), (min(size) // SSIM_WINDOW).bit_length())
+
+
+def scale_weights(scales: int) -> tuple[float, ...]:
+    """Weights of the first `scales` scales, whose sum is 1."""
+    return tuple(weight / sum(SCALE_WEIGHTS[:scales]) for weight in SCALE_WEIGHTS[:scales])
+
+
+def multi_scale_ssim(x_hat: Tensor, x: Tensor) -> Tensor:
+    """Images (B, C, H, W) in [-1, 1] with sides from 11 on -> MS-SSIM of each (B,), as many scales as `scales_of` says."""
+    with own_folder():
+        from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
+    found = multiscale_structural_similarity_index_measure(
+        (x_hat.float() + 1) / 2,
+        (x + 1) / 2,
+        data_range=1.0,
+        betas=scale_weights(scales_of(tuple(x.shape[2:]))),
+        normalize="relu",
+        reduction="none",
+    )
+    return found.double()
 
 
 def item_squared_error(a: Tensor, b: Tensor) -> Tensor:

@@ -17,7 +17,13 @@ from vqvae.data.items import ItemBatch, ItemEvaluationSet
 from vqvae.inference.trained_model import TrainedModel
 from vqvae.losses.likelihood import BITS
 from vqvae.losses.objective import Objective
-from vqvae.metrics.reconstruction import reconstruction_metrics, reconstruction_sums
+from vqvae.metrics.reconstruction import (
+    MS_SSIM,
+    multi_scale_ssim,
+    reconstruction_metrics,
+    reconstruction_sums,
+    scales_of,
+)
 from vqvae.metrics.registry import figure
 from vqvae.run.folder import STAGES
 from vqvae.run.judged import Judgment, Wanted
@@ -64,6 +70,8 @@ def evaluate_run(
     stage = AutoencoderStage(trained.model, Objective(trained.head, {}), variance, run.data.show)
     metrics = evaluate(stage, ItemEvaluationSet(run.data, loader), batch_size)
     metrics |= searched_figures(run, trained, split, search)
+    if "perceptual" in wanted.metrics and len(run.data.size) == 2 and scales_of(run.data.size) > 1:
+        metrics |= evaluate(MultiScale(trained), ItemEvaluationSet(run.data, loader), SEARCHED_AT_A_TIME)
     metrics["autoencoder/parameters"] = sum(p.numel() for p in trained.model.parameters())
     if (prior := trained.prior) is not None and "likelihood" in wanted.metrics:
         store = run.code_store(trained, split)
@@ -102,6 +110,21 @@ class Reconstructions:
 
     def evaluation_metrics(self, sums: dict[str, Tensor]) -> dict[str, Any]:
         return dict(reconstruction_metrics(sums, self.variance))
+
+
+@dataclass
+class MultiScale:
+    """MS-SSIM of reconstructions, for `evaluate`."""
+
+    trained: TrainedModel
+
+    def evaluate(self, batch: ItemBatch) -> dict[str, Tensor]:
+        found = multi_scale_ssim(self.trained.reconstruct(batch.x), batch.x)
+        return {"similarity": found.sum(), "items": found.new_tensor(float(len(found)))}
+
+    def evaluation_metrics(self, sums: dict[str, Tensor]) -> dict[str, Any]:
+        scales = str(scales_of(self.trained.data.size))
+        return {MS_SSIM.replace("{scales}", scales): float(sums["similarity"] / sums["items"])}
 
 
 def searched_figures(run: Run, trained: TrainedModel, split: str, search: int) -> dict[str, Any]:
