@@ -237,6 +237,18 @@ def test_reconstruction_figures_match_numpy_over_batches_of_different_size() -> 
     assert metrics["autoencoder/mse_over_variance"] == pytest.approx(((x - x_hat) ** 2).mean() / 0.25, rel=1e-5)
 
 
+def test_the_error_of_psnr_is_that_of_sets_drawn_again() -> None:
+    """Against the spread of PSNR over 400 resamplings of the same items (bootstrap)."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(200, 1, 4, 4, generator=generator) * 2 - 1
+    x_hat = x + torch.randn(x.shape, generator=generator) * torch.rand(200, 1, 1, 1, generator=generator)
+    whole = reconstruction_metrics(reconstruction_sums(x_hat.clamp(-1, 1), x), 1.0)
+    squared = ((x_hat.clamp(-1, 1) - x) / 2).square().flatten(1).mean(1)
+    again = squared[torch.randint(200, (400, 200), generator=generator)].mean(1)
+    assert whole["autoencoder/psnr_error_db"] == pytest.approx(float((-10 * again.log10()).std()), rel=0.15)
+    assert "autoencoder/psnr_error_db" not in reconstruction_metrics(reconstruction_sums(x_hat[:1], x[:1]), 1.0)
+
+
 def test_ssim_is_one_for_equal_images_and_falls_with_noise() -> None:
     x = torch.rand(2, 3, 32, 32) * 2 - 1
     values = [

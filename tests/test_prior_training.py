@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 import shutil
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,7 @@ def test_an_evaluation_measures_all_validation_codes_and_as_many_of_training_spr
             "prior/bits_per_item_bound": val * 8,
             "prior/bits_per_code_bound_0": val,
             "prior/bits_per_code_bound_1": val,
+            "prior/bits_per_code_bound_error": statistics.stdev(range(200, 207)) / math.sqrt(7) / math.log(2),
             "prior/train_bits_per_code_bound": train,
             "prior/overfitting_gap": val - train,
         }

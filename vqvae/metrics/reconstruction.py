@@ -25,6 +25,11 @@ PSNR = figure(
     panel="reconstruction, dB",
     sweep=True,
 )
+PSNR_ERROR = figure(
+    "autoencoder/psnr_error_db",
+    "standard error of psnr_db over the items of the split; two runs measured on the same items differ by less",
+    dashboard=False,
+)
 PSNR_MEAN = figure("autoencoder/psnr_mean_db", "mean over items of each item's PSNR", better="higher")
 SSIM = figure(
     "autoencoder/ssim",
@@ -46,12 +51,17 @@ SSIM_WINDOW = 11  # gaussian, sigma 1.5 (Wang et al. 2004)
 def reconstruction_sums(x_hat: Tensor, x: Tensor) -> dict[str, Tensor]:
     """Data (B, C, *S) in [-1, 1], x_hat clamped to it -> sums over the batch, float64.
 
-    squared_error: of the per-item mean squared error in [0, 1]; psnr: of the per-item PSNR; ssim: of SSIM with a gaussian
-    window of 11 and sigma 1.5 (of two data dims, none smaller than the window; else left out); items: their number.
+    squared_error: of the per-item mean squared error in [0, 1]; squares: of its square; psnr: of the per-item PSNR; ssim: of
+    SSIM with a gaussian window of 11, sigma 1.5 (of two data dims, none smaller than the window; else left out); items: number.
     """
     a, b = (x_hat.float() + 1) / 2, (x + 1) / 2
     squared, psnr = item_squared_error(a, b), item_psnr(x_hat, x)
-    sums = {"squared_error": squared.sum(), "psnr": psnr.sum(), "items": squared.new_tensor(float(len(squared)))}
+    sums = {
+        "squared_error": squared.sum(),
+        "squares": squared.square().sum(),
+        "psnr": psnr.sum(),
+        "items": squared.new_tensor(float(len(squared))),
+    }
     if x.ndim == 4 and min(x.shape[2:]) >= SSIM_WINDOW:
         with own_folder():  # it imports matplotlib, which reads the matplotlibrc of the current one; and takes a second
             from torchmetrics.functional.image import structural_similarity_index_measure
@@ -109,6 +119,14 @@ def reconstruction_metrics(sums: dict[str, Tensor], variance: float) -> dict[str
         PSNR: -10 * math.log10(max(mse, 1e-10)),
         PSNR_MEAN: float(sums["psnr"]) / items,
     }
+    if items > 1 and mse > 0:
+        metrics[PSNR_ERROR] = 10 / math.log(10) * error_of_mean(mse * items, float(sums["squares"]), items) / mse
     if "ssim" in sums:
         metrics[SSIM] = float(sums["ssim"]) / items
     return metrics
+
+
+def error_of_mean(total: float, squares: float, count: float) -> float:
+    """Standard error of the mean of `count` > 1 values, from their sum and the sum of their squares."""
+    variance = (squares - total**2 / count) / (count - 1)
+    return math.sqrt(max(variance, 0.0) / count)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vqvae import distributed
 from vqvae.data.codes import CodeBatch
 from vqvae.images import grid
+from vqvae.metrics.reconstruction import error_of_mean
 from vqvae.metrics.registry import figure
 from vqvae.priors.base import Prior, Scored
 from vqvae.priors.sampling import Sampling
@@ -37,6 +38,11 @@ for bound, meaning in (("", ""), ("_bound", "an upper bound, of a prior whose li
         f"bits_per_code{bound} of as many training items as the validation split has, spread over the training set",
         panel="bits per code",
         report=False,
+    )
+    figure(
+        f"prior/bits_per_code{bound}_error",
+        f"standard error of bits_per_code{bound}, over the items of the split",
+        dashboard=False,
     )
 GAP = figure(
     "prior/overfitting_gap",
@@ -89,6 +95,7 @@ class PriorStage(Stage):
         return {
             "examples": member.sum(0),
             **{f"nats{m}": of_map @ member for m, of_map in enumerate(nats)},
+            "squares": sum(nats).square() @ member,
         }  # each (2,)
 
     def evaluation_metrics(self, sums: dict[str, Tensor]) -> dict[str, Any]:
@@ -100,6 +107,9 @@ class PriorStage(Stage):
             self.monitor: val / (examples[0] * example_codes),
             self.monitor.replace("per_code", "per_item"): val / examples[0],
         }
+        if examples[0] > 1:
+            squares = float(sums["squares"][0]) / math.log(2) ** 2
+            metrics[f"{self.monitor}_error"] = error_of_mean(val, squares, examples[0]) / example_codes
         for m, ((one, _), count) in enumerate(zip(bits, counts)):
             metrics[f"{self.monitor}_{m}"] = one / (examples[0] * count)
         if examples[1]:
