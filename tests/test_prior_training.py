@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-import statistics
 import shutil
+import statistics
 from pathlib import Path
 from typing import Any
 
