@@ -47,6 +47,7 @@ ALLOWED = {
     "stages": {"data", "distributed", "errors", "images", "metrics", "training"} | LAYERS,
     "inference": {"data", "distributed", "errors", "images"} | LAYERS,
     "judging": {"backbones", "data", "distributed", "errors", "inference", "losses", "metrics", "storage"},
+    "compression": {"distributed", "errors", "images", "inference", "priors", "storage"},
     "config": {"surroundings", "data", "errors", "training"} | LAYERS,
     "run": {
         "surroundings",
