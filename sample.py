@@ -6,23 +6,19 @@ Under torchrun, rank 0 works alone. Image i depends on seed + i alone, so severa
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 from vqvae.config.compose import check_keys_of, plain, resolve
 from vqvae.config.program import entry_point, typed_overrides
-from vqvae.sampling.modes import COUNTS, check_mode, folder_name, quote
+from vqvae.sampling.modes import COUNTS, check_mode, folder_name
 from vqvae.surroundings.own_folder import own_folder
 
 
 def main() -> None:
-    """Quote masks and file names for Hydra, except in a sweep (-m), where commas separate values; then run."""
-    if os.environ.get("RANK", "0") != "0":
-        return
-    if not {"-m", "--multirun"} & set(sys.argv):
-        sys.argv[1:] = [quote(argument) for argument in sys.argv[1:]]
-    run_mode()
+    """Run on rank 0 alone."""
+    if os.environ.get("RANK", "0") == "0":
+        run_mode()
 
 
 @entry_point("sample")

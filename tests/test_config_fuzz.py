@@ -169,7 +169,7 @@ WHOLE = {
     "trainer.steps=${oc.env:HOME}": "is not an integer or null",
     "quantizer.codebook.size=9223372036854775807": "quantizer.codebook.size=9223372036854775807 must be at most 262144",
     "model.encoders.0.widths=[999999999,8]": "model.encoders.0: this does not fit in memory: 178.8 GiB were asked for at once",
-    "data.cache_dir='日本": "data.cache_dir='日本 cannot be read as key=value",
+    "logger.project='日本": "logger.project='日本 cannot be read as key=value",
     "trainer=[-1,0]": "cannot be used: a group takes the name of one choice",
     "~model": "is not a config key or group; did you mean",
     "+quantizer.codebook.sise=nan": "did you mean quantizer.codebook.size?",

@@ -17,7 +17,6 @@ from vqvae.run.folder import RunFolder
 from vqvae.run.run import Run
 from vqvae.sampling import generate
 from vqvae.sampling.complete import kept_codes, region_of
-from vqvae.sampling.modes import quote
 
 
 def sample(run_dir: Path, out: Path, *overrides: str) -> Path:
@@ -123,14 +122,6 @@ def test_a_mask_works_as_typed_and_as_a_list(typed: str, same: str, finished_run
     first, second = (np.load(out / "completions.npz") for out in outs)
     assert np.array_equal(first["mask"], second["mask"])
     assert np.array_equal(first["codes_0"], second["codes_0"])
-
-
-def test_arguments_that_hydra_would_misread_are_quoted_and_others_are_left() -> None:
-    assert quote("mask=0,0,16,16") == "mask='0,0,16,16'"
-    assert quote("image=it's (1).png") == r"image='it\'s (1).png'"
-    assert quote("run_dir=runs/a/quantizer=ema") == "run_dir='runs/a/quantizer=ema'"
-    for argument in ("mask=[0,0,16,16]", "image=null", "image='a b'", "n=3", "--help", "class=all"):
-        assert quote(argument) == argument
 
 
 def test_a_file_is_read_as_the_data_set_would(finished_run: Path, tmp_path: Path) -> None:

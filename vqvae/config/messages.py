@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vqvae.config.compose import choices, compose, groups
 from vqvae.config.keys import TOP_LEVEL
+from vqvae.config.typed import way_to_type
 from vqvae.errors import UserError, suggest
 
 OUT_OF_MEMORY = re.compile(r"allocate memory|out of memory|[Ss]torage size calculation overflowed")
@@ -58,7 +59,7 @@ def explain(error: Exception, config_name: str) -> str:
     """Hydra's or OmegaConf's error as one sentence with the nearest valid name."""
     text = str(error)
     if isinstance(error, OverrideParseException):
-        return f"{error.override} cannot be read as key=value: a value with spaces, commas, quotes or brackets goes in quotes"
+        return f"{error.override} cannot be read as key=value{way_to_type(str(error.override))}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return f"{group}={choice} does not exist; " + suggest(choice, choices(group))

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, open_dict
 from vqvae.config.compose import CONFIGS, check_group_choices
 from vqvae.config.messages import ANOTHER_HAS_ENDED, user_message
 from vqvae.config.sweep import in_sweep, record_job, sweep_folder
+from vqvae.config.typed import as_hydra_reads, values_of
 from vqvae.surroundings.terminal import PrintableFormatter, printable
 
 PLACES = ("data.root=", "data.urls=", "data.val_urls=", "data.most_unreadable=", "data.most_pixels=")
@@ -57,6 +58,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
                 logging.lastResort.setFormatter(PrintableFormatter())
             os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then raises errors instead of printing them
             try:
+                sys.argv[1:] = as_hydra_reads(sys.argv[1:])
                 check_group_choices(sys.argv[1:])
                 trains = config_name == "train"
                 with sweep_folder(with_places(sys.argv[1:])) if trains else nullcontext(sys.argv[1:]) as arguments:
@@ -78,7 +80,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
 
 def with_places(arguments: list[str]) -> list[str]:
     """Arguments of train.py in which a run that goes on takes keys of its own data, which those of the default data are not."""
-    folders = [argument.partition("=")[2].strip("'\"") for argument in arguments if argument.startswith("run_dir=")]
+    folders = values_of("run_dir", arguments)
     if not folders or not (Path(folders[-1]) / "config.yaml").is_file():
         return arguments
     if any(argument.startswith(("data=", "experiment=", "tokenizer=")) for argument in arguments):

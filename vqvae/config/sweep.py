@@ -17,6 +17,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from vqvae.config.typed import values_of
 from vqvae.errors import UserError
 
 SUFFIX = ".job.json"
@@ -37,7 +38,7 @@ def sweep_folder(arguments: list[str]) -> Iterator[list[str]]:
     Raises UserError for a sweep into the folder of a run, and for one without run_dir under torchrun, whose processes would
     each make one.
     """
-    given = [argument.partition("=")[2].strip("'\"") for argument in arguments if argument.startswith("run_dir=")]
+    given = values_of("run_dir", arguments)
     if not {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments):
         yield arguments
     elif given:

@@ -45,21 +45,6 @@ TYPES: dict[
     "chunk": PositiveInt | None,
     "out": str | None,
 }
-# Keys whose values hydra must not parse.
-FREE_TEXT = ("mask", "image", "folder", "run_dir", "out", "data.root", "data.urls", "data.val_urls")
-
-
-def quote(argument: str) -> str:
-    """An argument of the command line as hydra takes it: mask=0,0,16,16 -> mask='0,0,16,16', which is no sweep.
-
-    So do file names with commas, brackets, blanks or = (a sweep's folders) reach the program as typed. What is quoted or a
-    [list] stays.
-    """
-    key, equals, value = argument.partition("=")
-    if key not in FREE_TEXT or not value or value[0] in "['\"" or value == "null":
-        return argument
-    escaped = value.replace("'", "\\'")
-    return f"{key}{equals}'{escaped}'"
 
 
 def check_mode(cfg: dict[str, Any], typed: Iterable[str]) -> None:
