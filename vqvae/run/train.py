@@ -16,6 +16,7 @@ from vqvae.run.run import Run
 from vqvae.seeding import seed_everything
 from vqvae.training.logger import Logger
 from vqvae.training.stage import Examples, Stage
+from vqvae.training.step import Updates
 from vqvae.training.stop import StopRequest
 from vqvae.training.trainer import Trainer
 
@@ -84,13 +85,18 @@ def open_log(run: Run, name: str) -> Logger:
 
 def make_trainer(run: Run, node: Any, stop: StopRequest, stage: Stage, examples: Examples, logger: Logger) -> Trainer:
     """Trainer of the logger's stage. `node` holds optimizer, schedule and trainer: the config's top level, or its `prior`."""
+    updates = {name: make_updates(node) for name in stage.networks}
     return Trainer(
         stage,
         examples,
         build(node.trainer, "trainer"),
-        build(node.optimizer, "optimizer"),
-        build(node.schedule, "schedule"),
+        updates,
         logger,
         run.cfg.seed * 2 + SEEDS[logger.stage],
         stop,
     )
+
+
+def make_updates(node: Any) -> Updates:
+    """How a network is updated, of a node with optimizer and schedule."""
+    return Updates(build(node.optimizer, "optimizer"), build(node.schedule, "schedule"))

@@ -17,21 +17,14 @@ from vqvae.training.optimizers import Muon
 NewOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
 
-def checkpoint_form(
-    state: dict[str, Any],
-    steps: int,
-    extras: Sequence[str],
-    optimizers: dict[str, torch.optim.Optimizer],
-    new_optimizer: NewOptimizer,
-) -> Form:
+def checkpoint_form(state: dict[str, Any], steps: int, extras: Sequence[str], moments: dict[str, Form]) -> Form:
     """The form of the checkpoints of a trainer whose own state is `state` now.
 
     Args:
         state: as it would be saved before the first step.
         steps: of the whole training.
         extras: what may be left to do after a step.
-        optimizers: by network.
-        new_optimizer: makes one of the same kind from parameter groups.
+        moments: the form of each network's optimizer.
     """
     step = partial(mistake_in_step, steps)
     return {
@@ -40,7 +33,7 @@ def checkpoint_form(
         "step": step,
         "todo": partial(mistake_in_todo, extras),
         "steps": mistake_in_end,
-        "optimizers": {name: moments_form(optimizer, new_optimizer) for name, optimizer in optimizers.items()},
+        "optimizers": moments,
         "window": MetricWindow.mistake_in,
         "best": mistake_in_best,
         "alerted": Each(str, list),

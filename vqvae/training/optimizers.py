@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqvae import distributed
 from vqvae.devices.graphs import captures_on
 from vqvae.metrics.registry import figure
 from vqvae.ranges import LessThanOne, NonNegativeFloat, checked
@@ -69,19 +68,17 @@ class LearningRate:
                 group["capturable"] = True
 
 
-def guarded_step(
-    optimizer: torch.optim.Optimizer, network: nn.Module, clip_norm: float | None, applied: Tensor
-) -> tuple[Tensor, Tensor]:
-    """One step of a network, a no-op on the device unless `applied` (0-d bool), and the gradient is finite, on all ranks.
-
-    Returns whether it was applied, and the norm of the gradient before it was clipped to `clip_norm`. Gradients are gone then.
-    """
+def gradient_norm(network: nn.Module, clip_norm: float | None) -> Tensor:
+    """Norm (0-d) of the whole gradient of a network, which is then clipped to `clip_norm`."""
     parameters = [p for p in network.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if clip_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
-    applied = applied & torch.isfinite(norm)
-    applied = distributed.all_reduce_sum([(~applied).float()])[0] == 0
+    return norm
+
+
+def guarded_step(optimizer: torch.optim.Optimizer, applied: Tensor) -> None:
+    """One step of an optimizer, a no-op on the device unless `applied` (0-d bool). Gradients are gone then."""
     if optimizer.defaults.get("fused"):
         optimizer.grad_scale = None  # type: ignore[attr-defined]  # what torch's GradScaler sets
         optimizer.found_inf = (~applied).float()  # type: ignore[attr-defined]
@@ -89,7 +86,6 @@ def guarded_step(
     elif bool(applied):  # an optimizer that is not fused cannot skip on the device: this waits for it
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return applied, norm
 
 
 def orthogonal(matrix: Tensor, settings: dict[str, Any]) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from typing import Any
+from collections.abc import Callable, Collection, Hashable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,12 +14,29 @@ from vqvae.seeding import seed_everything
 from vqvae.training.hardware import autocast_type, to_channels_last
 from vqvae.training.loss_scale import LossScale
 from vqvae.training.metric_window import MetricWindow
-from vqvae.training.optimizers import LearningRate, guarded_step, parameter_groups, reset_rows
+from vqvae.training.optimizers import LearningRate, gradient_norm, guarded_step, parameter_groups, reset_rows
 from vqvae.training.schedules import Schedule
 from vqvae.training.settings import TrainerConfig
 from vqvae.training.skipped_steps import SkippedSteps
 from vqvae.training.stage import Batch, Stage, TrainingSet
 from vqvae.training.weight_average import WeightAverage
+
+
+class Updates(NamedTuple):
+    """How a network is updated.
+
+    optimizer: parameter groups -> optimizer. schedule: (step, steps) -> factor on the learning rate, both counted from
+    `start_step` on, before which the stage has no loss for the network.
+    """
+
+    optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+    schedule: Schedule
+    start_step: int = 0
+
+    def rate(self, step: int, steps: int) -> float:
+        """Factor on the learning rate in a step of a run of `steps`; 0 before the start."""
+        since = step - self.start_step
+        return self.schedule(since, steps - self.start_step) if since >= 0 else 0.0
 
 
 class TrainingStep:
@@ -31,8 +48,7 @@ class TrainingStep:
         stage: networks and losses.
         train: makes batches of its inputs.
         config: the settings of the run.
-        optimizer: parameter groups -> optimizer.
-        schedule: (step, steps) -> factor on every learning rate.
+        updates: of each network.
         name: the stage's, in the names of figures.
         seed: all randomness of step s is drawn after seeding with (seed, s).
     """
@@ -42,12 +58,11 @@ class TrainingStep:
         stage: Stage,
         train: TrainingSet,
         config: TrainerConfig,
-        optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
-        schedule: Schedule,
+        updates: dict[str, Updates],
         name: str,
         seed: int,
     ) -> None:
-        self.stage, self.prepare, self.config, self.schedule = stage, train.prepare, config, schedule
+        self.stage, self.prepare, self.config, self.updates = stage, train.prepare, config, updates
         self.name, self.seed, self.device = name, seed, distributed.device()
         self.steps = config.total_steps(len(train))
         self.dtype = autocast_type(config.precision, self.device)
@@ -57,8 +72,8 @@ class TrainingStep:
             network.to(self.device)
             if config.channels_last:
                 to_channels_last(network)
-        self.new_optimizer = optimizer
-        self.optimizers = {name: optimizer(parameter_groups(n)) for name, n in stage.networks.items()}
+        self.trained = {name: [p for p in n.parameters() if p.requires_grad] for name, n in stage.networks.items()}
+        self.optimizers = {name: updates[name].optimizer(parameter_groups(n)) for name, n in stage.networks.items()}
         self.base_lr = {name: o.param_groups[0]["lr"] for name, o in self.optimizers.items()}
         self.lr = {name: LearningRate(optimizer, self.device) for name, optimizer in self.optimizers.items()}
         decay = config.weight_average_decay
@@ -73,7 +88,7 @@ class TrainingStep:
         seed_everything(self.seed, step)
         kind = self.stage.begin_step(step, self.steps)
         for name, base in self.base_lr.items():
-            self.lr[name].set(base * self.schedule(step, self.steps))
+            self.lr[name].set(base * self.updates[name].rate(step, self.steps))
         if self.average is not None:
             self.average.begin_step(step)
         self.skipped.begin_step(step)
@@ -81,7 +96,7 @@ class TrainingStep:
         return kind
 
     def train_step(self, kind: Hashable, inputs: Any) -> None:
-        """Forward, backward and update of every network, then of what the stage updates itself. The host never waits.
+        """Forward and backward of every network, the updates of all, then of what the stage updates. The host never waits.
 
         Whatever differs between steps of a `kind` lies in tensors by now: this may run as a CUDA graph.
         """
@@ -90,6 +105,7 @@ class TrainingStep:
         losses = [self.stage.training_losses(part) for part in batch.split(parts)]
         applied = torch.ones((), dtype=torch.bool, device=self.device)
         losses_finite = applied  # looked at by a loss scale alone
+        names: list[str] = []  # of the networks that have a loss in this step
         while True:
             name = None
             for index, micro_batch in enumerate(losses):  # one network at a time; backward frees each graph
@@ -99,8 +115,8 @@ class TrainingStep:
                     if item is None:
                         continue
                     name, loss, metrics = item
-                    share = loss / parts
-                    (share if self.loss_scale is None else share * self.loss_scale.value).backward()
+                    share = loss / parts if self.loss_scale is None else loss / parts * self.loss_scale.value
+                    share.backward(inputs=self.trained[name])  # a loss moves its own network alone
                 finite = torch.isfinite(loss.detach())
                 applied = applied & finite
                 if self.loss_scale is not None:
@@ -108,7 +124,8 @@ class TrainingStep:
                 self.window.add(metrics, weight=1 / parts)
             if name is None:
                 break
-            applied = self.update(name, applied)
+            names.append(name)
+        applied = self.update(names, applied)
         replaced = self.stage.after_step(applied)
         reset_rows(self.optimizers.values(), replaced)
         if self.average is not None:
@@ -124,13 +141,22 @@ class TrainingStep:
         self.window.steps -= 1
         self.begin_step(int(self.skipped.step))
 
-    def update(self, name: str, applied: Tensor) -> Tensor:
-        """One optimizer step of one network; a no-op on the device unless loss and gradient are finite on all ranks."""
-        network, clip = self.stage.networks[name], self.config.clip_grad_norm
-        if self.loss_scale is not None:
-            self.loss_scale.unscale(p.grad for p in network.parameters() if p.grad is not None)
-        applied, norm = guarded_step(self.optimizers[name], network, clip, applied)
-        self.window.add({self.figure("grad_norm", name): norm})
+    def update(self, names: Collection[str], applied: Tensor) -> Tensor:
+        """An optimizer step of the networks `names`, on the device only if all losses and gradients are finite on all ranks.
+
+        Returns whether they were (0-d bool).
+        """
+        for name, network in self.stage.networks.items():
+            norm = torch.zeros((), device=self.device)
+            if name in names:
+                if self.loss_scale is not None:
+                    self.loss_scale.unscale(p.grad for p in network.parameters() if p.grad is not None)
+                norm = gradient_norm(network, self.config.clip_grad_norm)
+                applied = applied & torch.isfinite(norm)
+            self.window.add({self.figure("grad_norm", name): norm})
+        applied = distributed.all_reduce_sum([(~applied).float()])[0] == 0
+        for name in names:
+            guarded_step(self.optimizers[name], applied)
         return applied
 
     def figure(self, name: str, network: str) -> str:

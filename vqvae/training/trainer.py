@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,15 +19,14 @@ from vqvae.seeding import seed_everything
 from vqvae.storage import checkpoint
 from vqvae.storage.forms import form_of, mistake
 from vqvae.surroundings.compiler import compiled, start_workers
-from vqvae.training.checkpoint_form import checkpoint_form
+from vqvae.training.checkpoint_form import checkpoint_form, moments_form
 from vqvae.training.duration import Duration
 from vqvae.training.hardware import RATE, SECONDS, Clock, memory_mb
 from vqvae.training.logger import Logger
 from vqvae.training.optimizers import load_moments
-from vqvae.training.schedules import Schedule
 from vqvae.training.settings import TrainerConfig, due
 from vqvae.training.stage import Examples, Stage, evaluate
-from vqvae.training.step import TrainingStep
+from vqvae.training.step import TrainingStep, Updates
 from vqvae.training.stop import Stopped, StopRequest
 from vqvae.training.weight_average import Evaluating
 
@@ -44,8 +43,7 @@ class Trainer(TrainingStep):
         stage: networks and losses.
         examples: training batches, and the examples for evaluation and previews.
         config: the settings of the run.
-        optimizer: parameter groups -> optimizer.
-        schedule: (step, steps) -> factor on every learning rate.
+        updates: of each network.
         logger: metrics and images go there, checkpoints beside them.
         seed: all randomness of step s is drawn after seeding with (seed, s).
         stop: receives signals.
@@ -56,13 +54,12 @@ class Trainer(TrainingStep):
         stage: Stage,
         examples: Examples,
         config: TrainerConfig,
-        optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
-        schedule: Schedule,
+        updates: dict[str, Updates],
         logger: Logger,
         seed: int,
         stop: StopRequest,
     ) -> None:
-        super().__init__(stage, examples.train, config, optimizer, schedule, logger.stage, seed)
+        super().__init__(stage, examples.train, config, updates, logger.stage, seed)
         self.examples, self.logger, self.checkpoints = examples, logger, logger.folder / "checkpoints"
         self.stop = stop
         self.best: dict[str, Any] = {}  # step and metrics of the best evaluation
@@ -220,7 +217,8 @@ class Trainer(TrainingStep):
 
     def restore(self) -> tuple[int, list[str]]:
         """Load the newest good checkpoint. Returns its step (0 if there is none) and what is left to do after it."""
-        form = checkpoint_form(self.state(0, []), self.steps, EXTRAS, self.optimizers, self.new_optimizer)
+        moments = {name: moments_form(own, self.updates[name].optimizer) for name, own in self.optimizers.items()}
+        form = checkpoint_form(self.state(0, []), self.steps, EXTRAS, moments)
         state = checkpoint.load_newest(self.checkpoints, form, self.device)
         if state is None:
             return 0, []
