@@ -61,7 +61,7 @@ def main(cfg: Any) -> float | None:
 
 
 def adopt_config(cfg: Any, overrides: list[str]) -> None:
-    """Take over data, model, quantizer and loss of the run that `tokenizer` names, if it names one."""
+    """Take over data, model, quantizer, loss and adversary of the run that `tokenizer` names, if it names one."""
     if cfg.tokenizer is None:
         return
 
@@ -70,7 +70,7 @@ def adopt_config(cfg: Any, overrides: list[str]) -> None:
     other = RunFolder.load(cfg.tokenizer, list(cfg.allow_targets), "tokenizer")
     if other.weights_file("autoencoder") is None:
         raise UserError(f"tokenizer={cfg.tokenizer} has no finished autoencoder")
-    brought = ("data", "model", "quantizer", "loss")
+    brought = ("data", "model", "quantizer", "loss", "adversary")
     for override in overrides:
         group = override.lstrip("+~").split("=")[0].split(".")[0].split("/")[0]
         if group in brought:

@@ -29,7 +29,7 @@ ALLOWED = {
     "quantizers": {"surroundings", "distributed", "errors", "networks", "ranges"},
     "compat": {"distributed", "errors", "metrics", "quantizers", "ranges"},
     "backbones": {"surroundings", "errors", "storage"},
-    "losses": {"backbones", "errors", "metrics", "ranges"},
+    "losses": {"backbones", "distributed", "errors", "metrics", "ranges"},
     "model": {"distributed", "errors", "networks", "quantizers", "ranges"},
     "priors": {"devices", "distributed", "errors", "networks", "ranges"},
     "data": {"surroundings", "devices", "distributed", "errors", "images", "ranges", "seeding", "storage"},

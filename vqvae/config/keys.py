@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from vqvae.errors import UserError, suggest
-from vqvae.ranges import CountOrZero, Ge, LessThanOne, NonNegativeFloat
+from vqvae.ranges import CountOrZero, Ge, LessThanOne, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 SETTINGS: dict[str, Any] = {  # of the top level; the other keys there are groups
     "seed": Annotated[int, Ge(0)],
@@ -17,7 +17,10 @@ SETTINGS: dict[str, Any] = {  # of the top level; the other keys there are group
     "search_sweeps": CountOrZero,
     "allow_targets": list[str],
 }
-GROUPS = ["data", "model", "quantizer", "loss", "optimizer", "schedule", "trainer", "evaluation", "prior", "logger"]
+GROUPS = [
+    *("data", "model", "quantizer", "loss", "adversary", "optimizer", "schedule", "trainer", "evaluation"),
+    *("prior", "logger"),
+]
 TOP_LEVEL = [*SETTINGS, *GROUPS]
 PRIOR_SETTINGS: dict[str, Any] = {
     "flip": bool,
@@ -31,7 +34,14 @@ EVALUATION: dict[str, Any] = {
     "backbone_file": str | None,
     "monitor": Literal["mse", "frechet"],
 }
+ADVERSARY_SETTINGS: dict[str, Any] = {
+    "augment": list[Literal["color", "translation", "cutout"]],
+    "weight": NonNegativeFloat,
+    "adaptive_limit": PositiveFloat | None,
+    "start_step": NonNegativeInt,
+}
 LOSS = ["head", "terms"]
+ADVERSARY = ["network", "loss", "terms", "optimizer", "schedule", *ADVERSARY_SETTINGS]
 PRIOR = ["network", "optimizer", "schedule", "trainer", *PRIOR_SETTINGS]
 
 

@@ -103,7 +103,8 @@ def rename_keys(config: dict[str, Any]) -> dict[str, Any]:
     data = config.get("data")
     if isinstance(data, dict):
         config = {**config, "data": {**EARLIER_DATA.get(str(data.get("_target_")), {}), **data}}
-    return {"search_sweeps": sweeps, "device": "auto", "evaluation": EARLIER_EVALUATION, **config}
+    earlier = {"evaluation": EARLIER_EVALUATION, "adversary": {"network": None, "start_step": 0}}
+    return {"search_sweeps": sweeps, "device": "auto", **earlier, **config}
 
 
 def rename_export(config: dict[str, Any]) -> dict[str, Any]:

@@ -12,13 +12,26 @@ from typing import Annotated, Any
 from torch import nn
 from torch.optim import Optimizer
 
-from vqvae.config.keys import EVALUATION, GROUPS, LOSS, PRIOR, PRIOR_SETTINGS, SETTINGS, TOP_LEVEL, check_keys
+from vqvae.config.keys import (
+    ADVERSARY,
+    ADVERSARY_SETTINGS,
+    EVALUATION,
+    GROUPS,
+    LOSS,
+    PRIOR,
+    PRIOR_SETTINGS,
+    SETTINGS,
+    TOP_LEVEL,
+    check_keys,
+)
 from vqvae.config.types import describe, inner, mistake_in, shorten
 from vqvae.data.base import Data
 from vqvae.errors import UserError, suggest
+from vqvae.losses.adversarial import AdversarialLoss, DiscriminatorTerm
 from vqvae.losses.heads import Head
 from vqvae.losses.terms import Term
 from vqvae.model import VQVAE
+from vqvae.networks.discriminator import Discriminator
 from vqvae.priors.base import Prior
 from vqvae.quantizers.base import Quantizer
 from vqvae.quantizers.init import Init
@@ -39,6 +52,10 @@ BUILT: dict[str, tuple[type, Collection[str]]] = {
     "optimizer": (Optimizer, ["params"]),
     "schedule": (Schedule, ()),
     "trainer": (TrainerConfig, ()),
+    "adversary.network": (Discriminator, ()),
+    "adversary.loss": (AdversarialLoss, ()),
+    "adversary.optimizer": (Optimizer, ["params"]),
+    "adversary.schedule": (Schedule, ()),
     "prior.network": (Prior, ["code_shapes", "codebook_sizes", "num_classes"]),
     "prior.optimizer": (Optimizer, ["params"]),
     "prior.schedule": (Schedule, ()),
@@ -67,24 +84,33 @@ def check(cfg: dict[str, Any]) -> None:
     check_settings("prior.", cfg["prior"], PRIOR_SETTINGS)
     check_keys("evaluation", list(cfg["evaluation"]), list(EVALUATION), required=list(EVALUATION))
     check_settings("evaluation.", cfg["evaluation"], EVALUATION)
-    check_terms(cfg["loss"], allowed)
+    check_keys("loss", list(cfg["loss"]), LOSS, required=LOSS)
+    check_terms("loss", cfg["loss"]["terms"], allowed, Term, ["variance"])
+    plays = cfg["adversary"].get("network") is not None
+    check_keys("adversary", list(cfg["adversary"]), ADVERSARY, required=ADVERSARY if plays else [])
+    if plays:
+        check_settings("adversary.", cfg["adversary"], ADVERSARY_SETTINGS)
+        check_terms("adversary", cfg["adversary"]["terms"], allowed, DiscriminatorTerm, ())
     for path, (base, given) in BUILT.items():
         group, _, part = path.partition(".")
+        if group == "adversary" and not plays:
+            continue
         check_node(path, cfg[group][part] if part else cfg[group], allowed, base, given)
     for stage in cfg["stages"]:
         if stage not in STAGES:
             raise UserError(f"stages may hold autoencoder and prior, got {stage}; " + suggest(stage, STAGES))
 
 
-def check_terms(loss: dict[str, Any], allowed: tuple[str, ...]) -> None:
-    """Checks the keys of `loss`, and its terms."""
-    check_keys("loss", list(loss), LOSS, required=LOSS)
-    if not isinstance(loss["terms"], dict):
-        raise UserError(f"loss.terms={shorten(loss['terms'])} is not pairs of a name and a choice for Term")
-    for name, node in loss["terms"].items():
+def check_terms(group: str, terms: Any, allowed: tuple[str, ...], base: type, given: Collection[str]) -> None:
+    """Checks the terms of a group: names with choices for `base`; `given` are the arguments that only the run knows."""
+    if not isinstance(terms, dict):
+        raise UserError(f"{group}.terms={shorten(terms)} is not pairs of a name and a choice for {base.__name__}")
+    for name, node in terms.items():
         if not re.fullmatch(r"[a-z]\w*", str(name), re.ASCII):
-            raise UserError(f"loss.terms.{shorten(name)} is no name for the log: use lower-case letters, digits and _")
-        check_node(f"loss.terms.{name}", node, allowed, Term, ["variance"])
+            raise UserError(
+                f"{group}.terms.{shorten(name)} is no name for the log: use lower-case letters, digits and _"
+            )
+        check_node(f"{group}.terms.{name}", node, allowed, base, given)
 
 
 def check_head(head: Any, allow_targets: list[str]) -> None:

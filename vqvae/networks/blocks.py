@@ -47,6 +47,11 @@ class Decoder(nn.Module):
 
     channels: int
 
+    @property
+    def last_weight(self) -> nn.Parameter:
+        """Weight of the layer that puts out the data: the last one that was made, unless the decoder says otherwise."""
+        return [weight for weight in self.parameters() if weight.ndim > 1][-1]
+
 
 class Block(nn.Module, ABC):
     """Block of a network, whose subclass writes `compute`.

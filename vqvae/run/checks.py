@@ -37,6 +37,8 @@ def check_run(run: Run) -> dict[str, nn.Module]:
     build(run.cfg.logger, "logger")
     check_data(run, bool(model.codebook_sizes))
     check_settings(run.cfg, "", run.known.count("train"))
+    if run.cfg.adversary.network is not None:
+        check_adversary(run)
     networks: dict[str, nn.Module] = {"model": model}
     if "prior" in run.cfg.stages:
         networks["prior"] = prior = run.new_prior(model)
@@ -70,15 +72,35 @@ def check_settings(node: Any, prefix: str, train_size: int) -> None:
     """Build the trainer's parts of a stage. Raises UserError, naming the key, for what does not fit."""
     settings: TrainerConfig = build(node.trainer, prefix + "trainer")
     build(node.schedule, prefix + "schedule")
-    hidden = torch.nn.Parameter(torch.zeros(1, 1))
-    hidden.hidden_matrix = True  # type: ignore[attr-defined]  # gives Muon a matrix, too
-    try:
-        build(node.optimizer, prefix + "optimizer")([{"params": [torch.nn.Parameter(torch.zeros(1)), hidden]}])
-    except ValueError as error:
-        if not isinstance(error, UserError) and not node.optimizer["_target_"].startswith("torch.optim."):
-            raise
-        raise UserError(f"{prefix}optimizer: {error}") from error
+    check_optimizer(node.optimizer, prefix)
     if settings.batch_size > train_size:
         raise UserError(
             f"{prefix}trainer.batch_size={settings.batch_size} is larger than the training set; at most {train_size} fits"
         )
+
+
+def check_adversary(run: Run) -> None:
+    """Raises UserError, naming the key, for what does not fit in how the adversary is trained."""
+    node, settings = run.cfg.adversary, build(run.cfg.trainer, "trainer")
+    build(node.schedule, "adversary.schedule")
+    check_optimizer(node.optimizer, "adversary.")
+    steps = settings.total_steps(run.known.count("train"))
+    if node.start_step >= steps:
+        raise UserError(f"adversary.start_step={node.start_step} is beyond the end of the run, which has {steps} steps")
+    if node.adaptive_limit is not None and settings.compiles(run.device, steps):
+        raise UserError(
+            f"adversary.adaptive_limit={node.adaptive_limit} does not go with trainer.compile={settings.compile}, because "
+            "compiled networks do not give the gradients of one layer alone: set one to null, or the other to false"
+        )
+
+
+def check_optimizer(node: Any, prefix: str) -> None:
+    """Build an optimizer. Raises UserError, naming the key, for what does not fit."""
+    hidden = torch.nn.Parameter(torch.zeros(1, 1))
+    hidden.hidden_matrix = True  # type: ignore[attr-defined]  # gives Muon a matrix, too
+    try:
+        build(node, prefix + "optimizer")([{"params": [torch.nn.Parameter(torch.zeros(1)), hidden]}])
+    except ValueError as error:
+        if not isinstance(error, UserError) and not node["_target_"].startswith("torch.optim."):
+            raise
+        raise UserError(f"{prefix}optimizer: {error}") from error

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from vqvae.config.build import build
 from vqvae.training.schedules import Schedule
 from vqvae.training.settings import TrainerConfig
 
@@ -72,15 +73,20 @@ def named(value: Any) -> Any:
     return str(value["_target_"]).split(".")[-1] if isinstance(value, dict) and "_target_" in value else value
 
 
-def length_problem(before: int, now: int, done: int, schedule: Schedule) -> str | None:
+def length_problem(before: int, now: int, done: int, stage: str, cfg: Any) -> str | None:
     """Why a stage that was planned for `before` steps, of which some are done, cannot end at `now`; None if it can."""
     if now < done:
         return f"{done} steps are done"
-    if any(schedule(step, before) != schedule(step, now) for step in range(done)):
-        return (
-            f"the learning rate of the {done} steps that are done was planned for {before} "
-            f"(schedule={type(schedule).__name__.lower()})"
-        )
+    plans = {"prior.schedule": (cfg.prior, 0)} if stage == "prior" else {"schedule": (cfg, 0)}
+    if stage == "autoencoder" and cfg.adversary.network is not None:
+        plans["adversary.schedule"] = cfg.adversary, cfg.adversary.start_step
+    for key, (node, start) in plans.items():
+        schedule: Schedule = build(node.schedule, key)
+        if any(schedule(step, before - start) != schedule(step, now - start) for step in range(done - start)):
+            return (
+                f"the learning rate of the {done} steps that are done was planned for {before} "
+                f"({key}={type(schedule).__name__.lower()})"
+            )
     return None
 
 

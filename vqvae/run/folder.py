@@ -18,7 +18,8 @@ from vqvae.config.renames import keep_earlier, without_most_warmup
 from vqvae.config.saved import SAVED_BYTES, read_saved
 from vqvae.data.cache import is_claimed
 from vqvae.errors import UserError
-from vqvae.run.continuing import FREE_KEYS, differences, interpolated, length_problem, may_differ, sentence, total_steps
+from vqvae.run import continuing
+from vqvae.run.continuing import FREE_KEYS, differences, interpolated, may_differ, sentence, total_steps
 from vqvae.run.data_record import NAME as RECORD
 from vqvae.run.data_record import DataRecord
 from vqvae.run.lock import NAME as LOCK
@@ -162,8 +163,8 @@ class RunFolder:
             raise refused("it ended early, or with an older version")
         if stage == "autoencoder" and self.has_begun("prior"):
             raise refused("the prior of this run has learned the codes of its autoencoder")
-        schedule = build(OmegaConf.select(self.config, f"{prefix}schedule"), f"{prefix}schedule")
-        if problem := length_problem(before, now, int(checkpoints[-1].name.split("-")[1]), schedule):
+        done = int(checkpoints[-1].name.split("-")[1])
+        if problem := continuing.length_problem(before, now, done, stage, self.config):
             raise refused(problem)
         return now != before
 

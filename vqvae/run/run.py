@@ -30,6 +30,8 @@ from vqvae.run.encoding import encode
 from vqvae.run.folder import RunFolder
 from vqvae.run.known_data import KnownData
 from vqvae.run.lock import locked
+from vqvae.stages.adversarial import AdversarialStage
+from vqvae.stages.adversary import Adversary
 from vqvae.stages.autoencoder import AutoencoderStage
 from vqvae.stages.prior import PriorStage
 from vqvae.storage import checkpoint
@@ -83,7 +85,9 @@ class Run:
         """New autoencoder stage; `epoch_steps`, the steps of an epoch, is needed for training only."""
         model, head = build_model(self.cfg, self.data, variance)
         objective = build_objective(self.cfg, head, self.data, variance).to(self.device)
-        stage = AutoencoderStage(model, objective, variance, self.data.show, epoch_steps, self.observer())
+        parts = (model, objective, variance, self.data.show, epoch_steps, self.observer())
+        adversary = build_adversary(self.cfg.adversary, self.data)
+        stage = AutoencoderStage(*parts) if adversary is None else AdversarialStage(adversary, *parts)
         if stage.observer is not None and self.cfg.evaluation.monitor == "frechet":
             stage.monitor = stage.observer.monitor
         return stage
@@ -210,6 +214,20 @@ def build_objective(cfg: Any, head: Head, data: Data, variance: float) -> Object
     if not objective.weights:
         raise UserError("loss has no terms: add one, such as +loss/term@loss.terms.mse=mse")
     return objective
+
+
+def build_adversary(node: Any, data: Data) -> Adversary | None:
+    """Adversary of a config; None where there is none. Raises UserError for one that cannot judge the data."""
+    if node.network is None:
+        return None
+    network = build(node.network, "adversary.network")
+    try:
+        network.check(data.size)
+    except UserError as error:
+        raise UserError(f"adversary.network.{error}") from error
+    loss = build(node.loss, "adversary.loss")
+    terms = {name: build(term, f"adversary.terms.{name}") for name, term in node.terms.items()}
+    return Adversary(network, loss, terms, [*node.augment], node.weight, node.adaptive_limit, node.start_step)
 
 
 def load_run(path: str | Path, device: str | torch.device, allow_targets: Sequence[str]) -> TrainedModel:

@@ -85,7 +85,8 @@ def open_log(run: Run, name: str) -> Logger:
 
 def make_trainer(run: Run, node: Any, stop: StopRequest, stage: Stage, examples: Examples, logger: Logger) -> Trainer:
     """Trainer of the logger's stage. `node` holds optimizer, schedule and trainer: the config's top level, or its `prior`."""
-    updates = {name: make_updates(node) for name in stage.networks}
+    nodes = {"adversary": run.cfg.adversary}
+    updates = {name: make_updates(nodes.get(name, node)) for name in stage.networks}
     return Trainer(
         stage,
         examples,
@@ -98,5 +99,5 @@ def make_trainer(run: Run, node: Any, stop: StopRequest, stage: Stage, examples:
 
 
 def make_updates(node: Any) -> Updates:
-    """How a network is updated, of a node with optimizer and schedule."""
-    return Updates(build(node.optimizer, "optimizer"), build(node.schedule, "schedule"))
+    """How a network is updated, of a node that holds optimizer, schedule, and perhaps a start step."""
+    return Updates(build(node.optimizer, "optimizer"), build(node.schedule, "schedule"), node.get("start_step", 0))

@@ -110,6 +110,12 @@ class AutoencoderStage(Stage):
         output: Output = self.forwards["model"](batch.x)
         terms = self._weigh(self.objective(output.decoded, batch.x), output)
         self.counted.append(self._count(output))
+        yield from self.losses_of(batch.x, output, terms)
+
+    def losses_of(
+        self, x: Tensor, output: Output, terms: dict[str, Tensor]
+    ) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
+        """What `training_losses` yields. x (B, C, *S), what the model makes of it, and all loss terms with their sum."""
         yield "model", terms[LOSS], terms
 
     def after_step(self, applied: Tensor) -> dict[nn.Parameter, Tensor]:

@@ -45,7 +45,10 @@ class Stage(ABC):
 
     @abstractmethod
     def training_losses(self, batch: Any) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
-        """Yield (network, loss, 0-d tensors by figure) in update order, with one call of `forwards[network]` per yield."""
+        """Yield (network, loss, 0-d tensors by figure), with one call of `forwards[network]` per yield.
+
+        A loss moves its own network alone. All are moved after the last yield, or none if a loss is not finite.
+        """
 
     def after_step(self, applied: Tensor) -> dict[nn.Parameter, Tensor]:
         """Update what the optimizer does not. `applied` (0-d bool) is False if the step was skipped.
@@ -80,10 +83,10 @@ class Stage(ABC):
     def load_weights(self, networks: dict[str, dict[str, Tensor]], source: str) -> None:
         """Start from the weights of another run's networks; `source` names it in messages. Raises UserError if they do not fit.
 
-        Counters of revivals may be missing there.
+        Counters of revivals may be missing there. A network that is missing there starts anew.
         """
-        for name, network in self.networks.items():
-            state = networks.get(name, {})
+        for name in self.networks.keys() & networks.keys():
+            network, state = self.networks[name], networks[name]
             own, given = form_of(network.state_dict()), form_of(state)
             differing = sorted(
                 key
