@@ -59,6 +59,18 @@ AUTOENCODERS = {
         "quantizer.init.vectors_per_code=128",
         "trainer.accumulation=2",
     ],
+    "adversary, micro-batches": [
+        *SMALL_CODEBOOK,
+        "adversary=patch",
+        "adversary.network.widths=[8,8]",
+        "+adversary/term@adversary.terms.r1=r1",
+        "+adversary/term@adversary.terms.lecam=lecam",
+        "adversary.terms.r1.every=3",
+        "adversary.augment=[color,translation,cutout]",
+        "adversary.start_step=5",
+        "+adversary.optimizer.eps=1e-3",
+        "trainer.accumulation=2",
+    ],
     "bf16": [*SMALL_CODEBOOK, "trainer.precision=bf16"],
 }
 BF16_METRICS = {

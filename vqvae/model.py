@@ -59,6 +59,7 @@ class VQVAE(nn.Module):
     quantizers: list[Quantizer]
     decoders: list[Decoder]
     merges: list[nn.Linear]
+    codes_are_frozen = False
 
     def __init__(
         self,
@@ -83,6 +84,21 @@ class VQVAE(nn.Module):
         for module in self.modules():
             if isinstance(module, Block):
                 module.recomputed = gradient_checkpointing
+
+    def freeze_codes(self) -> None:
+        """Train the finest decoder alone from here on. Codes, and all that they depend on, stay bit for bit."""
+        self.codes_are_frozen = True
+        self.requires_grad_(False)
+        self.decoders[0].requires_grad_(True)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> VQVAE:
+        """Switch to training or evaluation; parts that are frozen stay in evaluation."""
+        super().train(mode)
+        if self.codes_are_frozen:
+            for part in (self.encoders, self.quantizers, self.merges, *self.decoders[1:]):
+                part.eval()  # type: ignore[attr-defined]
+        return self
 
     @property
     def stride(self) -> int:
@@ -212,12 +228,13 @@ class VQVAE(nn.Module):
 
     def begin_step(self, step: int, steps: int) -> Hashable:
         """Let quantizers set their schedules. Returns the kind of step: see Quantizer.begin_step."""
-        return tuple([quantizer.begin_step(step, steps) for quantizer in self.quantizers])
+        quantizers = [] if self.codes_are_frozen else self.quantizers
+        return tuple([quantizer.begin_step(step, steps) for quantizer in quantizers])
 
     def after_step(self, applied: Tensor) -> dict[nn.Parameter, Tensor]:
         """Let quantizers update their codebooks. Returns {parameter: (K,) bool mask of replaced rows}."""
         replaced: dict[nn.Parameter, Tensor] = {}
-        for quantizer in self.quantizers:
+        for quantizer in [] if self.codes_are_frozen else self.quantizers:
             replaced.update(quantizer.after_step(applied))
         return replaced
 

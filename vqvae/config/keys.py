@@ -13,6 +13,7 @@ SETTINGS: dict[str, Any] = {  # of the top level; the other keys there are group
     "stages": list[str],
     "tokenizer": str | None,
     "init_from": str | None,
+    "train": Literal["all", "decoder"],
     "device": Literal["auto", "cuda", "cpu", "mps"],
     "search_sweeps": CountOrZero,
     "allow_targets": list[str],

@@ -103,8 +103,13 @@ def rename_keys(config: dict[str, Any]) -> dict[str, Any]:
     data = config.get("data")
     if isinstance(data, dict):
         config = {**config, "data": {**EARLIER_DATA.get(str(data.get("_target_")), {}), **data}}
-    earlier = {"evaluation": EARLIER_EVALUATION, "adversary": {"network": None, "start_step": 0}}
-    return {"search_sweeps": sweeps, "device": "auto", **earlier, **config}
+    earlier = {
+        "device": "auto",
+        "train": "all",
+        "evaluation": EARLIER_EVALUATION,
+        "adversary": {"network": None, "start_step": 0},
+    }
+    return {"search_sweeps": sweeps, **earlier, **config}
 
 
 def rename_export(config: dict[str, Any]) -> dict[str, Any]:

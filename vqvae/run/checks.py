@@ -29,6 +29,10 @@ def check_run(run: Run) -> dict[str, nn.Module]:
         except UserError as error:
             raise UserError(f"search_sweeps={run.cfg.search_sweeps}: {error}; 0 turns the search off") from error
     if "autoencoder" in run.cfg.stages and run.folder.weights_file("autoencoder") is None:
+        if run.cfg.train == "decoder" and run.cfg.init_from is None:
+            raise UserError(
+                "train=decoder needs init_from=<run_dir of a finished run>, whose encoder and codes it keeps"
+            )
         stage = run.autoencoder_stage(variance=1.0)
         if run.cfg.init_from is not None and not run.folder.has_begun("autoencoder"):
             load_initial_weights(run, "autoencoder", stage)

@@ -35,7 +35,7 @@ def first_lines(run: Run, networks: dict[str, nn.Module]) -> list[str]:
         if stage in run.cfg.stages and run.folder.weights_file(stage) is None:
             own = f"{parameters(networks['prior'])}, " if stage == "prior" else ""
             lines.append(f"{stage}: {own}{training(run, node)}")
-            lines += revivals(run, model) if stage == "autoencoder" else []
+            lines += revivals(run, model) if stage == "autoencoder" and run.cfg.train == "all" else []
     lines.append(f"logs: train.log, <stage>/metrics.jsonl in {run.folder.path}; wandb: {run.cfg.logger.mode}")
     return lines
 

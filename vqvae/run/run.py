@@ -85,6 +85,8 @@ class Run:
         """New autoencoder stage; `epoch_steps`, the steps of an epoch, is needed for training only."""
         model, head = build_model(self.cfg, self.data, variance)
         objective = build_objective(self.cfg, head, self.data, variance).to(self.device)
+        if self.cfg.train == "decoder":
+            model.freeze_codes()
         parts = (model, objective, variance, self.data.show, epoch_steps, self.observer())
         adversary = build_adversary(self.cfg.adversary, self.data)
         stage = AutoencoderStage(*parts) if adversary is None else AdversarialStage(adversary, *parts)
