@@ -183,6 +183,17 @@ def test_replayed_steps_with_other_parts_equal_those_that_run(
         train_inside(*SMALL, *CONV, *SMALL_CODEBOOK, own, f"trainer.steps={STEPS}", f"run_dir={tmp_path / 'run'}")
 
 
+def test_replayed_steps_with_an_adversary_equal_those_that_run(compared: list[Recorded], tmp_path: Path) -> None:
+    """Of three kinds: before it begins, and with and without a term that is due every second step."""
+    own = ["adversary=patch", "adversary.network.widths=[8,8]", "adversary.start_step=3", "trainer.accumulation=2"]
+    own += ["+adversary/term@adversary.terms.r1=r1", "adversary.terms.r1.every=2"]
+    own += ["+adversary/term@adversary.terms.lecam=lecam", "adversary.augment=[color,translation,cutout]"]
+    more = [*CONV, *SMALL_CODEBOOK, *own, f"trainer.steps={STEPS}", f"run_dir={tmp_path / 'run'}"]
+    with pytest.raises(Compared):
+        train_inside(*SMALL, *more)
+    assert len(compared[0].replays) == 3
+
+
 @pytest.fixture
 def draws(monkeypatch: pytest.MonkeyPatch) -> Callable[[Prior], Recorded]:
     """Makes priors draw by recordings, as if this were a GPU; the function turns it on, for one prior."""

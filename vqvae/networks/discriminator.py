@@ -35,14 +35,14 @@ class SpectralNorm(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         with torch.autocast(weight.device.type, enabled=False):
             matrix = weight.flatten(1)
-            right = F.normalize(self.left @ matrix.detach(), dim=0)
-            return weight / (self.left @ matrix @ right)
+            right = F.normalize(matrix.detach().T @ self.left, dim=0)
+            return weight / (self.left @ (matrix @ right))
 
     @torch.no_grad()
     def after_step(self, weight: Tensor, applied: Tensor) -> None:
         """One step of the power iteration with the weight as it is now; nothing unless `applied` (0-d bool)."""
         matrix = weight.flatten(1)
-        left = F.normalize(matrix @ F.normalize(self.left @ matrix, dim=0), dim=0)
+        left = F.normalize(matrix @ F.normalize(matrix.T @ self.left, dim=0), dim=0)
         self.left.copy_(torch.where(applied, left, self.left))
 
 
