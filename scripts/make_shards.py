@@ -7,7 +7,7 @@ my_images is a folder as data=folder reads it: train/ and val/ or test/, or all 
 Writes shards/train-000000.tar, val-000000.tar, ... with <name>.jpg (or another format) and <name>.cls, and classes.txt. Names
 are the paths of the files, with dots and the like as %2E, so that data=webdataset holds out the images that data=folder does.
 Files are packed as they are, in the order of data=folder; with --size, as data=folder with data.resize reads them: upright,
-resized, cropped to the center square, as PNG. The same images give the same bytes. The folder appears when it is complete.
+resized, cropped at the center (--fit), as PNG. The same images give the same bytes. The folder appears when it is complete.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import tarfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tqdm import tqdm
@@ -32,6 +33,7 @@ with own_folder():  # torch finds no code in the current one
     from vqvae.data.depth import Ranges, choose_ranges, look_at
     from vqvae.data.folder import spread
     from vqvae.data.formats import MOST_PIXELS, SUFFIXES
+    from vqvae.data.framing import FITS, Size, sides
     from vqvae.data.images import read_image
     from vqvae.data.layout import Layout
     from vqvae.data.shards import member_key
@@ -42,6 +44,14 @@ with own_folder():  # torch finds no code in the current one
 
 FORMAT = tarfile.GNU_FORMAT  # names of any length
 CHANNELS = 3  # of resized images; gray ones are unchanged when read with one channel
+
+
+class Resizing(NamedTuple):
+    """How images are read for --size."""
+
+    size: Size
+    fit: str
+    ranges: Ranges
 
 
 class Shards:
@@ -74,22 +84,23 @@ class Shards:
             self.tar.close()
 
 
-def image_bytes(root: Path, size: int | None, ranges: Ranges, file: str) -> tuple[str, bytes] | str:
+def image_bytes(root: Path, resizing: Resizing | None, file: str) -> tuple[str, bytes] | str:
     """Extension and content of an image file, or the reason why it cannot be read."""
     path = root / file
     try:
-        if size is None:
+        if resizing is None:
             return path.suffix[1:].lower(), path.read_bytes()
         from torchvision.io import encode_png
 
-        return "png", encode_png(read_image(path, size, CHANNELS, ranges)).numpy().tobytes()
+        image = read_image(path, resizing.size, CHANNELS, resizing.ranges, fit=resizing.fit)
+        return "png", encode_png(image).numpy().tobytes()
     except OSError as error:
         return f"{printable(str(path))}: {error}"
 
 
-def contents(tree: Tree, size: int | None, ranges: Ranges, workers: int) -> Iterator[tuple[str, bytes] | str]:
+def contents(tree: Tree, resizing: Resizing | None, workers: int) -> Iterator[tuple[str, bytes] | str]:
     """`image_bytes` of all files, in order."""
-    read = partial(image_bytes, tree.root.absolute(), size, ranges)  # the processes stand in another folder
+    read = partial(image_bytes, tree.root.absolute(), resizing)  # the processes stand in another folder
     if workers < 2:
         yield from map(read, tree.files)
         return
@@ -100,7 +111,7 @@ def contents(tree: Tree, size: int | None, ranges: Ranges, workers: int) -> Iter
         yield from pool.imap(read, tree.files, chunksize=16)
 
 
-def pack(layout: Layout, split: str, out: Path, ranges: Ranges, options: argparse.Namespace) -> str:
+def pack(layout: Layout, split: str, out: Path, resizing: Resizing | None, options: argparse.Namespace) -> str:
     """Pack one split. Returns a line for the user."""
     tree = layout.tree(split)
     if not tree.files:
@@ -108,7 +119,7 @@ def pack(layout: Layout, split: str, out: Path, ranges: Ranges, options: argpars
     labels = layout.labels(tree)
     shards, skipped = Shards(out, split, round(options.shard_mb * 1e6)), 0
     bar = tqdm(tree.files, desc=split, unit="image", disable=None)
-    for file, label, content in zip(bar, labels, contents(tree, options.size, ranges, options.workers)):
+    for file, label, content in zip(bar, labels, contents(tree, resizing, options.workers)):
         if isinstance(content, str):
             skipped += 1
             bar.write(f"skipped {content}", file=sys.stderr)
@@ -137,10 +148,12 @@ def make(options: argparse.Namespace) -> None:
         raise UserError(f"{out} exists already: name a new folder")
     if options.value_range and not options.value_range[0] < options.value_range[1]:
         raise UserError("--value_range must be two numbers in order")
-    if options.shard_mb <= 0 or options.workers < 1 or (options.size is not None and options.size < 1):
+    if options.shard_mb <= 0 or options.workers < 1 or min(options.size or [1]) < 1:
         raise UserError("--shard_mb, --size and --workers must be above 0")
+    if options.size is not None and len(options.size) > 2:
+        raise UserError("--size must be one side, or height and width")
     layout = layout_of(options)
-    classes, ranges, train = layout.class_names, Ranges(), layout.tree("train")
+    classes, resizing, train = layout.class_names, None, layout.tree("train")
     counts = ", ".join(f"{len(layout.tree(name).files):,} {name}" for name in layout.folders)
     say(f"{counts} images, {len(classes) or 'no'} classes")
     for note in layout.notes():
@@ -150,11 +163,13 @@ def make(options: argparse.Namespace) -> None:
     if options.size is not None:
         looked = look_at([train.root / file for file in spread(train.files)], MOST_PIXELS)
         ranges = choose_ranges(looked, tuple(options.value_range) if options.value_range else "auto")
+        size = options.size[0] if len(options.size) == 1 else options.size
+        resizing = Resizing(sides(size), options.fit, ranges)
     remove_leftovers(out.parent, glob.escape(out.name))
     temporary = temporary_name(out)
     temporary.mkdir(parents=True)
     try:
-        lines = [pack(layout, name, temporary, ranges, options) for name in layout.folders]
+        lines = [pack(layout, name, temporary, resizing, options) for name in layout.folders]
     except BaseException:
         shutil.rmtree(temporary)
         raise
@@ -170,9 +185,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", help="folder of images")
     parser.add_argument("out", help="the new folder for the shards")
-    parser.add_argument(
-        "--size", type=int, help="resize to squares of this side; without it, images are packed as they are"
-    )
+    size = "resize to squares of this side, or to this height and width; without it, images are packed as they are"
+    parser.add_argument("--size", type=int, nargs="+", metavar="SIDE", help=size)
+    parser.add_argument("--fit", choices=tuple(FITS), default="crop", help="with --size; see data.fit in docs/data.md")
     parser.add_argument(
         "--shard_mb", type=float, default=500, help="size of a shard in MB, at most, unless one image is larger (500)"
     )

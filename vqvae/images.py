@@ -28,7 +28,7 @@ def grid(rows: list[Tensor]) -> Tensor:
     from torchvision.utils import make_grid
 
     images = torch.cat(rows).cpu()
-    scale = max(1, 64 // images.shape[-1])
+    scale = max(1, 64 // max(images.shape[-2:]))
     images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)  # (n, C, scale H, scale W)
     return make_grid(images, nrow=len(rows[0]), padding=2, pad_value=255)
 

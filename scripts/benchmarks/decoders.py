@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torchvision.io import decode_jpeg
 
-from vqvae.data.images import fit
+from vqvae.data.framing import crop
 from vqvae.run.tables import table
 
 FILES, ROUNDS = 200, 3
@@ -35,11 +35,17 @@ def decoders(root: Path) -> None:
     rows = [[name, "", speed, ""] for name, speed in rates(ways, contents).items()]
     for side in SIDES:
         whole = {"Pillow": by_pillow, "torchvision": by_torchvision, "Pillow, scaled": draft(side)}
-        speeds = rates({name: lambda one, way=way: fit(way(one), side) for name, way in whole.items()}, contents)  # noqa: B023
-        for name, way in whole.items():
-            psnr = np.mean([likeness(fit(way(one), side), fit(by_pillow(one), side)) for one in contents])
+        squares = {name: square_by(way, side) for name, way in whole.items()}
+        speeds = rates(squares, contents)
+        for name, way in squares.items():
+            psnr = np.mean([likeness(way(one), squares["Pillow"](one)) for one in contents])
             rows.append([name, f"resized to {side}", speeds[name], float(psnr)])
     print(table(["decoder", "work", "images/s", "PSNR to Pillow's, dB"], rows))
+
+
+def square_by(way: Callable[[bytes], Image.Image], side: int) -> Callable[[bytes], Image.Image]:
+    """`way`, resized and cropped to a square."""
+    return lambda content: crop(way(content), (side, side), 0)
 
 
 def by_pillow(content: bytes) -> Image.Image:

@@ -43,8 +43,9 @@ EARLIER_DATA: dict[str, dict[str, Any]] = {
         "classes": "auto",
         "splits": None,
         "pages": "first",
+        "fit": "crop",
     },
-    "vqvae.data.webdataset.WebDataset": {"held_out": "shuffle", "value_range": None},
+    "vqvae.data.webdataset.WebDataset": {"held_out": "shuffle", "value_range": None, "fit": "crop"},
 }
 EARLIER_EVALUATION = {"frechet": 0, "backbone": "efficientnet_lite0", "backbone_file": None, "monitor": "mse"}
 KEPT = ("held_out", "value_range")  # of these, what decides the items of a run

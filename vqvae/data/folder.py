@@ -17,6 +17,7 @@ from torch import Tensor
 from vqvae.data import held_out
 from vqvae.data.base import Items, Split, Whole, fingerprint
 from vqvae.data.formats import SUFFIXES, open_image
+from vqvae.data.framing import as_setting
 from vqvae.data.images import ResizedImages
 from vqvae.data.layout import Layout
 from vqvae.data.tree import Tree
@@ -138,7 +139,9 @@ class Folder(ResizedImages):
         sizes = [(file, (root / file).stat().st_size) for file in files]
         contents = [content_digest(root / file) for file in spread(files)]
         reading = [*self.reading, *(["pages"] if self.pages == "all" else [])]
-        identity = fingerprint(["folder", DECODING, name, self.resize, self.channels, sizes, contents, *reading])
+        identity = fingerprint(
+            ["folder", DECODING, name, as_setting(self.read_size), self.channels, sizes, contents, *reading]
+        )
         return replace(self._paged(name, root, files, labels), fingerprint=identity)
 
     def _paged(self, name: str, root: Path, files: list[str], labels: Tensor) -> FolderSplit:

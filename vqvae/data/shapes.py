@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae.data.base import Split, TensorSplit, fingerprint
+from vqvae.data.framing import Size, as_setting, sides
 from vqvae.data.images import Images
 from vqvae.ranges import In, PositiveInt, checked
 
@@ -39,38 +40,42 @@ class Shapes(Images):
     def split(self, name: str) -> Split:
         count = self.train_count if name == "train" else self.val_count
         part = ["train", "val", "test"].index(name)
-        identity = fingerprint(["shapes", VERSION, self.draw_seed, part, count, self.image_size])
-        images, labels = draw_shapes(count, self.image_size, self.draw_seed * 3 + part)
+        identity = fingerprint(["shapes", VERSION, self.draw_seed, part, count, as_setting(self.size)])
+        images, labels = draw_shapes(count, self.size, self.draw_seed * 3 + part)
         return TensorSplit(name, labels, identity, images)
 
 
-def draw_shapes(count: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Draw images uint8 (count, 3, size, size) and their classes int64 (count,). Deterministic."""
+def draw_shapes(count: int, size: int | Size, seed: int) -> tuple[Tensor, Tensor]:
+    """Draw images uint8 (count, 3, height, width) and their classes int64 (count,). Deterministic."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(len(SIGNED_DISTANCES), (count,), generator=generator)
-    images = [draw_chunk(part, size, generator) for part in labels.split(DRAW_CHUNK)]
+    images = [draw_chunk(part, sides(size), generator) for part in labels.split(DRAW_CHUNK)]
     return torch.cat(images), labels
 
 
-def draw_chunk(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Draw images uint8 (n, 3, size, size) of the classes `labels` (n,)."""
-    n = len(labels)
+def draw_chunk(labels: Tensor, size: Size, generator: torch.Generator) -> Tensor:
+    """Draw images uint8 (n, 3, height, width) of the classes `labels` (n,).
+
+    The shorter side goes from -1 to 1, the longer one further.
+    """
+    n, shorter = len(labels), min(size)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return torch.rand(n, *shape, 1, 1, generator=generator) * (high - low) + low
 
-    axis = (torch.arange(size) + 0.5) / size * 2 - 1  # pixel centers in [-1, 1]
-    y, x = axis[:, None], axis[None, :]
+    ends = [side / shorter for side in size]
+    y, x = ((torch.arange(side) + 0.5) / shorter * 2 - end for side, end in zip(size, ends))  # centers of pixels
+    y, x = y[:, None], x[None, :]
     radius = uniform(0.5, 0.85)
-    slack = 1 - radius  # keeps the whole shape inside the image
-    dx, dy, angle = x - uniform(-1, 1) * slack, y - uniform(-1, 1) * slack, uniform(-0.5, 0.5)
-    u = (dx * angle.cos() + dy * angle.sin()) / radius  # (n, size, size): the shape's own coordinates
+    slack_y, slack_x = (end - radius for end in ends)  # keeps the whole shape inside the image
+    dx, dy, angle = x - uniform(-1, 1) * slack_x, y - uniform(-1, 1) * slack_y, uniform(-0.5, 0.5)
+    u = (dx * angle.cos() + dy * angle.sin()) / radius  # (n, height, width): the shape's own coordinates
     v = (dy * angle.cos() - dx * angle.sin()) / radius
-    distance = torch.empty(n, size, size)
+    distance = torch.empty(n, *size)
     for index, signed_distance in enumerate(SIGNED_DISTANCES.values()):
         chosen = labels == index
         distance[chosen] = signed_distance(u[chosen], v[chosen])
-    cover = (0.5 - distance * radius * size / 2).clamp(0, 1)[:, None]  # (n, 1, size, size), edges one pixel wide
+    cover = (0.5 - distance * radius * shorter / 2).clamp(0, 1)[:, None]  # (n, 1, height, width), edges one pixel wide
 
     ground, fill = uniform(0.0, 0.45, 3), uniform(0.55, 1.0, 3)  # bright on dark, so that every shape is visible
     back = texture(x, y, ground, 1.0, uniform, generator)
@@ -82,14 +87,14 @@ def draw_chunk(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
 def texture(
     x: Tensor, y: Tensor, color: Tensor, strength: float, uniform: Callable[..., Tensor], generator: torch.Generator
 ) -> Tensor:
-    """Color (n, 3, 1, 1) plus a gradient, stripes and soft noise on coordinates x, y -> (n, 3, size, size)."""
-    n, size = len(color), y.shape[-2]
+    """Color (n, 3, 1, 1) plus a gradient, stripes and soft noise on coordinates x, y -> (n, 3, height, width)."""
+    n, size = len(color), (y.shape[-2], x.shape[-1])
     angle, frequency = uniform(0, 2 * math.pi, 1), uniform(2, 7, 1)
-    along = x * angle.cos() + y * angle.sin()  # (n, 1, size, size)
+    along = x * angle.cos() + y * angle.sin()  # (n, 1, height, width)
     stripes = torch.sin(along * frequency + uniform(0, 2 * math.pi, 1))
     gradient = (x * uniform(-1, 1, 1) + y * uniform(-1, 1, 1)) * uniform(-0.15, 0.15, 3)
     coarse = torch.rand(n, 1, 7, 7, generator=generator) - 0.5
-    noise = F.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=True)
+    noise = F.interpolate(coarse, size=size, mode="bicubic", align_corners=True)
     return color + strength * (stripes * uniform(-0.08, 0.08, 1) + gradient + noise * uniform(-0.12, 0.12, 1))
 
 

@@ -24,6 +24,7 @@ from vqvae import distributed
 from vqvae.data import held_out
 from vqvae.data.base import Split, fingerprint, no_labels
 from vqvae.data.folder import CONTENT_PROBES, DECODING
+from vqvae.data.framing import as_setting
 from vqvae.data.images import ResizedImages, read_image
 from vqvae.data.shards import identity, index_file, read_bytes, read_index
 from vqvae.errors import UserError
@@ -196,7 +197,7 @@ class WebDataset(ResizedImages):
             found = no_labels(len(found))
         elif name == "val" and without:
             raise UserError("the images of val_urls have no classes (.cls), but those of urls do")
-        read_file = partial(read_image, side=self.resize, channels=self.channels)
+        read_file = partial(read_image, size=self.read_size, channels=self.channels)
         return ShardSplit(name, found, "", shards, indices, np.concatenate(places), read_file)
 
     def _identity(self, split: ShardSplit, train: bool) -> str:
@@ -207,7 +208,7 @@ class WebDataset(ResizedImages):
             digest.update(table["name"].tobytes())
             digest.update(table["size"].tobytes())
         contents = [hashlib.sha256(content_of(split, index)).hexdigest() for index in probed(split)]
-        parts = ["webdataset", DECODING, train, self.resize, self.channels, digest.hexdigest(), contents]
+        parts = ["webdataset", DECODING, train, as_setting(self.read_size), self.channels, digest.hexdigest(), contents]
         return fingerprint([*parts, *self.reading])
 
 

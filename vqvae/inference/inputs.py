@@ -36,17 +36,21 @@ def as_input(x: Tensor | Sequence[Picture], channels: int, size: tuple[int, ...]
 
 
 def from_pictures(pictures: Sequence[Picture], channels: int, size: tuple[int, ...]) -> Tensor:
-    """Images of Pillow, or paths of image files -> x (n, C, H, W): upright, resized, cropped to the center square.
+    """Images of Pillow, or paths of image files -> x (n, C, H, W): upright, resized, cropped at the center.
 
-    Raises UserError where the data is no square images, OSError for a file that cannot be read.
+    Raises UserError where the data is no images, OSError for a file that cannot be read.
     """
     if isinstance(pictures, (str, Path, Image)):
         raise UserError("give images as a list, such as model.encode([image])")
-    if len(size) != 2 or size[0] != size[1] or channels not in (1, 3):
-        raise UserError(f"this model's data is no square images: give x as a tensor (B, {channels}, *{size})")
-    side = size[0]
+    if len(size) != 2 or channels not in (1, 3):
+        raise UserError(
+            f"this model's data is no images of 1 or 3 channels: give x as a tensor (B, {channels}, *{size})"
+        )
+    height, width = size
     items = [
-        as_item(one, side, channels) if isinstance(one, Image) else read_image(Path(one), side, channels)
+        as_item(one, (height, width), channels)
+        if isinstance(one, Image)
+        else read_image(Path(one), (height, width), channels)
         for one in pictures
     ]
     return normalize(torch.stack(items))

@@ -105,8 +105,8 @@ class TrainedModel:
     def encode(self, x: Tensor | Sequence[Picture], search: int | None = None) -> list[Tensor]:
         """Encode x (B, C, *S) -> M code maps (B, *s_m). Other sizes go too, if the stride divides them.
 
-        x may be a list of Pillow's images, or of paths of image files: they are turned upright, resized, and cropped to the
-        center square. search: number of sweeps of a search for codes with less squared error (see inference/search.py); None
+        x may be a list of Pillow's images, or of paths of image files: they are turned upright, resized, and cropped at
+        the center. search: number of sweeps of a search for codes with less squared error (see inference/search.py); None
         or 0: the encoder's codes, which priors learn. Raises UserError for another shape, type or range of x, and if there is
         nothing to search.
         """
