@@ -107,7 +107,7 @@ def test_a_wav_file_is_read_back_equal_within_the_rounding_of_16_bits(name: str,
 @pytest.mark.parametrize("length", [100, 512, 4096])
 def test_a_louder_wave_is_drawn_taller(length: int, tmp_path: Path) -> None:
     wave_form = torch.sin(torch.arange(length) / 7)
-    plots = tones(tmp_path).show(compand(torch.stack([wave_form * 10**-k for k in (0.0, 0.5, 1.0)])[:, None]))
+    plots = tones(tmp_path).picture(compand(torch.stack([wave_form * 10**-k for k in (0.0, 0.5, 1.0)])[:, None]))
     assert (plots.shape, plots.dtype) == ((3, 1, 2 * HEIGHT, WIDTH), torch.uint8)
     for panel in (plots[:, 0, :HEIGHT], plots[:, 0, HEIGHT:]):
         tall = (panel == INK).any(2).sum(1)  # rows with ink

@@ -10,16 +10,16 @@ from torch import Tensor
 
 from vqvae.storage.files import write_bytes
 
-Show = Callable[[Tensor], Tensor]  # items uint8 (n, C, *S) -> images uint8 (n, 1 or 3, H, W)
+Show = Callable[[Tensor], Tensor]  # items (n, C, *S) -> images uint8 (n, 1 or 3, H, W)
 
 
-def normalize(images: Tensor) -> Tensor:
-    """Scale uint8 0 .. 255 to float32 -1 .. 1."""
-    return images.float().div_(127.5).sub_(1)
+def normalize(items: Tensor) -> Tensor:
+    """Scale uint8 0 .. 255 to float32 -1 .. 1. Items that are float32 are in -1 .. 1 already."""
+    return items.float().div_(127.5).sub_(1) if items.dtype == torch.uint8 else items
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Scale float -1 .. 1 to uint8 0 .. 255: the inverse of `normalize`."""
+    """Scale float -1 .. 1 to uint8 0 .. 255: the inverse of `normalize` for uint8."""
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 

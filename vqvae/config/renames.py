@@ -36,6 +36,7 @@ EARLIER_ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 
 # Keys of `data` that came later, and what was done before they were there.
+ANY_TYPE: dict[str, Any] = {"fit": "crop", "dtype": "uint8", "show": None}
 EARLIER_DATA: dict[str, dict[str, Any]] = {
     "vqvae.data.folder.Folder": {
         "held_out": "shuffle",
@@ -43,9 +44,10 @@ EARLIER_DATA: dict[str, dict[str, Any]] = {
         "classes": "auto",
         "splits": None,
         "pages": "first",
-        "fit": "crop",
+        "suffixes": None,
+        **ANY_TYPE,
     },
-    "vqvae.data.webdataset.WebDataset": {"held_out": "shuffle", "value_range": None, "fit": "crop"},
+    "vqvae.data.webdataset.WebDataset": {"held_out": "shuffle", "value_range": None, **ANY_TYPE},
 }
 EARLIER_EVALUATION = {"frechet": 0, "backbone": "efficientnet_lite0", "backbone_file": None, "monitor": "mse"}
 KEPT = ("held_out", "value_range")  # of these, what decides the items of a run
@@ -118,7 +120,7 @@ def rename_export(config: dict[str, Any]) -> dict[str, Any]:
     loss = config.get("loss")
     if isinstance(loss, dict) and "_target_" in loss:
         config = {**config, "head": {**split_loss(loss)["head"], "variance": loss.get("variance")}}
-    return rename_keys(config)
+    return {"fit": "crop", "levels": None, **rename_keys(config)}
 
 
 def keep_earlier(config: dict[str, Any], stored: dict[str, Any], typed: Collection[str]) -> dict[str, Any]:

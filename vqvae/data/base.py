@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vqvae.errors import UserError
+from vqvae.images import to_uint8
 from vqvae.ranges import CountOrZero, PositiveInt, Share, checked
 
 
@@ -42,7 +43,7 @@ class Split(ABC):
 
     @abstractmethod
     def read(self, index: int) -> Tensor:
-        """Item uint8 (C, *R). Raises OSError if it cannot be decoded."""
+        """Item (C, *R), of the type that `Data.item_type` tells. Raises OSError if it cannot be decoded."""
 
     @abstractmethod
     def title(self, index: int) -> str:
@@ -96,11 +97,13 @@ class Whole(NamedTuple):
 @checked
 @dataclass(kw_only=True)
 class Data(ABC):
-    """Base of all data sets; the fields are the keys of the `data` config group. Items are uint8 (C, *S).
+    """Base of all data sets; the fields are the keys of the `data` config group.
+
+    Items (C, *S) are uint8, or float32 in [-1, 1] where 8 bits are too few.
 
     Files are looked at when they are first asked for, not before: a finished run needs none, see `recall`.
     ndim: number of data dims. channels: C. flip: mirror training items at random along their last dim. limit: use only that
-    many items of each split, evenly spread; null: all. resident: "device" and "memory" keep all items there as one uint8
+    many items of each split, evenly spread; null: all. resident: "device" and "memory" keep all items there as one
     tensor, "disk" reads decoded items from the file in cache_dir, "stream" decodes them when needed, and "auto" takes the
     first of these that has room. workers: decoding processes. cache_dir: folder for
     decoded items. most_unreadable: a run ends where a larger share of a split cannot be read.
@@ -108,8 +111,6 @@ class Data(ABC):
     """
 
     size_key: ClassVar[str]  # the config key that sets `size`, for messages
-    suffix: ClassVar[str]  # of the files that `save` writes
-    item_suffixes: ClassVar[frozenset[str] | None] = None  # of the files that `load` reads; None: of any file
 
     ndim: int
     channels: int
@@ -158,17 +159,50 @@ class Data(ABC):
         """Sentences about what was understood of the data and what was left out, once its splits are there."""
         return []
 
+    @property
+    def item_type(self) -> torch.dtype:
+        """torch.uint8 or torch.float32."""
+        return torch.uint8
+
+    @property
+    def value_bits(self) -> int:
+        """Bits of a value as `values` has it."""
+        return 8
+
+    @property
+    def value_bounds(self) -> tuple[float, float]:
+        """The values, as `values` has them, that are -1 and 1 for the model: the range that PSNR refers to."""
+        return 0.0, 255.0
+
+    def to_items(self, x: Tensor) -> Tensor:
+        """x (n, C, *S) in [-1, 1] -> items (n, C, *S): the inverse of vqvae.images.normalize."""
+        return to_uint8(x) if self.item_type == torch.uint8 else x.float()
+
+    def values(self, items: Tensor) -> np.ndarray:
+        """Items (n, C, *S), or one (C, *S) -> their values in the data's own units and type."""
+        return items.cpu().numpy()
+
     @abstractmethod
-    def show(self, items: Tensor) -> Tensor:
-        """Draw items uint8 (n, C, *S) as images uint8 (n, 1 or 3, H, W)."""
+    def picture(self, items: Tensor) -> Tensor:
+        """Draw items (n, C, *S), of 8 bits or in [-1, 1], as images uint8 (n, 1 or 3, H, W)."""
+
+    @property
+    @abstractmethod
+    def suffix(self) -> str:
+        """Suffix of the files that `save` writes."""
+
+    @property
+    def item_suffixes(self) -> frozenset[str] | None:
+        """Suffixes of the files that `load` reads; None: it tries any file."""
+        return None
 
     @abstractmethod
     def save(self, path: Path, item: Tensor) -> Path:
-        """Write an item uint8 (C, *S) to `path`, given without suffix. Returns the file."""
+        """Write an item (C, *S) to `path`, given without suffix. Returns the file."""
 
     @abstractmethod
     def load(self, path: Path) -> Tensor:
-        """Read any file as an item of this data set, uint8 (C, *R). Raises OSError if it cannot be decoded."""
+        """Read any file as an item of this data set, (C, *R). Raises OSError if it cannot be decoded."""
 
 
 def fingerprint(parts: Sequence[object]) -> str:

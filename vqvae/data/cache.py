@@ -19,7 +19,7 @@ MARK = "vqvae_cache"  # the file that names its own folder
 
 
 class Cache:
-    """Cache of one split: <fingerprint>-images.npy (n, C, *R) uint8 and -used.npy (n,) int64, the index read for each row.
+    """Cache of one split: <fingerprint>-images.npy (n, C, *R) and -used.npy (n,) int64, the index read for each row.
 
     -sums.json is written last and holds the checksums.
     """

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from vqvae.data import held_out
 from vqvae.data.base import Items, Split, Whole, fingerprint
-from vqvae.data.formats import SUFFIXES, open_image
+from vqvae.data.formats import open_image
 from vqvae.data.framing import as_setting
-from vqvae.data.images import ResizedImages
 from vqvae.data.layout import Layout
+from vqvae.data.planes import ARRAY_SUFFIXES
+from vqvae.data.resized import ResizedImages
 from vqvae.data.tree import Tree
 from vqvae.errors import UserError
 from vqvae.ranges import checked
@@ -70,13 +71,28 @@ class Folder(ResizedImages):
 
     splits: split -> folder below `root`; null: those named train or training, val, valid or validation, and test or testing,
     in any case. classes: auto takes the folders of a split for classes; off reads all images without labels.
-    pages: of TIFF, GIF and other files with several; all makes each an item, in the split of its file.
+    pages: of TIFF, GIF and other files with several; all makes each an item, in the split of its file. suffixes: of the files
+    that are items, such as [.npy]; null: of all images that can be read, and of arrays where values are read as they are.
     """
 
     root: str
     splits: dict[str, str] | None = None
     classes: Literal["auto", "off"] = "auto"
     pages: Literal["first", "all"] = "first"
+    suffixes: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if wrong := [one for one in self.suffixes or [] if not one.startswith(".")]:
+            raise UserError(f"suffixes must begin with a dot, such as .npy, got {wrong[0]}")
+
+    @property
+    def is_plain(self) -> bool:
+        return super().is_plain and not set(self.suffixes or []) & ARRAY_SUFFIXES
+
+    @property
+    def item_suffixes(self) -> frozenset[str]:
+        return super().item_suffixes if self.suffixes is None else frozenset(map(str.lower, self.suffixes))
 
     @cached_property
     def layout(self) -> Layout:
@@ -85,7 +101,7 @@ class Folder(ResizedImages):
         if not path.is_dir():
             raise UserError(f"data.root={self.root} is not a folder; name the folder that holds the images")
         without = self.recalled.get("class_names") == []
-        return Layout(path, self.splits, "off" if without else self.classes, SUFFIXES)
+        return Layout(path, self.splits, "off" if without else self.classes, self.item_suffixes)
 
     def found_class_names(self) -> list[str]:
         return self.layout.class_names
@@ -126,7 +142,7 @@ class Folder(ResizedImages):
             *self.layout.notes(),
             *([alone] if len(self.layout.folders) == 1 else []),
             *super().notes(),
-            *([paged] if self.looked.pages and self.pages == "first" else []),
+            *([paged] if self.is_plain and self.looked.pages and self.pages == "first" else []),
         ]
 
     def _held_out(self, files: list[str]) -> np.ndarray:

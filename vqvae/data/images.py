@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, ClassVar, Literal
+from typing import Annotated, BinaryIO, ClassVar
 
 import numpy as np
 import torch
@@ -18,20 +16,13 @@ from torch import Tensor
 from vqvae.data.base import Data
 from vqvae.data.depth import (
     FULL,
-    Looked,
     Ranges,
-    ValueRange,
-    choose_ranges,
     eight_bits,
-    look_at,
-    range_notes,
-    recalled_ranges,
 )
 from vqvae.data.formats import MOST_PIXELS, SUFFIXES, open_image
-from vqvae.data.framing import FITS, ImageSize, Size, in_proportion, sides
-from vqvae.errors import UserError
+from vqvae.data.framing import FITS, ImageSize, Size, sides
 from vqvae.images import write_png
-from vqvae.ranges import Gt, In, Lt, PositiveInt, checked
+from vqvae.ranges import In, checked
 
 
 @checked
@@ -43,8 +34,6 @@ class Images(Data):
     """
 
     size_key: ClassVar[str] = "image_size"
-    suffix: ClassVar[str] = ".png"
-    item_suffixes: ClassVar[frozenset[str] | None] = SUFFIXES
 
     ndim: Annotated[int, In(2)]
     channels: Annotated[int, In(1, 3)]
@@ -54,7 +43,15 @@ class Images(Data):
     def size(self) -> Size:
         return sides(self.image_size)
 
-    def show(self, items: Tensor) -> Tensor:
+    @property
+    def suffix(self) -> str:
+        return ".png"
+
+    @property
+    def item_suffixes(self) -> frozenset[str]:
+        return SUFFIXES
+
+    def picture(self, items: Tensor) -> Tensor:
         """Return the images as they are."""
         return items
 
@@ -72,92 +69,6 @@ class Images(Data):
     def read_file(self) -> Callable[[Path | BinaryIO], Tensor]:
         """Image file -> uint8 (C, *R). Raises OSError if it cannot be decoded."""
         return partial(read_image, size=self.size, channels=self.channels)
-
-
-@checked
-@dataclass(kw_only=True)
-class ResizedImages(Images):
-    """Base of data sets of images of any size.
-
-    Images are resized (shorter side to `resize`) and cropped at the center to the proportions of `image_size`; fit=pad keeps
-    the whole image, with black beside it, and fit=stretch changes its proportions. If `resize`, a number or [height, width],
-    is larger than `image_size`, training takes random crops and everything else the center crop. Without a validation set, a
-    share `val_share` of the images is held out by `held_out`: a hash of each name with `split_seed`, or a shuffled order, as
-    earlier versions did.
-    value_range: values of black and white in images of more than 8 bits; auto looks at some; null: the whole range of their
-    type. most_pixels: of an image; larger ones count as unreadable. draft: large JPEG files are decoded at a half, a quarter
-    or an eighth of their size, where that is not below `resize`.
-    """
-
-    resize: ImageSize
-    val_share: Annotated[float, Gt(0), Lt(1)]
-    split_seed: int
-    held_out: Literal["hash", "shuffle"] = "hash"
-    value_range: ValueRange = "auto"
-    most_pixels: PositiveInt = MOST_PIXELS
-    draft: bool = False
-    fit: Literal["crop", "pad", "stretch"] = "crop"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.recalled: dict[str, Any] = {}
-        if any(read < kept for read, kept in zip(self.read_size, self.size)):
-            raise UserError(f"resize must be at least image_size={self.image_size}, got {self.resize}")
-        if self.value_range is not None and self.value_range != "auto":
-            pair = () if isinstance(self.value_range, str) else tuple(map(float, self.value_range))
-            if len(pair) != 2 or not -math.inf < pair[0] < pair[1] < math.inf:
-                raise UserError(f"value_range must be auto, null, or two numbers in order, got {self.value_range}")
-            self.value_range = pair
-
-    @property
-    def read_size(self) -> Size:
-        return in_proportion(self.resize, self.size) if isinstance(self.resize, int) else sides(self.resize)
-
-    @property
-    def class_names(self) -> list[str]:
-        return self.recalled["class_names"] if "class_names" in self.recalled else self.found_class_names()
-
-    @abstractmethod
-    def found_class_names(self) -> list[str]:
-        """Names of the classes, looked up."""
-
-    def facts(self) -> dict[str, Any]:
-        integers, floats, clips = self.ranges
-        return {**super().facts(), "ranges": [*integers, *floats, clips]}
-
-    def recall(self, facts: dict[str, Any]) -> None:
-        self.recalled = facts
-        if "ranges" in facts:
-            self.ranges = recalled_ranges(facts["ranges"])
-
-    @abstractmethod
-    def probes(self) -> Iterable[Path | BinaryIO]:
-        """Some training images, spread over the set. They decide what holds for all."""
-
-    @cached_property
-    def looked(self) -> Looked:
-        """What the probes show."""
-        return look_at(self.probes(), self.most_pixels)
-
-    @cached_property
-    def ranges(self) -> Ranges:
-        """Values of black and white, of all images. Raises UserError where they cannot be told."""
-        return choose_ranges(self.looked, self.value_range)
-
-    @property
-    def read_file(self) -> Callable[[Path | BinaryIO], Tensor]:
-        size, channels, ranges = self.read_size, self.channels, self.ranges
-        limit, draft, fit = self.most_pixels, self.draft, self.fit
-        return partial(read_image, size=size, channels=channels, ranges=ranges, most_pixels=limit, draft=draft, fit=fit)
-
-    @property
-    def reading(self) -> list[object]:
-        """What a fingerprint holds beside the files, where it differs from earlier versions."""
-        ranges = [] if self.ranges == FULL else [tuple(self.ranges)]
-        return [*ranges, *(["draft"] if self.draft else []), *([self.fit] if self.fit != "crop" else [])]
-
-    def notes(self) -> list[str]:
-        return [*self.looked.notes(), *range_notes(self.looked, self.ranges)]
 
 
 def read_image(

@@ -31,7 +31,7 @@ class ItemBatch(NamedTuple):
 class ItemInputs(NamedTuple):
     """What a training batch is made of.
 
-    items uint8 (B, C, *R), or indices (B,) of a set that is on the device; labels (B,); corners (B, dims) of the crops and
+    items (B, C, *R), or indices (B,) of a set that is on the device; labels (B,); corners (B, dims) of the crops and
     flipped (B,) bool, where the data is cropped or flipped.
     """
 

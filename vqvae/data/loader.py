@@ -25,6 +25,10 @@ from vqvae.errors import TooManyUnreadable, UserError
 from vqvae.images import normalize
 
 log = logging.getLogger(__name__)
+NUMPY_TYPES: dict[torch.dtype, np.dtype] = {
+    torch.uint8: np.dtype(np.uint8),
+    torch.float32: np.dtype(np.float32),
+}  # of items
 MOST_TRIED = 64  # items of a cache that could not be read, tried again
 
 
@@ -80,7 +84,8 @@ class ItemLoader:
         self.unreadable: set[int] = set()
         self.images: Tensor | None = None
         shape = (data.channels, *data.read_size)
-        self.size = len(split) * math.prod(shape)
+        self.item_type = data.item_type
+        self.size = len(split) * math.prod(shape) * self.item_type.itemsize
         cache = Cache(Path(data.cache_dir).expanduser(), split.fingerprint)
         place = choose_place(data.resident, self.size, device, cache.images.parent, cache.sums.is_file())
         self.place = distributed.broadcast_object(place)  # all ranks wait for rank 0 to decode, or none
@@ -96,7 +101,7 @@ class ItemLoader:
         return len(self.split)
 
     def batches(self, indices: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of indices -> items uint8 (b, C, *R) and labels (b,) on the device."""
+        """Batches of indices -> items (b, C, *R) and labels (b,) on the device."""
         for items, labels in self.inputs(indices):
             yield self.items(items), labels
 
@@ -110,8 +115,8 @@ class ItemLoader:
             yield from copied_aside(source, self.device)
 
     def items(self, inputs: Tensor) -> Tensor:
-        """Items of `inputs`: uint8 (b, C, *R)."""
-        return inputs if self.images is None or inputs.dtype == torch.uint8 else self.images[inputs]
+        """Items of `inputs`: (b, C, *R)."""
+        return inputs if self.images is None or inputs.dtype == self.item_type else self.images[inputs]
 
     def variance(self, most: int = 20_000) -> float:
         """Variance over all values in [-1, 1]; of `most` items in a fixed random order if there are more."""
@@ -187,7 +192,7 @@ class ItemLoader:
             known = self._known(cache)
         self._report(known or {})
         used = torch.from_numpy(np.array(arrays.read(cache.used, np.dtype(np.int64), (count,))))
-        array = arrays.read(cache.images, np.dtype(np.uint8), (count, *shape))
+        array = arrays.read(cache.images, NUMPY_TYPES[self.item_type], (count, *shape))
         self.split.labels = self.split.labels[used]
         return mapped(array) if self.place == "disk" else torch.from_numpy(np.array(array))
 
@@ -209,7 +214,7 @@ class ItemLoader:
 
     def _decode_into(self, cache: Cache, count: int, shape: tuple[int, ...]) -> None:
         with cache.writing() as (images_file, used_file):
-            images = arrays.create(images_file, np.dtype(np.uint8), (count, *shape))
+            images = arrays.create(images_file, NUMPY_TYPES[self.item_type], (count, *shape))
             used_indices = arrays.create(used_file, np.dtype(np.int64), (count,))
             with tqdm(total=count, desc=f"decoding {self.split.name}", unit="item", disable=None) as bar:
                 for batch, used, wanted in self._decode(torch.arange(count).split(256)):

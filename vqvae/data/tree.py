@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vqvae.data.cache import MARK
+from vqvae.data.formats import PLUGINS
 from vqvae.errors import UserError
 from vqvae.surroundings.terminal import printable
 
@@ -121,6 +122,8 @@ def reason_against(name: str, kind: str, suffixes: Collection[str] | None) -> st
     suffix = os.path.splitext(name)[1].lower()
     if suffixes is None or suffix in suffixes:
         return None
+    if suffix in PLUGINS:
+        return f"{suffix} files: {PLUGINS[suffix]} to have them read"
     return f"{printable(suffix)} files" if suffix else "files without a suffix"
 
 

@@ -35,8 +35,6 @@ class Waveforms(Data):
     """
 
     size_key: ClassVar[str] = "length"
-    suffix: ClassVar[str] = ".wav"
-    item_suffixes: ClassVar[frozenset[str] | None] = frozenset({".wav"})
 
     ndim: Annotated[int, In(1)]
     channels: Annotated[int, In(1, 2)]
@@ -47,7 +45,15 @@ class Waveforms(Data):
     def size(self) -> tuple[int, ...]:
         return (self.length,)
 
-    def show(self, items: Tensor) -> Tensor:
+    @property
+    def suffix(self) -> str:
+        return ".wav"
+
+    @property
+    def item_suffixes(self) -> frozenset[str]:
+        return frozenset({".wav"})
+
+    def picture(self, items: Tensor) -> Tensor:
         """Plot the expanded waves of items (n, C, T)."""
         return plot_waves(expand(items))
 

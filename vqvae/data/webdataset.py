@@ -25,7 +25,8 @@ from vqvae.data import held_out
 from vqvae.data.base import Split, fingerprint, no_labels
 from vqvae.data.folder import CONTENT_PROBES, DECODING
 from vqvae.data.framing import as_setting
-from vqvae.data.images import ResizedImages, read_image
+from vqvae.data.images import read_image
+from vqvae.data.resized import ResizedImages
 from vqvae.data.shards import identity, index_file, read_bytes, read_index
 from vqvae.errors import UserError
 from vqvae.ranges import checked

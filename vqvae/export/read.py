@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from vqvae.config.renames import rename_export, rename_targets
 from vqvae.config.schema import ALLOWED_PREFIXES, check_node
 from vqvae.config.types import fits
+from vqvae.data.framing import FITS
+from vqvae.data.levels import BITS, Levels, recalled_levels
 from vqvae.errors import UserError
-from vqvae.inference.trained_model import DataInfo, TrainedModel
+from vqvae.inference.inputs import DataInfo
+from vqvae.inference.trained_model import TrainedModel
 from vqvae.losses.heads import Head
 from vqvae.model import VQVAE
 from vqvae.priors.base import Prior
@@ -35,6 +38,8 @@ KEYS: dict[str, dict[str, Any]] = {
         "sample_rate": int | None,
         "channels": int,
         "size": list[int],
+        "fit": str,
+        "levels": dict | None,
         "class_names": list[str],
         "code_shapes": list[list[int]],
         "codebook_sizes": list[int],
@@ -64,6 +69,7 @@ def load_export(path: str | Path, device: str | torch.device, allow_targets: Seq
     head = construct("head", config["head"], Head, allowed)
     size, class_names = tuple(config["size"]), config["class_names"]
     data = DataInfo(config["data"], config["channels"], size, class_names, config["sample_rate"])
+    data = data._replace(fit=config["fit"], levels=levels_of(config["levels"]))
     trained = TrainedModel(model, head, data, config["fingerprint"])
     if (folder / "prior.json").is_file():
         config = read_config(folder, "prior")
@@ -74,6 +80,15 @@ def load_export(path: str | Path, device: str | torch.device, allow_targets: Seq
         trained.prior = fill(prior, read_weights(folder, "prior", config), folder / "prior.safetensors")
         trained.sampling, trained.guidable = Sampling(guidance=config["guidance"]), config["guidable"]
     return trained.to(device)
+
+
+def levels_of(values: dict[str, Any] | None) -> Levels | None:
+    """`levels` of a tokenizer.json. Raises UserError for what are none."""
+    if values is None:
+        return None
+    if set(values) != set(Levels._fields) or values["dtype"] not in BITS:
+        raise UserError(f"levels={str(values)[:100]} are no type and range of values")
+    return recalled_levels(values["dtype"], [values[key] for key in Levels._fields[1:]])
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
@@ -95,6 +110,8 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     for key, kind in KEYS[name].items():
         if key not in config or not fits(config[key], kind):
             raise UserError(f"{file}: {key}={config.get(key)} is not what an export has there")
+    if config.get("fit", "crop") not in FITS:
+        raise UserError(f"{file}: fit={str(config['fit'])[:100]} is none of {', '.join(FITS)}")
     return config
 
 

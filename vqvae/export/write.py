@@ -89,6 +89,8 @@ def tokenizer_config(run: Run, trained: TrainedModel) -> dict[str, Any]:
         "sample_rate": data.sample_rate,
         "channels": data.channels,
         "size": list(data.size),
+        "fit": data.fit,
+        "levels": None if data.levels is None else data.levels._asdict(),
         "class_names": list(data.class_names),
         "code_shapes": [list(shape) for shape in trained.code_shapes],
         "codebook_sizes": trained.codebook_sizes,

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from vqvae import distributed
 from vqvae.errors import UserError, suggest
-from vqvae.inference.inputs import Picture, as_input, check_codes
+from vqvae.images import to_uint8
+from vqvae.inference.inputs import DataInfo, Picture, as_input, check_codes
 from vqvae.inference.search import check_places, search
 from vqvae.losses.heads import Head
 from vqvae.losses.likelihood import Likelihood
@@ -22,16 +24,6 @@ from vqvae.priors.base import Prior
 from vqvae.priors.sampling import Known, OnProgress, Sampling
 
 CHUNK = 32  # items go through the networks in padded chunks of this size, so that none depends on the number of items
-
-
-class DataInfo(NamedTuple):
-    """Data that a model was trained on: its class, channels C, dims *S, class names, and the sample rate of sounds."""
-
-    name: str
-    channels: int
-    size: tuple[int, ...]
-    class_names: list[str]
-    sample_rate: int | None = None
 
 
 class TrainedModel:
@@ -105,10 +97,10 @@ class TrainedModel:
     def encode(self, x: Tensor | Sequence[Picture], search: int | None = None) -> list[Tensor]:
         """Encode x (B, C, *S) -> M code maps (B, *s_m). Other sizes go too, if the stride divides them.
 
-        x may be a list of Pillow's images, or of paths of image files: they are turned upright, resized, and cropped at
-        the center. search: number of sweeps of a search for codes with less squared error (see inference/search.py); None
-        or 0: the encoder's codes, which priors learn. Raises UserError for another shape, type or range of x, and if there is
-        nothing to search.
+        x may be a list of Pillow's images, of paths of image files, or of arrays in the data's units: they are brought to the
+        data's size as the data was. search: number of sweeps of a search for codes with less squared error (see
+        inference/search.py); None or 0: the encoder's codes, which priors learn. Raises UserError for another shape, type or
+        range of x, and if there is nothing to search.
         """
         x = self._checked_input(x)
         codes = self.model.encode(x)
@@ -129,6 +121,10 @@ class TrainedModel:
         if search:
             return self.decode(self.encode(x, search))
         return self.head.to_image(self.model(self._checked_input(x)).decoded)
+
+    def values(self, x: Tensor) -> np.ndarray:
+        """x (B, C, *S) in [-1, 1] -> the data's own units and type, such as uint16. Sounds: mu-law levels, uint8."""
+        return to_uint8(x).cpu().numpy() if self.data.levels is None else self.data.levels.values(x)
 
     def sample(
         self,
@@ -231,7 +227,7 @@ class TrainedModel:
 
     def _checked_input(self, x: Tensor | Sequence[Picture]) -> Tensor:
         """x on the device. Raises UserError for another shape, type or range."""
-        x = as_input(x, self.data.channels, self.data.size)
+        x = as_input(x, self.data)
         self.model.code_shapes(tuple(x.shape[2:]))  # refuses sizes that the stride does not divide
         return x.to(self.device)
 

@@ -9,7 +9,8 @@ from torch import nn
 
 from vqvae.config.build import build
 from vqvae.errors import UserError
-from vqvae.inference.trained_model import DataInfo, TrainedModel
+from vqvae.inference.inputs import DataInfo
+from vqvae.inference.trained_model import TrainedModel
 from vqvae.run.run import Run, build_model
 from vqvae.run.train import load_initial_weights
 from vqvae.training.settings import TrainerConfig

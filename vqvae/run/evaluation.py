@@ -67,7 +67,7 @@ def evaluate_run(
     trained, variance = run.trained_model(), run.variance()
     judgment = None if wanted.backbone is None else Judgment.of(run, trained, split, wanted)
     loader = run.loader(split)
-    stage = AutoencoderStage(trained.model, Objective(trained.head, {}), variance, run.data.show)
+    stage = AutoencoderStage(trained.model, Objective(trained.head, {}), variance, run.data.picture)
     metrics = evaluate(stage, ItemEvaluationSet(run.data, loader), batch_size)
     metrics |= searched_figures(run, trained, split, search)
     if "perceptual" in wanted.metrics and len(run.data.size) == 2 and scales_of(run.data.size) > 1:
@@ -91,6 +91,7 @@ def evaluate_run(
         "unreadable_items": len(distributed.any_row(loader.unreadable, len(loader))),
         "data": plain(run.cfg)["data"],
         "training_variance": variance,
+        "value_range": list(run.data.value_bounds),
         "precision": "float32",
         "judged": None if judgment is None else judgment.protocol(),
     }

@@ -57,7 +57,7 @@ def codes(run: Run, model: VQVAE) -> str:
     counts = [math.prod(shape) for shape in shapes]
     bits = sum(count * math.log2(size) for count, size in zip(counts, sizes))
     maps = " + ".join(f"{times(shape)} of {size:,}" for shape, size in zip(shapes, sizes))
-    values = 8 * run.data.channels * math.prod(run.data.size)
+    values = run.data.value_bits * run.data.channels * math.prod(run.data.size)
     return f"{sum(counts):,} codes an item ({maps}): {bits:,.0f} bits for {values:,}"
 
 

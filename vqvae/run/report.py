@@ -13,7 +13,7 @@ from vqvae import __version__, distributed
 from vqvae.data.code_store import CodeStore
 from vqvae.data.codes import bits_of_uniform
 from vqvae.errors import UserError
-from vqvae.images import grid, rows_of, to_uint8, write_png
+from vqvae.images import grid, rows_of, write_png
 from vqvae.inference.trained_model import TrainedModel
 from vqvae.metrics.codebook import count_codes
 from vqvae.metrics.registry import figure, find, without_split
@@ -145,15 +145,16 @@ def store_counts(store: CodeStore) -> list[Tensor]:
 def draw_samples(run: Run, trained: TrainedModel) -> list[Path]:
     """Draw samples of the finished prior into samples.png, one row per class. Returns the files that were written.
 
-    Data that is not images is also written to samples/<class>.<suffix>, one item per class; without classes, one per row.
+    Data that is not images of 8 bits is also written to samples/<class>.<suffix>, one item per class; without classes, one
+    per row.
     """
     names = run.data.class_names[:10]
     count = SAMPLES_PER_CLASS * (len(names) or 4)
     labels = torch.arange(len(names)).repeat_interleave(SAMPLES_PER_CLASS) if names else None
-    items = to_uint8(trained.sample(range(count), labels))
+    items = run.data.to_items(trained.sample(range(count), labels))
     files = [run.folder.path / "samples.png"]
-    write_png(files[0], grid(rows_of(run.data.show(items), SAMPLES_PER_CLASS)))
-    if run.data.suffix != files[0].suffix:
+    write_png(files[0], grid(rows_of(run.data.picture(items), SAMPLES_PER_CLASS)))
+    if run.data.suffix != files[0].suffix or items.dtype != torch.uint8:
         firsts = range(0, count, SAMPLES_PER_CLASS)
         titles = names or [str(seed) for seed in firsts]
         files += [

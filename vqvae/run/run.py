@@ -16,12 +16,15 @@ from vqvae.config.build import build
 from vqvae.data.base import Data, Split
 from vqvae.data.code_store import CodeStore
 from vqvae.data.loader import ItemLoader
+from vqvae.data.resized import ResizedImages
 from vqvae.errors import UserError
 from vqvae.images import to_uint8
-from vqvae.inference.trained_model import DataInfo, TrainedModel
+from vqvae.inference.inputs import DataInfo
+from vqvae.inference.trained_model import TrainedModel
 from vqvae.judging.judge import Judge
 from vqvae.judging.observer import FrechetObserver
 from vqvae.losses.heads import Head
+from vqvae.losses.likelihood import Likelihood
 from vqvae.losses.objective import Objective
 from vqvae.model import VQVAE
 from vqvae.priors.base import Prior
@@ -87,7 +90,7 @@ class Run:
         objective = build_objective(self.cfg, head, self.data, variance).to(self.device)
         if self.cfg.train == "decoder":
             model.freeze_codes()
-        parts = (model, objective, variance, self.data.show, epoch_steps, self.observer())
+        parts = (model, objective, variance, self.data.picture, epoch_steps, self.observer())
         adversary = build_adversary(self.cfg.adversary, self.data)
         stage = AutoencoderStage(*parts) if adversary is None else AdversarialStage(adversary, *parts)
         if stage.observer is not None and self.cfg.evaluation.monitor == "frechet":
@@ -110,13 +113,7 @@ class Run:
         model, head = build_model(self.cfg, self.data, self.variance())
         state = self.folder.weights("autoencoder", model)["networks"]["model"]
         checkpoint.load_weights(model, state, self.folder.stage("autoencoder"))
-        data = DataInfo(
-            type(self.data).__name__,
-            self.data.channels,
-            self.data.size,
-            self.data.class_names,
-            getattr(self.data, "sample_rate", None),
-        )
+        data = info_of(self.data)
         fingerprint = checkpoint.fingerprint(state)
         return TrainedModel(model, head, data, fingerprint).to(self.device)
 
@@ -143,7 +140,7 @@ class Run:
         node = self.cfg.prior
 
         def draw(codes: list[Tensor]) -> Tensor:
-            return self.data.show(to_uint8(tokenizer.decode(codes)))
+            return self.data.picture(to_uint8(tokenizer.decode(codes)))
 
         return PriorStage(prior, draw, self.sampling(), node.class_dropout, node.label_smoothing)
 
@@ -184,11 +181,24 @@ class Run:
         return store
 
 
+def info_of(data: Data) -> DataInfo:
+    """What a trained model has to know of its data."""
+    rate = getattr(data, "sample_rate", None)
+    info = DataInfo(type(data).__name__, data.channels, data.size, data.class_names, rate)
+    if not isinstance(data, ResizedImages):
+        return info
+    return info._replace(fit=data.fit, levels=None if data.is_plain else data.levels)
+
+
 def build_model(cfg: Any, data: Data, variance: float) -> tuple[VQVAE, Head]:
     """Networks and output head of a config. Raises UserError if they do not fit each other, or the data."""
     build(cfg.quantizer, "quantizer")  # by itself, so that errors name the user's key and not its copy below `model`
     head: Head = build(cfg.loss.head, "loss.head", variance=variance)
     model: VQVAE = build(cfg.model, "model")
+    if isinstance(head, Likelihood) and data.item_type != torch.uint8:
+        raise UserError(
+            f"loss={head.name} is a likelihood of 8-bit values, and those of this data have {data.value_bits}: choose loss=mse"
+        )
     wanted, channels = head.decoder_channels(data.channels), model.decoders[0].channels
     if channels != wanted:
         raise UserError(

@@ -46,7 +46,7 @@ def render(frames: Frames, job: Job, columns: int) -> list[Tensor]:
         shown = [m.masked_fill(~known, 0) for m, known in zip(codes, drawn)]  # what is not drawn may be no code at all
         open_codes = (~drawn[0]).float()[:, None]  # (n, 1, *s) of the coarsest map: later ones refine it
         open_places = F.interpolate(open_codes, size=job.run.data.size, mode="nearest")[:, 0] > 0  # (n, *S)
-        images.append(grid(rows_of(job.run.data.show(paint(job.decode(shown), open_places)), columns)))
+        images.append(grid(rows_of(job.run.data.picture(paint(job.decode(shown), open_places)), columns)))
     return images
 
 

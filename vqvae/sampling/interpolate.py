@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from vqvae.errors import UserError
-from vqvae.images import to_uint8
 from vqvae.inference.trained_model import TrainedModel
 from vqvae.sampling.job import Job
 from vqvae.sampling.sources import names_in, read_named
@@ -19,10 +18,10 @@ def interpolate(job: Job) -> None:
     if len(names) != 2:
         raise UserError(f"mode=interpolate needs two images, such as image=[0,1], got image={job.settings['image']}")
     ends = torch.stack([read_named(job.run, name)[0] for name in names])  # (2, C, *S)
-    path = to_uint8(between(job.trained, job.x(ends), n))
+    path = job.run.data.to_items(between(job.trained, job.x(ends), n))
     shown = torch.cat([ends[:1], path, ends[1:]])
     png = job.write_images("interpolation.png", shown, len(shown))
-    file = job.write_arrays("interpolation.npz", items=path, ends=ends)
+    file = job.write_arrays("interpolation.npz", items=path, ends=job.run.data.values(ends))
     if job.settings["singles"]:
         job.write_singles([f"{i:03d}" for i in range(len(path))], path)
     say(

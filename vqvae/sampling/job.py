@@ -14,14 +14,14 @@ from torch import Tensor
 
 from vqvae.data.items import center_crop
 from vqvae.errors import UserError
-from vqvae.images import grid, normalize, rows_of, to_uint8, write_png
+from vqvae.images import grid, normalize, rows_of, write_png
 from vqvae.inference.trained_model import TrainedModel
 from vqvae.priors.sampling import Known, OnProgress
 from vqvae.run.run import Run
 from vqvae.storage.files import path_part, write_bytes
 
 SAMPLING_KEYS = ("temperature", "top_k", "top_p", "guidance", "guidance_schedule", "method", "steps", "chunk")
-Drawn = tuple[Tensor, list[Tensor]]  # items uint8 (n, C, *S), and their M code maps (n, *s_m)
+Drawn = tuple[Tensor, list[Tensor]]  # items (n, C, *S), and their M code maps (n, *s_m)
 
 
 class Job:
@@ -41,7 +41,7 @@ class Job:
         return list(range(self.settings["seed"], self.settings["seed"] + self.settings["n"]))
 
     def draw(self, labels: Tensor, known: Known | None = None, on_progress: OnProgress | None = None) -> Drawn:
-        """Draw from the prior with this command's settings -> items uint8 (n, C, *S), and their M code maps.
+        """Draw from the prior with this command's settings -> items (n, C, *S), and their M code maps.
 
         Raises UserError if there is no prior, or for settings that it does not have.
         """
@@ -62,21 +62,21 @@ class Job:
             yield self.decode(codes), codes
 
     def decode(self, codes: list[Tensor]) -> Tensor:
-        """Decode M code maps (n, *s_m) -> items uint8 (n, C, *S)."""
-        return self.trained.in_chunks(lambda maps: [to_uint8(self.trained.decode(maps))], codes)[0]
+        """Decode M code maps (n, *s_m) -> items (n, C, *S)."""
+        return self.trained.in_chunks(lambda maps: [self.run.data.to_items(self.trained.decode(maps))], codes)[0]
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """Encode x (n, C, *S) in [-1, 1] -> M code maps (n, *s_m)."""
         return self.trained.in_chunks(lambda inputs: self.trained.encode(inputs[0]), [x])
 
     def x(self, items: Tensor) -> Tensor:
-        """Crop and scale items as read, uint8 (n, C, *R) -> (n, C, *S) in [-1, 1], on the device."""
+        """Crop and scale items as read, (n, C, *R) -> (n, C, *S) in [-1, 1], on the device."""
         return normalize(center_crop(items, self.run.data.size).to(self.run.device))
 
     def write_images(self, name: str, items: Tensor, columns: int) -> Path:
-        """Write a PNG of items uint8 (n, C, *S), in rows of `columns`."""
+        """Write a PNG of items (n, C, *S), in rows of `columns`."""
         file = self.out / name
-        write_png(file, grid(rows_of(self.run.data.show(items), columns)))
+        write_png(file, grid(rows_of(self.run.data.picture(items), columns)))
         return file
 
     def write_singles(self, names: list[str], items: Tensor) -> None:
@@ -84,9 +84,10 @@ class Job:
         for name, item in zip(names, items):
             self.run.data.save(self.out / path_part(name), item)
 
-    def write_arrays(self, name: str, **arrays: Any) -> Path:
-        """Write tensors or lists to an .npz file."""
-        plain: dict[str, Any] = {key: np.asarray(value) for key, value in arrays.items()}
+    def write_arrays(self, name: str, items: Tensor, **arrays: Any) -> Path:
+        """Write `items` in the data's own units and type, and other tensors or lists, to an .npz file."""
+        plain: dict[str, Any] = {"items": self.run.data.values(items)}
+        plain |= {key: np.asarray(value) for key, value in arrays.items()}
         data = io.BytesIO()
         np.savez_compressed(data, **plain)
         write_bytes(self.out / name, data.getvalue())
@@ -100,5 +101,5 @@ def join(parts: Iterable[Drawn]) -> Drawn:
 
 
 def paint(items: Tensor, where: Tensor) -> Tensor:
-    """Set items uint8 (n, C, *S) to the middle level, gray or silence, where `where` (n or 1, *S) is True."""
-    return items.masked_fill(where[:, None], 128)
+    """Set items (n, C, *S) to the middle level, gray or silence, where `where` (n or 1, *S) is True."""
+    return items.masked_fill(where[:, None], 128 if items.dtype == torch.uint8 else 0)

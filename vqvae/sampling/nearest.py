@@ -25,7 +25,7 @@ ELEMENTS = 2**24  # compared at a time: 16 MB of codes, 128 MB of pixels
 
 @dataclass
 class Queries:
-    """Items uint8 (n, C, *S) whose neighbors are searched, and their M code maps (n, *s_m)."""
+    """Items (n, C, *S) whose neighbors are searched, and their M code maps (n, *s_m)."""
 
     items: Tensor
     codes: list[Tensor]
@@ -65,8 +65,9 @@ def nearest(job: Job) -> None:
     file = job.write_arrays("nearest.npz", items=samples.items, labels=labels, seeds=job.seeds, **maps, **arrays)
     every = sum(m[0].numel() for m in codes)
     say(f"rows of sample, {NEIGHBORS} nearest training images by codes, and by pixels: {png}\nnumbers: {file}")
+    between = "0 .. 255" if samples.items.dtype == torch.uint8 else "-1 .. 1"
     say(verdict(f"codes that differ, of {every}", neighbors["codes"].distances[:, 0], n))
-    say(verdict("root mean squared error of values 0 .. 255", neighbors["pixels"].distances[:, 0], n))
+    say(verdict(f"root mean squared error of values {between}", neighbors["pixels"].distances[:, 0], n))
 
 
 def verdict(unit: str, distances: Tensor, samples: int) -> str:
@@ -98,7 +99,7 @@ def by_codes(run: Run, trained: TrainedModel, queries: list[Tensor], flips: list
 
 
 def by_pixels(run: Run, queries: Tensor, flips: list[bool]) -> Neighbors:
-    """Items uint8 (n, C, *S) -> the training images, or their mirror images, of the least root mean squared error."""
+    """Items (n, C, *S) -> the training images, or their mirror images, of the least root mean squared error."""
     wanted = queries.to(run.device).flatten(1).double()  # (n, dims): sums of squares of integers are exact in float64
     lengths = wanted.square().sum(1)[:, None]
     loader = run.loader("train")
@@ -110,7 +111,7 @@ def by_pixels(run: Run, queries: Tensor, flips: list[bool]) -> Neighbors:
                 items = center_crop(images, run.data.size)
                 x = (items.flip(-1) if flipped else items).flatten(1).double()  # (b, dims)
                 squared = lengths + x.square().sum(1) - 2 * wanted @ x.T  # (n, b)
-                yield (squared / wanted.shape[1]).sqrt()
+                yield (squared / wanted.shape[1]).clamp_min(0).sqrt()  # of floats it may be just below 0
 
     return smallest(distances())
 
@@ -132,7 +133,7 @@ def smallest(chunks: Iterable[Tensor]) -> Neighbors:
 
 
 def training_items(run: Run, numbers: Tensor) -> Tensor:
-    """Numbers (n, k) -> those training images, or their mirror images, uint8 (n, k, C, *S)."""
+    """Numbers (n, k) -> those training images, or their mirror images, (n, k, C, *S)."""
     loader = run.loader("train")
     count = len(loader)
     images, _ = next(iter(loader.batches([numbers.flatten() % count])))

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from vqvae.errors import UserError
-from vqvae.images import to_uint8
 from vqvae.inference.trained_model import CHUNK
 from vqvae.metrics.reconstruction import item_psnr
 from vqvae.run.tables import table
@@ -32,7 +31,7 @@ def reconstruct(job: Job) -> None:
         x_hat = job.trained.in_chunks(lambda inputs: [job.trained.reconstruct(inputs[0], search)], [x])[0]
         rows += list(zip(names, item_psnr(x_hat, x.cpu()).tolist()))
         if len(rows) - len(names) < MOST_SHOWN:
-            shown.append(torch.stack([items, to_uint8(x_hat)], dim=1).flatten(0, 1))  # (2 b, C, *S)
+            shown.append(torch.stack([items, job.run.data.to_items(x_hat)], dim=1).flatten(0, 1))  # (2 b, C, *S)
     for line in skipped[:MOST_SHOWN]:
         say(f"skipped {line}")
     if not rows:
@@ -49,7 +48,7 @@ def reconstruct(job: Job) -> None:
 
 
 def chunks(images: Iterable[tuple[str, Tensor | OSError]], skipped: list[str]) -> Iterator[tuple[list[str], Tensor]]:
-    """Names and items -> names and items uint8 (b, C, *S), up to CHUNK at a time; what could not be read goes to `skipped`."""
+    """Names and items -> names and items (b, C, *S), up to CHUNK at a time; what could not be read goes to `skipped`."""
     names: list[str] = []
     items: list[Tensor] = []
     for name, item in images:

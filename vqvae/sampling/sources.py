@@ -27,7 +27,7 @@ def names_in(image: Any) -> list[str]:
 
 
 def read_named(run: Run, name: str) -> tuple[Tensor, int]:
-    """A file, or the number of a validation image -> item uint8 (C, *S), and its label (-1: unknown).
+    """A file, or the number of a validation image -> item (C, *S), and its label (-1: unknown).
 
     Raises UserError for what is neither, OSError for a file that cannot be decoded.
     """
@@ -72,5 +72,5 @@ def read_many(run: Run, folder: str | None, count: int | None) -> Iterator[tuple
 
 
 def crop(run: Run, item: Tensor) -> Tensor:
-    """An item as it is read, uint8 (C, *R) -> as the model sees it, (C, *S)."""
+    """An item as it is read, (C, *R) -> as the model sees it, (C, *S)."""
     return center_crop(item[None], run.data.size)[0]
