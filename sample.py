@@ -41,6 +41,7 @@ def run_mode(cfg: Any) -> None:
         from vqvae.sampling.interpolate import interpolate
         from vqvae.sampling.job import Job
         from vqvae.sampling.nearest import nearest
+        from vqvae.sampling.originals import reconstruct_originals
         from vqvae.sampling.reconstruct import reconstruct
 
     modes = {mode.__name__: mode for mode in (generate, complete, interpolate, reconstruct, nearest)}
@@ -52,7 +53,8 @@ def run_mode(cfg: Any) -> None:
             settings["n"] = 8 * len(run.data.class_names)  # whole rows
     out = Path(cfg.out) if cfg.out else run.folder.path / "samples" / folder_name(settings, typed)
     with logging_redirect_tqdm():
-        modes[cfg.mode](Job(run, settings, out))
+        mode = reconstruct_originals if settings["size"] == "original" else modes[cfg.mode]
+        mode(Job(run, settings, out))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ with own_folder():  # torch finds no code in the current one
     from vqvae.data.depth import Ranges, choose_ranges, look_at
     from vqvae.data.folder import spread
     from vqvae.data.formats import MOST_PIXELS, SUFFIXES
-    from vqvae.data.framing import FITS, Size, sides
+    from vqvae.data.framing import Size, sides
     from vqvae.data.images import read_image
     from vqvae.data.layout import Layout
     from vqvae.data.shards import member_key
@@ -187,7 +187,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("out", help="the new folder for the shards")
     size = "resize to squares of this side, or to this height and width; without it, images are packed as they are"
     parser.add_argument("--size", type=int, nargs="+", metavar="SIDE", help=size)
-    parser.add_argument("--fit", choices=tuple(FITS), default="crop", help="with --size; see data.fit in docs/data.md")
+    parser.add_argument(
+        "--fit", choices=("crop", "pad", "stretch"), default="crop", help="with --size; see data.fit in docs/data.md"
+    )
     parser.add_argument(
         "--shard_mb", type=float, default=500, help="size of a shard in MB, at most, unless one image is larger (500)"
     )

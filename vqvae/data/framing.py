@@ -12,7 +12,9 @@ from vqvae.ranges import Bound, PositiveInt
 Size = tuple[int, int]  # height, width
 TwoSides = Bound("be one side, or [height, width]", lambda value: len(value) == 2)
 ImageSize = PositiveInt | Annotated[tuple[PositiveInt, PositiveInt], TwoSides]  # of settings
-Fit = Callable[[Image.Image, Size, float], Image.Image]  # image, size, value of black -> an image of that size
+Fit = Callable[
+    [Image.Image, Size, float], Image.Image
+]  # image, size, value of black -> an image of that size, unless kept
 
 
 def sides(size: int | Sequence[int]) -> Size:
@@ -49,4 +51,9 @@ def stretch(image: Image.Image, size: Size, black: float) -> Image.Image:
     return image.resize(size[::-1], Image.Resampling.BICUBIC)
 
 
-FITS: dict[str, Fit] = {"crop": crop, "pad": pad, "stretch": stretch}
+def keep(image: Image.Image, size: Size, black: float) -> Image.Image:
+    """Leave the image at its own size."""
+    return image
+
+
+FITS: dict[str, Fit] = {"crop": crop, "pad": pad, "stretch": stretch, "keep": keep}

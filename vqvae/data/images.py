@@ -65,8 +65,12 @@ class Images(Data):
         """Read an image of any size and raster format that Pillow opens, as those of the data set are read."""
         return self.read_file(path)
 
+    def load_whole(self, path: Path) -> Tensor:
+        """Read an image as `load` does, at its own size."""
+        return self.read_file(path, fit="keep")
+
     @property
-    def read_file(self) -> Callable[[Path | BinaryIO], Tensor]:
+    def read_file(self) -> Callable[..., Tensor]:
         """Image file -> uint8 (C, *R). Raises OSError if it cannot be decoded."""
         return partial(read_image, size=self.size, channels=self.channels)
 
@@ -101,8 +105,7 @@ def read_image(
 
 def as_item(image: Image.Image, size: int | Size, channels: int, ranges: Ranges = FULL, fit: str = "crop") -> Tensor:
     """An opened image -> uint8 (channels, height, width), as `read_image` does with a file's."""
-    height, width = sides(size)
     image = eight_bits(ImageOps.exif_transpose(image), ranges)
-    image = FITS[fit](image.convert("RGB" if channels == 3 else "L"), (height, width), 0)
-    array = np.asarray(image).reshape(height, width, channels)
+    image = FITS[fit](image.convert("RGB" if channels == 3 else "L"), sides(size), 0)
+    array = np.asarray(image).reshape(image.height, image.width, channels)
     return torch.from_numpy(array.copy()).permute(2, 0, 1)  # (C, H, W)

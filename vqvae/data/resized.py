@@ -172,7 +172,7 @@ class ResizedImages(Images):
         return choose_levels(self.dtype, self.value_range, self.seen)
 
     @property
-    def read_file(self) -> Callable[[Path | BinaryIO], Tensor]:
+    def read_file(self) -> Callable[..., Tensor]:
         size, channels, limit, fit = self.read_size, self.channels, self.most_pixels, self.fit
         if not self.is_plain:
             return partial(read_values, size=size, channels=channels, levels=self.levels, most_pixels=limit, fit=fit)

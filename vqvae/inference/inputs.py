@@ -65,7 +65,10 @@ def from_pictures(pictures: Sequence[Picture], data: DataInfo) -> Tensor:
     if len(data.size) != 2 or (data.levels is None and data.channels not in (1, 3)):
         raise UserError(f"this model's data is no images: give x as a tensor (B, {data.channels}, *{data.size})")
     height, width = data.size
-    return normalize(torch.stack([item_from(one, data, (height, width)) for one in pictures]))
+    items = [item_from(one, data, (height, width)) for one in pictures]
+    if len({item.shape for item in items}) > 1:
+        raise UserError("give images of different sizes one by one, or have them resized: leave tile out")
+    return normalize(torch.stack(items))
 
 
 def item_from(picture: Picture, data: DataInfo, size: Size) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from vqvae.errors import UserError, suggest
 from vqvae.images import to_uint8
 from vqvae.inference.inputs import DataInfo, Picture, as_input, check_codes
 from vqvae.inference.search import check_places, search
+from vqvae.inference.tiles import in_tiles
 from vqvae.losses.heads import Head
 from vqvae.losses.likelihood import Likelihood
 from vqvae.model import VQVAE
@@ -116,8 +117,21 @@ class TrainedModel:
         return self.head.to_image(self.model.decode([m.to(self.device) for m in codes]))
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor | Sequence[Picture], search: int | None = None) -> Tensor:
-        """Encode and decode x (B, C, *S) -> x_hat (B, C, *S) in [-1, 1]. x and `search` as in `encode`."""
+    def reconstruct(
+        self,
+        x: Tensor | Sequence[Picture],
+        search: int | None = None,
+        tile: int | Sequence[int] | Literal["auto"] | None = None,
+    ) -> Tensor:
+        """Encode and decode x (B, C, *S) -> x_hat (B, C, *S) in [-1, 1]. x and `search` as in `encode`.
+
+        tile: dims of a tile, or the side of all, or "auto". Then x has any size, pictures keep their own, and memory is needed
+        for a tile at a time: see `in_tiles`.
+        """
+        if tile is not None:
+            whole = as_input(x, self.data._replace(fit="keep")).to(self.device)
+            sides = None if tile == "auto" else tile if isinstance(tile, int) else tuple(map(int, tile))
+            return in_tiles(lambda part: self.reconstruct(part, search), self.model, whole, self.data.size, sides)
         if search:
             return self.decode(self.encode(x, search))
         return self.head.to_image(self.model(self._checked_input(x)).decoded)

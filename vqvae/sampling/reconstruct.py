@@ -23,8 +23,7 @@ MOST_SHOWN = 64  # images in the PNG, and lines of the table
 
 def reconstruct(job: Job) -> None:
     """Writes reconstructions.png, each image beside its reconstruction, and psnr.csv, and prints a table."""
-    search = job.run.cfg.search_sweeps if job.settings["search"] is None else job.settings["search"]
-    skipped: list[str] = []
+    search, skipped = sweeps_of(job), list[str]()
     shown, rows = [], []
     for names, items in chunks(read_many(job.run, job.settings["folder"], job.settings["n"]), skipped):
         x = job.x(items)
@@ -32,19 +31,29 @@ def reconstruct(job: Job) -> None:
         rows += list(zip(names, item_psnr(x_hat, x.cpu()).tolist()))
         if len(rows) - len(names) < MOST_SHOWN:
             shown.append(torch.stack([items, job.run.data.to_items(x_hat)], dim=1).flatten(0, 1))  # (2 b, C, *S)
+    report(job, rows, skipped)
+    columns = 2 * max(1, min(job.settings["columns"] // 2, len(rows)))
+    png = job.write_images("reconstructions.png", torch.cat(shown)[: 2 * MOST_SHOWN], columns)
+    say(f"originals and reconstructions, side by side: {png}\nall PSNRs: {job.out / 'psnr.csv'}")
+
+
+def sweeps_of(job: Job) -> int:
+    """Sweeps of code search that the command asks for, or else the run."""
+    return job.run.cfg.search_sweeps if job.settings["search"] is None else job.settings["search"]
+
+
+def report(job: Job, rows: list[tuple[str, float]], skipped: list[str]) -> None:
+    """Write psnr.csv and print a table of names and PSNRs, their mean, and what was skipped. Raises UserError without rows."""
     for line in skipped[:MOST_SHOWN]:
         say(f"skipped {line}")
     if not rows:
         raise UserError(f"folder={job.settings['folder']} holds no file that can be read ({len(skipped)} skipped)")
     text = io.StringIO()
     csv.writer(text).writerows([("image", "psnr_db"), *rows])
-    say(table(["image", "psnr_db"], [list(row) for row in rows[:MOST_SHOWN]]))
-    columns = 2 * max(1, min(job.settings["columns"] // 2, len(rows)))
-    png = job.write_images("reconstructions.png", torch.cat(shown)[: 2 * MOST_SHOWN], columns)
     write_bytes(job.out / "psnr.csv", text.getvalue().encode())
+    say(table(["image", "psnr_db"], [list(row) for row in rows[:MOST_SHOWN]]))
     mean = sum(psnr for _, psnr in rows) / len(rows)
     say(f"mean PSNR of {len(rows)} images: {mean:.2f} dB, {len(skipped)} files skipped")
-    say(f"originals and reconstructions, side by side: {png}\nall PSNRs: {job.out / 'psnr.csv'}")
 
 
 def chunks(images: Iterable[tuple[str, Tensor | OSError]], skipped: list[str]) -> Iterator[tuple[list[str], Tensor]]:

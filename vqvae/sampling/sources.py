@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from os.path import expanduser, isfile  # Path.is_file raises for names that are too long, such as lists of many numbers
 from pathlib import Path
@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vqvae import distributed
+from vqvae.data.images import Images
 from vqvae.data.items import center_crop
 from vqvae.data.tree import list_tree
 from vqvae.errors import UserError
@@ -50,23 +51,44 @@ def read_many(run: Run, folder: str | None, count: int | None) -> Iterator[tuple
 
     Raises UserError where there is no such folder, or nothing in it.
     """
-    readers: list[tuple[str, Callable[[], Tensor]]]
     if folder is None:
         split = run.split("val")
         readers = [(str(index), partial(split.read, index)) for index in range(len(split))]
     else:
-        root = Path(expanduser(folder))
-        if not root.is_dir():
-            raise UserError(f"folder={folder} is not a folder")
-        tree = list_tree(root, run.data.item_suffixes)
-        if not tree.files:
-            raise UserError("; ".join([f"folder={folder} holds no files that can be read", *tree.notes()]))
-        for note in tree.notes():
-            say(note)
-        readers = [(printable(file), partial(run.data.load, root / file)) for file in tree.files]
-    for name, read in tqdm(readers[:count], desc="reconstructing", unit="image", disable=distributed.bar_hidden()):
+        readers = [(name, partial(run.data.load, path)) for name, path in files_below(run, folder)]
+    for name, item in read_each(readers[:count]):
+        yield name, item if isinstance(item, OSError) else crop(run, item)
+
+
+def read_originals(run: Run, folder: str, count: int | None) -> Iterator[tuple[str, Tensor | OSError]]:
+    """The first `count` files below a folder (None: all) -> names, and items (C, H, W) of their own size, or why not.
+
+    Raises UserError for data that is no images, and where there is no such folder, or nothing in it.
+    """
+    if not isinstance(run.data, Images):
+        raise UserError(f"size=original is for images, and this run's data is {type(run.data).__name__}")
+    readers = [(name, partial(run.data.load_whole, path)) for name, path in files_below(run, folder)]
+    yield from read_each(readers[:count])
+
+
+def files_below(run: Run, folder: str) -> list[tuple[str, Path]]:
+    """Names and paths of the files below a folder that may be items. Raises UserError where there are none."""
+    root = Path(expanduser(folder))
+    if not root.is_dir():
+        raise UserError(f"folder={folder} is not a folder")
+    tree = list_tree(root, run.data.item_suffixes)
+    if not tree.files:
+        raise UserError("; ".join([f"folder={folder} holds no files that can be read", *tree.notes()]))
+    for note in tree.notes():
+        say(note)
+    return [(printable(file), root / file) for file in tree.files]
+
+
+def read_each(readers: Sequence[tuple[str, Callable[[], Tensor]]]) -> Iterator[tuple[str, Tensor | OSError]]:
+    """Names, and what each reads or why not."""
+    for name, read in tqdm(readers, desc="reconstructing", unit="image", disable=distributed.bar_hidden()):
         try:
-            yield name, crop(run, read())
+            yield name, read()
         except OSError as error:
             yield name, error
 

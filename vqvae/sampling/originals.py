@@ -1,0 +1,29 @@
+"""mode=reconstruct size=original: images of any size through the tokenizer and back, each into a file of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vqvae.images import normalize
+from vqvae.metrics.reconstruction import item_psnr
+from vqvae.sampling.job import Job
+from vqvae.sampling.reconstruct import report, sweeps_of
+from vqvae.sampling.sources import read_originals
+from vqvae.surroundings.terminal import say
+
+
+def reconstruct_originals(job: Job) -> None:
+    """Writes the reconstruction of every image in the data's own units and type, and psnr.csv, and prints a table."""
+    rows: list[tuple[str, float]] = []
+    skipped: list[str] = []
+    tile: Any = "auto" if job.settings["tile"] is None else job.settings["tile"]
+    for name, item in read_originals(job.run, job.settings["folder"], job.settings["n"]):
+        if isinstance(item, OSError):
+            skipped.append(f"{name}: {item}")
+            continue
+        x = normalize(item[None])
+        x_hat = job.trained.reconstruct(x, sweeps_of(job), tile).cpu()
+        rows.append((name, float(item_psnr(x_hat, x))))
+        job.write_singles([f"{name.rpartition('.')[0]}_reconstructed"], job.run.data.to_items(x_hat))
+    report(job, rows, skipped)
+    say(f"reconstructions: {job.out}\nall PSNRs: {job.out / 'psnr.csv'}")
