@@ -23,7 +23,7 @@ from vqvae.data.levels import Levels, choose_levels, look_at_values
 from vqvae.data.loader import ItemLoader
 from vqvae.data.planes import read_planes, write_planes
 from vqvae.errors import TooManyUnreadable, UserError
-from vqvae.images import normalize
+from vqvae.images import x_of
 
 TYPES: dict[str, np.dtype] = {name: np.dtype(name) for name in ("uint8", "uint16", "float16", "float32")}
 TINY_FOLDER = [one for one in TINY if not one.startswith("data.")]
@@ -58,7 +58,7 @@ def test_values_come_back_as_they_were_read(dtype: str, channels: int, tmp_path:
     loader = ItemLoader(data, data.split("train"), CPU)
     assert loader.images is not None
     for index, item in enumerate(loader.images):
-        x = normalize(item[None])
+        x = x_of(item[None])
         assert float(x.abs().max()) <= 1
         values = data.values(data.to_items(x))[0]
         original = arrays[int(Path(data.split("train").title(index)).stem)]

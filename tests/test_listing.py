@@ -277,6 +277,10 @@ def test_an_earlier_run_keeps_its_own_split_and_its_range() -> None:
         "classes": "auto",
         "splits": None,
         "pages": "first",
+        "suffixes": None,
+        "fit": "crop",
+        "dtype": "uint8",
+        "show": None,
     }
     today = {"data": {"_target_": "vqvae.data.folder.Folder", "root": "x", "held_out": "hash", "value_range": "auto"}}
     assert keep_earlier(today, renamed, typed=[]) == {"held_out": "shuffle", "value_range": None}

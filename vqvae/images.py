@@ -13,13 +13,18 @@ from vqvae.storage.files import write_bytes
 Show = Callable[[Tensor], Tensor]  # items (n, C, *S) -> images uint8 (n, 1 or 3, H, W)
 
 
-def normalize(items: Tensor) -> Tensor:
-    """Scale uint8 0 .. 255 to float32 -1 .. 1. Items that are float32 are in -1 .. 1 already."""
-    return items.float().div_(127.5).sub_(1) if items.dtype == torch.uint8 else items
+def normalize(images: Tensor) -> Tensor:
+    """Scale uint8 0 .. 255 to float32 -1 .. 1."""
+    return images.float().div_(127.5).sub_(1)
+
+
+def x_of(items: Tensor) -> Tensor:
+    """Items of a data set -> float32 in -1 .. 1. Those of more than 8 bits are so already."""
+    return normalize(items) if items.dtype == torch.uint8 else items
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Scale float -1 .. 1 to uint8 0 .. 255: the inverse of `normalize` for uint8."""
+    """Scale float -1 .. 1 to uint8 0 .. 255: the inverse of `normalize`."""
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 

@@ -175,7 +175,7 @@ class Data(ABC):
         return 0.0, 255.0
 
     def to_items(self, x: Tensor) -> Tensor:
-        """x (n, C, *S) in [-1, 1] -> items (n, C, *S): the inverse of vqvae.images.normalize."""
+        """x (n, C, *S) in [-1, 1] -> items (n, C, *S): the inverse of vqvae.images.x_of."""
         return to_uint8(x) if self.item_type == torch.uint8 else x.float()
 
     def values(self, items: Tensor) -> np.ndarray:

@@ -13,7 +13,7 @@ from vqvae.data.base import Data
 from vqvae.data.loader import ItemLoader
 from vqvae.data.sampler import chunks_of_rank, rank_batches, training_indices
 from vqvae.devices.copies import send
-from vqvae.images import normalize
+from vqvae.images import x_of
 from vqvae.seeding import mix
 
 
@@ -75,7 +75,7 @@ class ItemTrainingSet:
             items = crop(items, inputs.corners, self.data.size)
         if inputs.flipped is not None:
             items = torch.where(inputs.flipped.view(-1, *[1] * (items.ndim - 1)), items.flip(-1), items)
-        return ItemBatch(normalize(items), inputs.labels)
+        return ItemBatch(x_of(items), inputs.labels)
 
     def indices(self, step: int) -> Tensor:
         """Indices (batch_size,) of the items in a step's global batch."""
@@ -103,13 +103,13 @@ class ItemEvaluationSet:
     def batches(self, chunk: int) -> Iterator[ItemBatch]:
         """This rank's share of the items, in batches of `chunk`."""
         for items, labels in self.loader.batches(chunks_of_rank(len(self.loader), chunk)):
-            yield ItemBatch(normalize(center_crop(items, self.data.size)), labels)
+            yield ItemBatch(x_of(center_crop(items, self.data.size)), labels)
 
     def preview(self, count: int) -> ItemBatch:
         """Items spread over the set: the same in every preview, on every rank."""
         count = min(count, len(self.loader))
         items, labels = next(iter(self.loader.batches([torch.arange(count) * len(self.loader) // count])))
-        return ItemBatch(normalize(center_crop(items, self.data.size)), labels)
+        return ItemBatch(x_of(center_crop(items, self.data.size)), labels)
 
 
 def crop(images: Tensor, corners: Tensor, size: tuple[int, ...]) -> Tensor:

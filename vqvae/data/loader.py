@@ -22,7 +22,7 @@ from vqvae.data.resident import PLACES, choose_place, mapped, read_ahead
 from vqvae.data.workers import read_batches
 from vqvae.devices.copies import send
 from vqvae.errors import TooManyUnreadable, UserError
-from vqvae.images import normalize
+from vqvae.images import x_of
 
 log = logging.getLogger(__name__)
 NUMPY_TYPES: dict[torch.dtype, np.dtype] = {
@@ -123,7 +123,7 @@ class ItemLoader:
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:most]
         count, total, squares = 0, 0.0, 0.0
         for images, _ in self.batches(order.split(1000)):
-            x = normalize(images).double()
+            x = x_of(images).double()
             count, total, squares = count + x.numel(), total + float(x.sum()), squares + float(x.square().sum())
         return squares / count - (total / count) ** 2
 

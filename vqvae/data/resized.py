@@ -31,7 +31,7 @@ from vqvae.data.levels import (
 )
 from vqvae.data.planes import ARRAY_SUFFIXES, suffix_for, write_planes
 from vqvae.errors import UserError
-from vqvae.images import normalize, to_uint8
+from vqvae.images import to_uint8, x_of
 from vqvae.ranges import Count, Gt, Lt, PositiveInt, checked
 
 
@@ -112,7 +112,7 @@ class ResizedImages(Images):
         return chosen if chosen.dtype == torch.uint8 else to_uint8(chosen)
 
     def values(self, items: Tensor) -> np.ndarray:
-        return super().values(items) if self.is_plain else self.levels.values(normalize(items))
+        return super().values(items) if self.is_plain else self.levels.values(x_of(items))
 
     def save(self, path: Path, item: Tensor) -> Path:
         """Write a PNG file; of other types or channels PNG, TIFF or .npy, whichever holds the values."""

@@ -19,7 +19,7 @@ from vqvae.data.images import as_item, read_image
 from vqvae.data.levels import Levels, item_of, read_values
 from vqvae.data.planes import checked_values, first_or_last, from_pillow
 from vqvae.errors import UserError
-from vqvae.images import normalize
+from vqvae.images import x_of
 
 Picture = Image | str | Path | np.ndarray
 SLACK = 0.01  # beyond [-1, 1], for images that were resized
@@ -68,7 +68,7 @@ def from_pictures(pictures: Sequence[Picture], data: DataInfo) -> Tensor:
     items = [item_from(one, data, (height, width)) for one in pictures]
     if len({item.shape for item in items}) > 1:
         raise UserError("give images of different sizes one by one, or have them resized: leave tile out")
-    return normalize(torch.stack(items))
+    return x_of(torch.stack(items))
 
 
 def item_from(picture: Picture, data: DataInfo, size: Size) -> Tensor:

@@ -11,7 +11,7 @@ from vqvae import distributed
 from vqvae.data.items import center_crop
 from vqvae.data.loader import ItemLoader
 from vqvae.data.sampler import chunks_of_rank
-from vqvae.images import normalize
+from vqvae.images import x_of
 from vqvae.inference.trained_model import TrainedModel
 
 CHUNK = 256  # items
@@ -29,7 +29,7 @@ def encode(
         disable=distributed.bar_hidden(),
     )
     for indices, (images, labels) in zip(chunks, loader.batches(chunks)):
-        x = normalize(center_crop(images, size))  # (b, C, *S)
+        x = x_of(center_crop(images, size))  # (b, C, *S)
         yield indices, tokenizer.encode(x.flip(-1) if flipped else x), labels.cpu()
         bar.update(len(indices))
     bar.close()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vqvae.data.items import center_crop
 from vqvae.errors import UserError
-from vqvae.images import grid, normalize, rows_of, write_png
+from vqvae.images import grid, rows_of, write_png, x_of
 from vqvae.inference.trained_model import TrainedModel
 from vqvae.priors.sampling import Known, OnProgress
 from vqvae.run.run import Run
@@ -71,7 +71,7 @@ class Job:
 
     def x(self, items: Tensor) -> Tensor:
         """Crop and scale items as read, (n, C, *R) -> (n, C, *S) in [-1, 1], on the device."""
-        return normalize(center_crop(items, self.run.data.size).to(self.run.device))
+        return x_of(center_crop(items, self.run.data.size).to(self.run.device))
 
     def write_images(self, name: str, items: Tensor, columns: int) -> Path:
         """Write a PNG of items (n, C, *S), in rows of `columns`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vqvae.images import normalize
+from vqvae.images import x_of
 from vqvae.metrics.reconstruction import item_psnr
 from vqvae.sampling.job import Job
 from vqvae.sampling.reconstruct import report, sweeps_of
@@ -21,7 +21,7 @@ def reconstruct_originals(job: Job) -> None:
         if isinstance(item, OSError):
             skipped.append(f"{name}: {item}")
             continue
-        x = normalize(item[None])
+        x = x_of(item[None])
         x_hat = job.trained.reconstruct(x, sweeps_of(job), tile).cpu()
         rows.append((name, float(item_psnr(x_hat, x))))
         job.write_singles([f"{name.rpartition('.')[0]}_reconstructed"], job.run.data.to_items(x_hat))
