@@ -200,7 +200,6 @@ def test_images_keep_their_size_and_each_has_its_file(finished_run: Path, tmp_pa
     ("overrides", "message"),
     [
         (["mode=reconstruct", "size=original"], "size=original needs folder=..."),
-        (["mode=reconstruct", "folder=.", "tile=16"], "tile= belongs to size=original"),
         (["mode=reconstruct", "folder=.", "size=large"], "size=large must be original"),
         (["mode=generate", "size=original"], "size= does not belong to mode=generate"),
     ],

@@ -26,7 +26,7 @@ KEYS = {  # of each mode, beside COMMON
     "generate": (*DRAWING, "columns", "singles", "gif"),
     "complete": ("image", "mask", *DRAWING, "columns", "singles"),
     "interpolate": ("image", "singles"),
-    "reconstruct": ("folder", "search", "columns", "size", "tile"),
+    "reconstruct": ("folder", "search", "columns", "size"),
     "nearest": DRAWING,
 }
 COUNTS = {"generate": 64, "complete": 5, "interpolate": 8, "reconstruct": 16, "nearest": 16}  # where n is null
@@ -40,7 +40,6 @@ TYPES: dict[
     "folder": str | None,
     "search": CountOrZero | None,
     "size": Literal["original"] | None,
-    "tile": PositiveInt | list[PositiveInt] | None,
     "guidance": NonNegativeFloat | None,
     "method": str | None,
     "steps": Count | None,
@@ -63,8 +62,6 @@ def check_mode(cfg: dict[str, Any], typed: Iterable[str]) -> None:
             raise UserError(message)
     if cfg["size"] is not None and cfg["folder"] is None:
         raise UserError("size=original needs folder=...: images as they are before they are resized")
-    if cfg["tile"] is not None and cfg["size"] is None:
-        raise UserError("tile= belongs to size=original: other images are no larger than the model's")
     if "image" in KEYS[mode] and cfg["image"] is None:
         example = "image=[0,1]" if mode == "interpolate" else "image=0"
         raise UserError(f"mode={mode} needs image=...: files, or numbers of validation images, such as {example}")

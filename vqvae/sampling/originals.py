@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from vqvae.images import x_of
 from vqvae.metrics.reconstruction import item_psnr
 from vqvae.sampling.job import Job
@@ -16,13 +14,12 @@ def reconstruct_originals(job: Job) -> None:
     """Writes the reconstruction of every image in the data's own units and type, and psnr.csv, and prints a table."""
     rows: list[tuple[str, float]] = []
     skipped: list[str] = []
-    tile: Any = "auto" if job.settings["tile"] is None else job.settings["tile"]
     for name, item in read_originals(job.run, job.settings["folder"], job.settings["n"]):
         if isinstance(item, OSError):
             skipped.append(f"{name}: {item}")
             continue
         x = x_of(item[None])
-        x_hat = job.trained.reconstruct(x, sweeps_of(job), tile).cpu()
+        x_hat = job.trained.reconstruct(x, sweeps_of(job), tile="auto").cpu()
         rows.append((name, float(item_psnr(x_hat, x))))
         job.write_singles([f"{name.rpartition('.')[0]}_reconstructed"], job.run.data.to_items(x_hat))
     report(job, rows, skipped)
