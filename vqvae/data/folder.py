@@ -18,7 +18,7 @@ from vqvae.data import held_out
 from vqvae.data.base import Items, Split, Whole, fingerprint
 from vqvae.data.formats import open_image
 from vqvae.data.framing import as_setting
-from vqvae.data.layout import Layout
+from vqvae.data.layout import Layout, Listing
 from vqvae.data.planes import ARRAY_SUFFIXES
 from vqvae.data.resized import ResizedImages
 from vqvae.data.tree import Tree
@@ -95,7 +95,7 @@ class Folder(ResizedImages):
         return super().item_suffixes if self.suffixes is None else frozenset(map(str.lower, self.suffixes))
 
     @cached_property
-    def layout(self) -> Layout:
+    def layout(self) -> Listing:
         """What lies below `root`. Raises UserError for a missing root and for a folder without images."""
         path = Path(expanduser(self.root))  # Path.expanduser raises RuntimeError for users that are not there
         if not path.is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 from pathlib import Path
 
@@ -13,7 +14,35 @@ from vqvae.surroundings.terminal import printable
 NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 
 
-class Layout:
+class Listing(ABC):
+    """Files of the splits of a data set, and their classes.
+
+    root: what paths are relative to. folders: split -> where its files lie; `train` alone where validation is to be held out of
+    it. class_names: names of the classes in their order; empty without classes.
+    """
+
+    root: Path
+    folders: dict[str, Path]
+    class_names: list[str]
+
+    @abstractmethod
+    def tree(self, split: str) -> Tree:
+        """Items of a split that is there."""
+
+    @abstractmethod
+    def labels(self, tree: Tree) -> list[int]:
+        """Class number of each item, -1 without classes. Raises UserError for an item without a class where others have one."""
+
+    @abstractmethod
+    def numbers(self, tree: Tree) -> list[int]:
+        """Class number of each item, -1 for one without a class."""
+
+    @abstractmethod
+    def notes(self) -> list[str]:
+        """What was understood, and what was left out, in sentences."""
+
+
+class Layout(Listing):
     """Splits and classes below `root`.
 
     folders: split -> folder; `train` alone, perhaps `root` itself, where validation is to be held out of it. class_names:
