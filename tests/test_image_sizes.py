@@ -132,7 +132,9 @@ def test_small_images_of_a_grid_are_enlarged_by_one_factor() -> None:
     assert grid([torch.zeros(2, 3, 8, 16, dtype=torch.uint8)]).shape == (3, 32 + 4, 2 * 64 + 6)
 
 
-@pytest.mark.parametrize("network", [[], ["model=tokens", "model.encoders.0.transformer.width=16"]])
+@pytest.mark.parametrize(
+    "network", [[], pytest.param(["model=tokens", "model.encoders.0.transformer.width=16"], marks=pytest.mark.slow)]
+)
 def test_both_stages_and_all_that_follows_take_oblong_images(
     network: list[str], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -196,7 +196,7 @@ def nan(array: np.ndarray) -> np.ndarray:
         (values_of("float32", 3), "which is not that of 2 channels"),
         (values_of("float32", 2).astype(complex), "no real numbers"),
         (np.zeros((2, 0, 5), np.float32), "0 pixels"),
-        (np.zeros((2, 3, 4, 5), np.float32), "and no image"),
+        (np.zeros((2, 3, 4, 5), np.float32), "and none of 2 dims and channels"),
     ],
 )
 def test_an_odd_image_is_named_counted_and_replaced(
@@ -280,7 +280,7 @@ def test_shards_hold_images_of_more_than_eight_bits(tmp_path: Path) -> None:
 # ---- the whole program
 
 
-@pytest.mark.parametrize(("dtype", "channels"), [("uint16", 1), ("float32", 5)])
+@pytest.mark.parametrize(("dtype", "channels"), [pytest.param("uint16", 1, marks=pytest.mark.slow), ("float32", 5)])
 def test_both_stages_and_all_that_follows_keep_the_units(
     dtype: str, channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,5 +333,5 @@ def test_a_likelihood_of_bytes_refuses_more_bits(capsys: pytest.CaptureFixture[s
     root = written(tmp_path / "p", [values_of("uint16", 1, seed, (16, 16)) for seed in range(20)])
     data = ["data=folder", f"data.root={root}", "data.image_size=16", "data.dtype=uint16", "data.channels=1"]
     said = error_of(capsys, *TINY_FOLDER, *data, "loss=logistic", f"run_dir={tmp_path / 'run'}")
-    assert "loss=logistic is a likelihood of 8-bit values, and those of this data have 16: choose loss=mse" in said
+    assert "loss=logistic is a likelihood of 8-bit values, and those of this data are uint16: choose loss=mse" in said
     assert said.count("\n") == 1

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vqvae.data.levels import Levels
 from vqvae.errors import UserError
-from vqvae.images import to_uint8
+from vqvae.images import to_uint8, x_of
 from vqvae.ranges import CountOrZero, PositiveInt, Share, checked
 
 
@@ -160,19 +161,25 @@ class Data(ABC):
         return []
 
     @property
-    def item_type(self) -> torch.dtype:
-        """torch.uint8 or torch.float32."""
-        return torch.uint8
+    def value_type(self) -> str:
+        """Type of the data's own values, such as uint16."""
+        return "uint8"
 
     @property
-    def value_bits(self) -> int:
-        """Bits of a value as `values` has it."""
-        return 8
+    def value_levels(self) -> Levels | None:
+        """Type and range of values that are read as they are; None: values are the levels 0 .. 255 of 8 bits."""
+        return None
+
+    @property
+    def item_type(self) -> torch.dtype:
+        """torch.uint8 or torch.float32."""
+        return torch.uint8 if self.value_type == "uint8" else torch.float32
 
     @property
     def value_bounds(self) -> tuple[float, float]:
-        """The values, as `values` has them, that are -1 and 1 for the model: the range that PSNR refers to."""
-        return 0.0, 255.0
+        """The values that are -1 and 1 for the model: the range that PSNR refers to."""
+        levels = self.value_levels
+        return (0.0, 255.0) if levels is None else (levels.low, levels.high)
 
     def to_items(self, x: Tensor) -> Tensor:
         """x (n, C, *S) in [-1, 1] -> items (n, C, *S): the inverse of vqvae.images.x_of."""
@@ -180,7 +187,8 @@ class Data(ABC):
 
     def values(self, items: Tensor) -> np.ndarray:
         """Items (n, C, *S), or one (C, *S) -> their values in the data's own units and type."""
-        return items.cpu().numpy()
+        levels = self.value_levels
+        return items.cpu().numpy() if levels is None else levels.values(x_of(items))
 
     @abstractmethod
     def picture(self, items: Tensor) -> Tensor:

@@ -19,6 +19,16 @@ ValueRange = Range | Literal["auto"] | None  # the setting data.value_range
 MOST_DECODED = 16  # images whose values are looked at: decoding large ones takes long
 
 
+def as_value_range(setting: Any) -> ValueRange:
+    """The setting data.value_range, checked: auto, null, or two numbers in order. Raises UserError for anything else."""
+    if setting is None or setting == "auto":
+        return setting
+    pair = () if isinstance(setting, str) else tuple(map(float, setting))
+    if len(pair) != 2 or not -math.inf < pair[0] < pair[1] < math.inf:
+        raise UserError(f"value_range must be auto, null, or two numbers in order, got {setting}")
+    return pair[0], pair[1]
+
+
 class Ranges(NamedTuple):
     """Values that become 0 and 255. clips: values outside become 0 or 255, too; else such an image cannot be read."""
 

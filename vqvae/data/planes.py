@@ -132,14 +132,26 @@ def whole_of(file: BinaryIO) -> bytes:
     return file.read()
 
 
-def first_or_last(array: np.ndarray, channels: int) -> np.ndarray:
-    """An array with its channels in the first or the last dim, or without channels -> (channels, height, width)."""
-    while array.ndim > 3 and array.shape[0] == 1:
+def map_array(file: Path, channels: int, ndim: int) -> np.ndarray:
+    """The array of a .npy file, memory-mapped, or of an .npz file -> (channels, *S) of `ndim` dims. Raises OSError."""
+    try:
+        if file.suffix.lower() == ".npz":
+            return first_or_last(only_array(file, MOST_PIXELS * channels), channels, ndim)
+        return first_or_last(np.load(file, mmap_mode="r", allow_pickle=False), channels, ndim)
+    except OSError:
+        raise
+    except Exception as error:  # numpy and zipfile raise many kinds
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def first_or_last(array: np.ndarray, channels: int, ndim: int = 2) -> np.ndarray:
+    """An array with its channels in the first or the last dim, or without channels -> (channels, *S) of `ndim` dims."""
+    while array.ndim > ndim + 1 and array.shape[0] == 1:
         array = array[0]
-    if array.ndim == 2:
+    if array.ndim == ndim:
         array = array[None]
-    if array.ndim != 3:
-        raise OSError(f"it is an array of the shape {tuple(array.shape)}, and no image")
+    if array.ndim != ndim + 1:
+        raise OSError(f"it is an array of the shape {tuple(array.shape)}, and none of {ndim} dims and channels")
     if array.shape[0] != channels and array.shape[-1] == channels:
         array = np.moveaxis(array, -1, 0)
     return checked_channels(array, channels)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,16 +9,23 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from vqvae.data.depth import FULL, Looked, Ranges, ValueRange, choose_ranges, look_at, range_notes, recalled_ranges
+from vqvae.data.depth import (
+    FULL,
+    Looked,
+    Ranges,
+    ValueRange,
+    as_value_range,
+    choose_ranges,
+    look_at,
+    range_notes,
+    recalled_ranges,
+)
 from vqvae.data.formats import MOST_PIXELS, SUFFIXES
 from vqvae.data.framing import ImageSize, Size, in_proportion, sides
 from vqvae.data.images import Images, read_image
 from vqvae.data.levels import (
-    BITS,
     DType,
     Levels,
     Seen,
@@ -30,8 +36,8 @@ from vqvae.data.levels import (
     recalled_levels,
 )
 from vqvae.data.planes import ARRAY_SUFFIXES, suffix_for, write_planes
+from vqvae.data.shown import Show, check_show, shown
 from vqvae.errors import UserError
-from vqvae.images import to_uint8, x_of
 from vqvae.ranges import Count, Gt, Lt, PositiveInt, checked
 
 
@@ -63,22 +69,15 @@ class ResizedImages(Images):
     draft: bool = False
     fit: Literal["crop", "pad", "stretch"] = "crop"
     dtype: DType = "uint8"
-    show: list[int] | None = None
+    show: Show = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.recalled: dict[str, Any] = {}
         if any(read < kept for read, kept in zip(self.read_size, self.size)):
             raise UserError(f"resize must be at least image_size={self.image_size}, got {self.resize}")
-        if self.value_range is not None and self.value_range != "auto":
-            pair = () if isinstance(self.value_range, str) else tuple(map(float, self.value_range))
-            if len(pair) != 2 or not -math.inf < pair[0] < pair[1] < math.inf:
-                raise UserError(f"value_range must be auto, null, or two numbers in order, got {self.value_range}")
-            self.value_range = pair
-        if self.show is not None and (
-            len(self.show) not in (1, 3) or not all(0 <= one < self.channels for one in self.show)
-        ):
-            raise UserError(f"show must be 1 or 3 of the channels 0 .. {self.channels - 1}, got {self.show}")
+        self.value_range = as_value_range(self.value_range)
+        check_show(self.show, self.channels)
 
     @property
     def is_plain(self) -> bool:
@@ -86,16 +85,12 @@ class ResizedImages(Images):
         return self.dtype == "uint8" and self.channels in (1, 3)
 
     @property
-    def item_type(self) -> torch.dtype:
-        return torch.uint8 if self.dtype == "uint8" else torch.float32
+    def value_type(self) -> str:
+        return self.dtype
 
     @property
-    def value_bits(self) -> int:
-        return BITS[self.dtype]
-
-    @property
-    def value_bounds(self) -> tuple[float, float]:
-        return super().value_bounds if self.is_plain else (self.levels.low, self.levels.high)
+    def value_levels(self) -> Levels | None:
+        return None if self.is_plain else self.levels
 
     @property
     def item_suffixes(self) -> frozenset[str]:
@@ -107,12 +102,7 @@ class ResizedImages(Images):
 
     def picture(self, items: Tensor) -> Tensor:
         """The channels to show, as 8 bits."""
-        shown = self.show or ([0, 1, 2] if self.channels >= 3 else [0])
-        chosen = items[:, shown]
-        return chosen if chosen.dtype == torch.uint8 else to_uint8(chosen)
-
-    def values(self, items: Tensor) -> np.ndarray:
-        return super().values(items) if self.is_plain else self.levels.values(x_of(items))
+        return shown(items, self.show)
 
     def save(self, path: Path, item: Tensor) -> Path:
         """Write a PNG file; of other types or channels PNG, TIFF or .npy, whichever holds the values."""

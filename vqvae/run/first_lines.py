@@ -11,6 +11,7 @@ from torch import nn
 
 from vqvae import distributed
 from vqvae.config.build import build
+from vqvae.data.levels import BITS
 from vqvae.model import VQVAE
 from vqvae.quantizers.revival import Revival
 from vqvae.run.run import Run
@@ -57,7 +58,7 @@ def codes(run: Run, model: VQVAE) -> str:
     counts = [math.prod(shape) for shape in shapes]
     bits = sum(count * math.log2(size) for count, size in zip(counts, sizes))
     maps = " + ".join(f"{times(shape)} of {size:,}" for shape, size in zip(shapes, sizes))
-    values = run.data.value_bits * run.data.channels * math.prod(run.data.size)
+    values = BITS[run.data.value_type] * run.data.channels * math.prod(run.data.size)
     return f"{sum(counts):,} codes an item ({maps}): {bits:,.0f} bits for {values:,}"
 
 

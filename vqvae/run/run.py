@@ -16,7 +16,6 @@ from vqvae.config.build import build
 from vqvae.data.base import Data, Split
 from vqvae.data.code_store import CodeStore
 from vqvae.data.loader import ItemLoader
-from vqvae.data.resized import ResizedImages
 from vqvae.errors import UserError
 from vqvae.images import to_uint8
 from vqvae.inference.inputs import DataInfo
@@ -183,11 +182,8 @@ class Run:
 
 def info_of(data: Data) -> DataInfo:
     """What a trained model has to know of its data."""
-    rate = getattr(data, "sample_rate", None)
-    info = DataInfo(type(data).__name__, data.channels, data.size, data.class_names, rate)
-    if not isinstance(data, ResizedImages):
-        return info
-    return info._replace(fit=data.fit, levels=None if data.is_plain else data.levels)
+    rate, fit = getattr(data, "sample_rate", None), getattr(data, "fit", "crop")
+    return DataInfo(type(data).__name__, data.channels, data.size, data.class_names, rate, fit, data.value_levels)
 
 
 def build_model(cfg: Any, data: Data, variance: float) -> tuple[VQVAE, Head]:
@@ -197,7 +193,7 @@ def build_model(cfg: Any, data: Data, variance: float) -> tuple[VQVAE, Head]:
     model: VQVAE = build(cfg.model, "model")
     if isinstance(head, Likelihood) and data.item_type != torch.uint8:
         raise UserError(
-            f"loss={head.name} is a likelihood of 8-bit values, and those of this data have {data.value_bits}: choose loss=mse"
+            f"loss={head.name} is a likelihood of 8-bit values, and those of this data are {data.value_type}: choose loss=mse"
         )
     wanted, channels = head.decoder_channels(data.channels), model.decoders[0].channels
     if channels != wanted:
