@@ -26,7 +26,7 @@ def main(cfg: Any) -> None:
 
     with own_folder():  # no library finds its code or settings in the current one
         from vqvae.compression.file import Archive
-        from vqvae.compression.images import decompressed, file_names, images_of
+        from vqvae.compression.images import decompressed, file_names
         from vqvae.run.folder import RunFolder
         from vqvae.run.process import set_up_process
         from vqvae.run.run import Run
@@ -36,7 +36,8 @@ def main(cfg: Any) -> None:
     run = Run(RunFolder.load(cfg.run_dir, list(cfg.allow_targets)))
     began = time.perf_counter()
     trained = run.trained_model()
-    items = images_of(trained, decompressed(trained, archive))
+    codes = decompressed(trained, archive)
+    items = trained.in_chunks(lambda maps: [run.data.to_items(trained.decode(maps))], codes)[0]
     for name, item in zip(file_names(archive.names), items):
         run.data.save(out / name, item)
     seconds = time.perf_counter() - began

@@ -16,7 +16,7 @@ from vqvae import distributed
 from vqvae.compression.coder import chunks, coding_prior, decode_codes, encode_codes
 from vqvae.compression.file import Archive
 from vqvae.errors import UserError
-from vqvae.images import normalize, to_uint8
+from vqvae.images import x_of
 from vqvae.inference.trained_model import CHUNK, TrainedModel
 from vqvae.storage.checkpoint import fingerprint
 from vqvae.storage.files import path_part
@@ -25,7 +25,7 @@ from vqvae.storage.files import path_part
 def compressed(
     trained: TrainedModel, images: Iterable[tuple[str, Tensor]], search: int = 0
 ) -> tuple[Archive, list[Tensor]]:
-    """Named items uint8 (C, *S) -> their archive, and their codes M x (n, *s_m). search: sweeps of code search.
+    """Named items (C, *S) -> their archive, and their codes M x (n, *s_m). search: sweeps of code search.
 
     Raises UserError for a model that cannot code, and where there are no images.
     """
@@ -34,7 +34,7 @@ def compressed(
     stream = iter(images)
     while some := list(itertools.islice(stream, CHUNK)):
         names += [name for name, _ in some]
-        x = normalize(torch.stack([item for _, item in some]).to(trained.device))
+        x = x_of(torch.stack([item for _, item in some]).to(trained.device))
         parts.append(trained.in_chunks(lambda inputs: trained.encode(inputs[0], search), [x]))
     if not parts:
         raise UserError("there is no image that can be read")
@@ -78,11 +78,6 @@ def decompressed(trained: TrainedModel, archive: Archive) -> list[Tensor]:
             + ("; ".join(differing) or "try device=cpu at both ends")
         )
     return codes
-
-
-def images_of(trained: TrainedModel, codes: list[Tensor]) -> Tensor:
-    """Codes M x (n, *s_m) -> items uint8 (n, C, *S)."""
-    return trained.in_chunks(lambda maps: [to_uint8(trained.decode(maps))], codes)[0]
 
 
 def file_names(names: list[str]) -> list[str]:
