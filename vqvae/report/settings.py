@@ -1,0 +1,56 @@
+"""The settings of runs that differ from the defaults."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from vqvae.config.compose import compose, plain, resolve
+from vqvae.run.continuing import differences
+
+LEFT_OUT = ("run_dir.", "allow_targets.", "model.quantizers.")  # places, and copies of what stands below `quantizer`
+LONGEST = 160  # characters of a value
+
+
+def changed_settings(configs: list[dict[str, Any]]) -> list[tuple[str, str, list[str]]]:
+    """(key, default, value in each config) of what differs from the defaults in one of them, as text.
+
+    First those in which the configs differ. Of a part of another class than by default, its class and arguments are one value.
+    """
+    default = plain(resolve(compose("train")))
+    keys = [key for config in configs for key, *_ in differences(default, config)]
+    parts = tuple(key.removesuffix("_target_") for key in keys if key.endswith("._target_"))
+    keys = [next((part[:-1] for part in sorted(parts, key=len) if key.startswith(part)), key) for key in keys]
+    rows = [
+        (key, in_words(select(default, key)), [in_words(select(config, key)) for config in configs])
+        for key in dict.fromkeys(keys)
+        if not f"{key}.".startswith(LEFT_OUT)
+    ]
+    return sorted(rows, key=lambda row: len(set(row[2])) == 1)
+
+
+def select(node: Any, key: str) -> Any:
+    """The value of a dotted key; None where there is none."""
+    for part in key.split("."):
+        if isinstance(node, list):
+            node = node[int(part)] if part.isdigit() and int(part) < len(node) else None
+        else:
+            node = node.get(part) if isinstance(node, dict) else None
+    return node
+
+
+def in_words(value: Any) -> str:
+    """A value of a config as text: a part as its class and arguments."""
+    text = worded(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
+
+
+def worded(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return f"[{', '.join(map(worded, value))}]"
+    if not isinstance(value, dict):
+        return json.dumps(value)
+    arguments = ", ".join(f"{key}={worded(one)}" for key, one in value.items() if not str(key).startswith("_"))
+    return f"{'.'.join(str(value.get('_target_', '')).split('.')[-2:])}({arguments})"

@@ -1,0 +1,76 @@
+"""Writes the report at the end of a run, and of runs that are named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vqvae import distributed
+from vqvae.config.sweep import read_jobs
+from vqvae.data.loader import ItemLoader
+from vqvae.errors import UserError
+from vqvae.inference.trained_model import TrainedModel
+from vqvae.report.contents import Contents, gather
+from vqvae.report.page import write_page
+from vqvae.run.folder import RunFolder
+from vqvae.run.run import Run
+from vqvae.surroundings.terminal import say
+
+NAME = "report.html"
+MOST_RUNS = 24
+
+
+def report_end(run: Run, trained: TrainedModel) -> None:
+    """Write the report of a run that has ended, for train.py. Call it on all ranks.
+
+    A finished run that is started again without its data keeps the report that it has, which shows more.
+    """
+    file = run.folder.path / NAME
+    if not run.known.is_there("val") and file.is_file():
+        return
+    loader = run.loader("val") if run.known.is_there("val") else None
+    if distributed.is_main():
+        write_page(file, [gather(run, run.folder.path.name, trained, loader, None)])
+        say(f"  {file}")
+
+
+def report_runs(
+    named: Sequence[str], out: Path | None, allow_targets: list[str], places: dict[str, Any], most: int | None
+) -> Path:
+    """Write one report of the runs `named`, and of all jobs of a sweep's folder among them. Returns its file.
+
+    out: None: in the folder of the run, or of the sweep; of several, here. places: where the data is now.
+    most: validation items that are measured; None: as many as do not take long. Raises UserError where no run is.
+    """
+    folders: list[Path] = []
+    failed: dict[str, str] = {}
+    for path in map(Path, named):
+        jobs = sorted(config.parent for config in path.glob("*/config.yaml"))
+        is_sweep = bool(jobs) and not (path / "config.yaml").is_file()
+        folders += jobs if is_sweep else [path]
+        failed |= {job.name: job.error for job in read_jobs(path) if job.error is not None} if is_sweep else {}
+    if len(folders) > MOST_RUNS:
+        raise UserError(f"a report shows at most {MOST_RUNS} runs, and these are {len(folders)}: name those to compare")
+    runs = [Run(RunFolder.load(folder, allow_targets, places=places)) for folder in folders]
+    file = out or (Path(named[0]) if len(named) == 1 else Path()) / NAME
+    short = [folder.name for folder in folders]
+    names = [str(path) if short.count(path.name) > 1 else path.name for path in folders]
+    write_page(file, [opened(run, name or str(run.folder.path), most) for run, name in zip(runs, names)], failed)
+    return file
+
+
+def opened(run: Run, name: str, most: int | None) -> Contents:
+    """What the page says of a run that may not be finished, and whose data may be gone."""
+    trained: TrainedModel | None = None
+    loader: ItemLoader | None = None
+    problems = []
+    if run.folder.weights_file("autoencoder") is not None:
+        try:
+            trained = run.trained_model()
+            loader = run.loader("val")
+        except UserError as error:
+            problems.append(str(error))
+    contents = gather(run, name, trained, loader, most)
+    contents.missing = list(dict.fromkeys([*contents.missing, *problems]))  # the codes may miss the same data
+    return contents
