@@ -172,7 +172,10 @@ def test_whatever_a_strangers_files_say_is_text(copied: Path) -> None:
     (copied / "machine.json").write_text(json.dumps({evil: evil, "torch": evil}))
     (copied / "train.log").write_text(evil)
     log = copied / "autoencoder" / "metrics.jsonl"
-    more = {"step": 5, f"autoencoder/val/{evil}": 1.0, "codebook/val/perplexity_99": float("nan"), evil: 2}
+    bins = {"edges": [0.0, 5e-324, 1e99], "counts": [float("inf"), 2**62]}
+    bins = {"edges": [0.0, 5e-324, 1e99], "counts": [float("inf"), 2**62]}
+    more = {"step": 5, f"autoencoder/val/{evil}": 1.0, evil: 2, "codebook/val/perplexity_99": float("nan")}
+    more["autoencoder/val/similarity_histogram_0"] = bins
     log.write_text(log.read_text() + json.dumps(more) + "\n")
     (copied / "samples.png").write_bytes(b"\x89PNG\r\n\x1a\n" + evil.encode() * 9)
     shutil.copytree(copied, copied.parent / HOSTILE[1])
@@ -227,7 +230,7 @@ def test_no_run_and_too_many_are_refused_in_one_sentence(copied: Path, tmp_path:
     for arguments, said in [
         ("run_dir=nowhere", "run_dir=nowhere holds no run"),
         ("run_dir=[]", "names no run"),
-        (f"run_dir=[{','.join([str(copied)] * 25)}]", "shows at most 24 runs"),
+        ("run_dir=[" + ",".join(f"{copied}/{number}" for number in range(25)) + "]", "shows at most 24 runs"),
         ("run_dir=3", "run_dir=3 is not"),
     ]:
         done = run("scripts/report.py", arguments, check=False, cwd=tmp_path)
@@ -365,9 +368,13 @@ def test_settings_name_what_was_changed_and_parts_of_another_class_as_a_whole() 
     assert rows[2] == ("trainer.steps", "1500", ["7", "7"])
 
 
-@pytest.mark.parametrize(
-    "values", [[0.0], [3.0, 3.0], [1e-9, 2e-9], [-5.0, 7.0], [1.0, 1e9], [0.0, 2**62], [1e99, 2e99]]
-)
+SPANS = [
+    *([0.0], [3.0, 3.0], [-5.0, 7.0], [4.15, 4.1504], [1e-9, 2e-9], [1.0, 1e9], [0.0, 2**62]),
+    *([1e99, 2e99], [0.0, 5e-324], [5e-324, 1e99]),
+]
+
+
+@pytest.mark.parametrize("values", SPANS, ids=str)
 def test_every_value_and_every_tick_lies_within_its_axis(values: list[float]) -> None:
     for may_be_log in (False, True):
         axis = axis_of(values, may_be_log, margin=0.05)

@@ -11,6 +11,7 @@ BOX = 1000  # units of the drawing, along both axes; it is stretched to the size
 MOST_POINTS = 400  # of a line; of longer ones, some evenly spread
 MOST_LINES = 24
 FEW_POINTS = 20  # of a line whose points are marked
+TINIEST = 1e-200  # smaller values are 0 for an axis, so that nothing below divides by too little
 LOG_RATIO = 50  # positive values that differ by more than that are drawn on a logarithmic axis
 TICKS = 4  # at least that many along an axis, about
 
@@ -51,7 +52,9 @@ class Axis:
     @property
     def ticks(self) -> list[tuple[float, str]]:
         values = decades(self.low, self.high) if self.log else round_values(self.low, self.high)
-        return [(self.place(value), label(value)) for value in values]
+        enough = (digits for digits in range(4, 17) if len({label(value, digits) for value in values}) == len(values))
+        digits = next(enough, 17)
+        return [(self.place(value), label(value, digits)) for value in values]
 
 
 @dataclass
@@ -108,7 +111,8 @@ def histogram(
     x_title: str,
     x_values: Sequence[float] = (),
 ) -> Chart:
-    """A chart of bins: edges (bins + 1,), counts (bins,) of what `name` says."""
+    """A chart of bins: edges (bins + 1,), counts (bins,) of what `name` says; a count that is not finite is left out."""
+    counts = [count if math.isfinite(count) else 0.0 for count in counts]
     outline = [(edges[0], 0.0)]
     for low, high, count in zip(edges, edges[1:], counts):
         outline += [(low, count), (high, count)]
@@ -127,6 +131,7 @@ def thinned(line: Line) -> Line:
 
 def axis_of(values: list[float], may_be_log: bool = False, margin: float = 0.0) -> Axis:
     """The axis that shows all values; one that is a single value stands in its middle."""
+    values = [value if abs(value) > TINIEST else 0.0 for value in values]
     low, high = min(values, default=0.0), max(values, default=1.0)
     if may_be_log and low > 0 and high / low > LOG_RATIO:
         return Axis(low / 1.1, high * 1.1, log=True)
@@ -150,10 +155,10 @@ def decades(low: float, high: float) -> list[float]:
     return [10.0**power for power in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
 
 
-def label(value: float) -> str:
-    """A number as text: thousands separated, else four significant digits."""
+def label(value: float, digits: int = 4) -> str:
+    """A number as text: whole ones and large ones with their thousands separated, others with so many significant digits."""
     if not math.isfinite(value):
         return str(value)
     if float(value).is_integer() and abs(value) < 1e12:
         return f"{int(value):,}"
-    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.4g}"
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.{digits}g}"

@@ -79,7 +79,7 @@ def gather(run: Run, name: str, trained: TrainedModel | None, loader: ItemLoader
     found.state = state_of(run, found)
     found.figures = all_figures(run, summary, found.lines)
     with noting(found):
-        found.facts.extend(facts(run, trained))
+        found.facts.extend((name, text[:LONGEST]) for name, text in facts(run, trained))
     with noting(found):
         found.machine = machine(run, summary)
         found.log = (read_own_text(run.folder.path / "train.log") or "")[-LOG_TAIL:]
@@ -98,7 +98,7 @@ def noting(found: Contents) -> Iterator[None]:
     """Context in which what the user would be told as an error is listed as missing."""
     try:
         yield
-    except UserError as error:
+    except (UserError, OSError) as error:
         found.missing.append(str(error))
 
 
@@ -168,7 +168,7 @@ def figures_in(about: dict[str, Any]) -> list[Figure]:
     """The figures of a file that may be a stranger's: what is no number is left out."""
     listed = about.get("figures")
     entries = listed.items() if isinstance(listed, dict) else []
-    found = []
+    found: list[Figure] = []
     for name, entry in entries:
         if isinstance(entry, dict) and is_number(entry.get("value")) and len(found) < MOST_FIGURES:
             name, known = rename(name[:LONGEST], "autoencoder"), find(name)
@@ -182,7 +182,7 @@ def add_pictures(run: Run, found: Contents) -> None:
     sheet, names = read_png(run.folder.path / "samples.png"), run.data.class_names[:10]
     if sheet is not None:
         rows = names or [f"seeds {SAMPLES_PER_CLASS * row} .." for row in range(4)]
-        found.samples = list(zip(rows, map(Picture, strips(sheet, len(rows)))))
+        found.samples = [(row[:LONGEST], Picture(one)) for row, one in zip(rows, strips(sheet, len(rows)))]
     elif run.folder.weights_file("prior") is not None:
         found.missing.append(f"There is no samples.png: python train.py run_dir={run.folder.path} makes it.")
     wanted = [("autoencoder", "reconstructions")] * (found.items is None) + [("prior", "samples")] * (sheet is None)

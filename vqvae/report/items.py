@@ -25,6 +25,7 @@ MOST_ITEMS, LEAST_ITEMS = 2_000, 64  # that are measured
 MOST_VALUES = 2**23  # of all items that are measured, positions: the end of a run shall not wait for them
 VALUES_AT_A_TIME = 2**21  # of items that are decoded at once; pictures of codes take nine times as many
 MOST_CODES, MOST_MAPS = 256, 8  # codes of a map that are shown, the most used ones, and maps
+LONGEST = 300  # characters of a title
 SPREAD, EXTREMES = 16, 8  # items shown: spread over the set, and of the best and the worst
 
 
@@ -91,6 +92,7 @@ class Decoder:
         labels, names = self.items.split.labels[indices].tolist(), self.run.data.class_names
         titles = [self.items.split.title(index) for index in indices.tolist()]
         titles = [f"{t}, {names[label]}" if 0 <= label < len(names) else t for t, label in zip(titles, labels)]
+        titles = [title[:LONGEST] for title in titles]
         originals, reconstructions = (
             [Picture(image) for image in self.run.data.show(to_uint8(x))]
             for x in (self.originals(indices), self.decoded(indices)[0])

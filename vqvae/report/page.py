@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import math
 import time
@@ -11,12 +12,12 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from vqvae import __version__
 from vqvae.metrics.registry import find, without_split
-from vqvae.report.charts import Chart, Line, histogram, label
+from vqvae.report.charts import MOST_POINTS, Chart, Line, histogram, label
 from vqvae.report.codes import COLUMNS
 from vqvae.report.contents import Contents, Figure
 from vqvae.report.settings import changed_settings
@@ -49,10 +50,6 @@ def write_page(file: Path, runs: list[Contents], failed: dict[str, str] | None =
 
 def page(runs: list[Contents], failed: dict[str, str]) -> str:
     """HTML with as many pictures as there is room for. All text is escaped, and only the page's own script may run."""
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, finalize=written, trim_blocks=True
-    )
-    environment.filters["label"] = label
     style, script = (Markup((HERE / name).read_text()) for name in ("page.css", "page.js"))
     about = {
         "runs": runs,
@@ -71,12 +68,21 @@ def page(runs: list[Contents], failed: dict[str, str]) -> str:
         "script": script,
         "digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }
-    template = environment.get_template("page.html")
     for amount in AMOUNTS:
-        text = template.render(**about, amount=amount)
+        text = template().render(**about, amount=amount)
         if len(text.encode()) <= MOST_BYTES:
             break
     return text
+
+
+@functools.cache
+def template() -> Template:
+    """The template of the page, which escapes whatever is put into it."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, finalize=written, trim_blocks=True
+    )
+    environment.filters["label"] = label
+    return environment.get_template("page.html")
 
 
 def written(value: Any) -> Any:
@@ -123,7 +129,9 @@ def histograms(run: Contents) -> list[Chart]:
         for name, bins in evaluations[-1].items() if evaluations else []:
             figure, split = without_split(name)
             entry = find(figure)
-            if isinstance(bins, dict) and split == "val" and entry is not None and entry.panel is not None:
+            if not isinstance(bins, dict) or split != "val" or len(bins["counts"]) > MOST_POINTS:
+                continue
+            if entry is not None and entry.panel is not None:
                 charts.append(histogram(figure, bins["edges"], bins["counts"], "of the split", entry.panel))
     return charts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
@@ -17,7 +18,7 @@ def changed_settings(configs: list[dict[str, Any]]) -> list[tuple[str, str, list
 
     First those in which the configs differ. Of a part of another class than by default, its class and arguments are one value.
     """
-    default = plain(resolve(compose("train")))
+    default = default_config()
     keys = [key for config in configs for key, *_ in differences(default, config)]
     parts = tuple(key.removesuffix("_target_") for key in keys if key.endswith("._target_"))
     keys = [next((part[:-1] for part in sorted(parts, key=len) if key.startswith(part)), key) for key in keys]
@@ -27,6 +28,12 @@ def changed_settings(configs: list[dict[str, Any]]) -> list[tuple[str, str, list
         if not f"{key}.".startswith(LEFT_OUT)
     ]
     return sorted(rows, key=lambda row: len(set(row[2])) == 1)
+
+
+@functools.cache
+def default_config() -> dict[str, Any]:
+    """The config of `python train.py`."""
+    return plain(resolve(compose("train")))
 
 
 def select(node: Any, key: str) -> Any:

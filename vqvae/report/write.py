@@ -50,13 +50,14 @@ def report_runs(
         is_sweep = bool(jobs) and not (path / "config.yaml").is_file()
         folders += jobs if is_sweep else [path]
         failed |= {job.name: job.error for job in read_jobs(path) if job.error is not None} if is_sweep else {}
+    folders = list(dict.fromkeys(folders))
     if len(folders) > MOST_RUNS:
         raise UserError(f"a report shows at most {MOST_RUNS} runs, and these are {len(folders)}: name those to compare")
     runs = [Run(RunFolder.load(folder, allow_targets, places=places)) for folder in folders]
     file = out or (Path(named[0]) if len(named) == 1 else Path()) / NAME
-    short = [folder.name for folder in folders]
-    names = [str(path) if short.count(path.name) > 1 else path.name for path in folders]
-    write_page(file, [opened(run, name or str(run.folder.path), most) for run, name in zip(runs, names)], failed)
+    short = [folder.resolve().name for folder in folders]
+    names = [str(path) if short.count(name) > 1 else name for path, name in zip(folders, short)]
+    write_page(file, [opened(run, name, most) for run, name in zip(runs, names)], failed)
     return file
 
 
@@ -69,7 +70,7 @@ def opened(run: Run, name: str, most: int | None) -> Contents:
         try:
             trained = run.trained_model()
             loader = run.loader("val")
-        except UserError as error:
+        except (UserError, OSError) as error:
             problems.append(str(error))
     contents = gather(run, name, trained, loader, most)
     contents.missing = list(dict.fromkeys([*contents.missing, *problems]))  # the codes may miss the same data
