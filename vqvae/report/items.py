@@ -13,7 +13,7 @@ from torch import Tensor
 from vqvae.data.code_store import CodeStore
 from vqvae.data.items import center_crop
 from vqvae.data.loader import ItemLoader
-from vqvae.images import normalize, to_uint8
+from vqvae.images import x_of
 from vqvae.inference.trained_model import TrainedModel
 from vqvae.metrics.reconstruction import item_psnr
 from vqvae.report.codes import CodeMap, Neighborhoods, code_map
@@ -72,7 +72,7 @@ class Decoder:
         """Items (n, C, *S) in [-1, 1]."""
         assert self.items is not None
         items, _ = next(iter(self.items.batches([indices])))
-        return normalize(center_crop(items, self.run.data.size))
+        return x_of(center_crop(items, self.run.data.size))
 
     @torch.no_grad()
     def decoded(self, indices: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -94,7 +94,7 @@ class Decoder:
         titles = [f"{t}, {names[label]}" if 0 <= label < len(names) else t for t, label in zip(titles, labels)]
         titles = [title[:LONGEST] for title in titles]
         originals, reconstructions = (
-            [Picture(image) for image in self.run.data.show(to_uint8(x))]
+            [Picture(image) for image in self.run.data.picture(self.run.data.to_items(x))]
             for x in (self.originals(indices), self.decoded(indices)[0])
         )
         return list(map(Pair, titles, psnr.tolist(), originals, reconstructions))
