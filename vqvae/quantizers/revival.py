@@ -31,6 +31,10 @@ class Revival(nn.Module):
         """When codes are replaced in a run of `steps`, in words; None: never."""
         return None
 
+    def first(self, steps: int) -> int:
+        """The number of steps, of `steps`, after which codes are first replaced; 0: never, or from the start on."""
+        return 0
+
     def begin_step(self, step: int, steps: int) -> Hashable:
         """step: 0-based, of `steps`. Returns the kind of step, as Quantizer.begin_step does."""
         return None
@@ -73,8 +77,10 @@ class BatchRevival(Revival):
         return 1
 
     def plan(self, steps: int) -> str:
-        first = math.ceil(self.first_dead() / self.every_steps) * self.every_steps
-        return plan_of("dead codes", first, self.every_steps, self.until, steps)
+        return plan_of("dead codes", self.first(steps), self.every_steps, self.until, steps)
+
+    def first(self, steps: int) -> int:
+        return math.ceil(self.first_dead() / self.every_steps) * self.every_steps
 
     def begin_step(self, step: int, steps: int) -> Hashable:
         self.due = (step + 1) % self.every_steps == 0 and step < self.until * steps
@@ -222,6 +228,9 @@ class FarthestRevival(Revival):
     def plan(self, steps: int) -> str:
         what = f"the {self.replaced} least used codes"
         return plan_of(what, self.every_steps, self.every_steps, self.until, steps)
+
+    def first(self, steps: int) -> int:
+        return self.every_steps
 
     def begin_step(self, step: int, steps: int) -> Hashable:
         self.active = step < self.until * steps

@@ -17,9 +17,9 @@ from vqvae.metrics.reconstruction import MSE, PSNR, reconstruction_metrics, reco
 from vqvae.metrics.registry import figure
 from vqvae.metrics.spacing import spacing, spacing_with_histogram
 from vqvae.model import VQVAE, Output
+from vqvae.stages.collapse import collapse_warnings
 from vqvae.training.stage import Stage
 
-COLLAPSED_SHARE = 0.05  # a whole-set perplexity below this share of K is called a collapse
 SPANS = {  # of steps that codes are counted over
     "batch": "the last step",
     "window": "the steps since the last log",
@@ -92,13 +92,15 @@ class AutoencoderStage(Stage):
         self.observer = observer
         self.networks: dict[str, nn.Module] = {"model": model}
         self.meters = CodeCounts(model.codebook_sizes, tuple(SPANS))
+        self.done = 0, 0  # steps, and of how many
+        self.vectors: list[int] = []  # that the last evaluation counted, of each map
         self.counted: list[list[Tensor]] = []  # of the step at hand, a micro-batch each: M x (K_m,)
 
     def begin_run(self, batches: Iterator[ItemBatch]) -> None:
         self.model.begin_run(batch.x for batch in batches)
 
     def begin_step(self, step: int, steps: int) -> Hashable:
-        self.counted = []
+        self.counted, self.done = [], (step + 1, steps)
         self.meters.reset("batch")
         if self.epoch_steps is not None:
             self.epochs = (step + 1) / self.epoch_steps  # when this step is done
@@ -158,8 +160,9 @@ class AutoencoderStage(Stage):
             metrics |= self.observer.figures(observed)
         means = {name: metrics[f"autoencoder/reconstruction_{name}"] for name in self.objective.weights}
         metrics |= self.objective.head.figures(means)
-        for m in range(len(self.model.codebook_sizes)):
-            counts = sums[f"counts{m}"]
+        maps = [sums[f"counts{m}"] for m in range(len(self.model.codebook_sizes))]
+        self.vectors = [int(counts.sum()) for counts in maps]
+        for m, counts in enumerate(maps):
             metrics |= {f"codebook/{name}_{m}": value for name, value in describe(counts).items()}
             metrics[f"codebook/count_histogram_{m}"] = histogram(counts)
         return metrics | self._of_codebooks(spacing_with_histogram)
@@ -169,17 +172,7 @@ class AutoencoderStage(Stage):
         return {"reconstructions": grid([self.show(to_uint8(row)) for row in (batch.x, x_hat)])}
 
     def warnings(self, metrics: dict[str, Any], best: dict[str, Any]) -> dict[str, str]:
-        warnings = {}
-        for m, size in enumerate(self.model.codebook_sizes):
-            value = metrics[f"codebook/perplexity_{m}"]
-            if value < COLLAPSED_SHARE * size:
-                warnings[f"codebook {m} has collapsed"] = (
-                    f"its perplexity over the validation set is {value:.1f} of {size} codes "
-                    f"({metrics[f'codebook/dead_codes_{m}']} never used). Try quantizer/revival=random, "
-                    "quantizer/init=data, a smaller quantizer.codebook.size or quantizer.codebook.dim=8, "
-                    "a lower learning rate, or quantizer=fsq, which cannot collapse"
-                )
-        return warnings
+        return collapse_warnings(self.model, metrics, self.vectors, *self.done)
 
     def _weigh(self, losses: dict[str, Tensor], output: Output) -> dict[str, Tensor]:
         """Every loss term, plain and weighted, and their weighted sum, by the figures' names. `losses`: of the objective."""
