@@ -11,6 +11,7 @@ from vqvae.quantizers.revival import NoRevival, Revival
 from vqvae.quantizers.vector import VectorQuantizer
 
 COLLAPSED_SHARE = 0.05  # a whole-set perplexity below this share of what is possible is called a collapse
+EARLY = 100  # steps in which codes spread
 WIDE = 16  # dims of codes from which on fewer may help
 
 
@@ -19,10 +20,10 @@ def collapse_warnings(
 ) -> dict[str, str]:
     """Warnings by title, for code maps whose perplexity is far below both the number of codes and that of vectors.
 
-    None before dead codes were first replaced. vectors: that were counted, of each map; done: steps, of `steps`.
+    None in the first steps, and before dead codes were first replaced. vectors: that were counted, of each map; done: steps, of `steps`.
     """
     parts = [module for module in model.modules() if isinstance(module, Revival)]
-    if any(done <= first <= steps for first in (part.first(steps) for part in parts)):
+    if done <= EARLY or any(done <= first <= steps for first in (part.first(steps) for part in parts)):
         return {}
     warnings = {}
     for m, (size, count) in enumerate(zip(model.codebook_sizes, vectors)):
