@@ -16,7 +16,7 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from vqvae.config.compose import CONFIGS
-from vqvae.config.keys import PRIOR_SETTINGS, SETTINGS
+from vqvae.config.keys import ADVERSARY_SETTINGS, PRIOR_SETTINGS, SETTINGS
 from vqvae.config.schema import annotations_of
 from vqvae.config.types import describe
 from vqvae.ranges import Bound, is_union
@@ -76,8 +76,8 @@ def choice(file: Path) -> list[str]:
     """The section of a choice of a group: a heading and its keys, or nothing where it only composes others."""
     node = OmegaConf.load(file)
     name, key = file.relative_to(CONFIGS).with_suffix("").as_posix(), ""
-    if name.startswith("prior/"):
-        node, key = node.get("network") or OmegaConf.create(), "prior.network."
+    if name.startswith(("prior/", "adversary/")) and "network" in node:
+        node, key = node.network or OmegaConf.create(), f"{file.parent.name}.network."
     if "_target_" not in node:
         return []
     values = OmegaConf.to_container(node)
@@ -90,11 +90,15 @@ def choice(file: Path) -> list[str]:
 def page() -> str:
     top = OmegaConf.to_container(OmegaConf.load(CONFIGS / "train.yaml"))
     prior = OmegaConf.to_container(OmegaConf.load(CONFIGS / "prior_defaults.yaml"))
+    adversary = OmegaConf.to_container(OmegaConf.load(CONFIGS / "adversary" / "patch.yaml"))
     assert isinstance(top, dict)
     assert isinstance(prior, dict)
+    assert isinstance(adversary, dict)
     parts = [HEAD, "", "## Of a run\n", *TABLE]
     parts += rows(CONFIGS / "train.yaml", "", {str(k): v for k, v in top.items()}, SETTINGS)
     parts += rows(CONFIGS / "prior_defaults.yaml", "prior.", {str(k): v for k, v in prior.items()}, PRIOR_SETTINGS)
+    values = {str(key): value for key, value in adversary.items()}
+    parts += rows(CONFIGS / "adversary" / "patch.yaml", "adversary.", values, ADVERSARY_SETTINGS)
     parts += ["", "## Of each choice\n"]
     for file in sorted(CONFIGS.rglob("*/*.yaml")):
         if file.parent.name not in ("experiment", "debug"):

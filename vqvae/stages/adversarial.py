@@ -14,10 +14,15 @@ from vqvae.stages.adversary import BEFORE, NETWORK, Adversary
 from vqvae.stages.autoencoder import LOSS, AutoencoderStage
 
 DECODER = figure(
-    "autoencoder/adversarial", f"the decoder's loss against the adversary{BEFORE}", panel="adversary", report=False
+    "autoencoder/adversarial",
+    f"the decoder's loss against the adversary before its weight{BEFORE}",
+    panel="adversary",
+    report=False,
 )
-WEIGHTED = figure("autoencoder/adversarial_weighted", "the same times its weight", report=False)
-WEIGHT = figure("autoencoder/adversarial_weight", f"the weight: constant or adaptive{BEFORE}", report=False)
+WEIGHTED = figure(
+    "autoencoder/adversarial_weighted", "the decoder's loss against the adversary times its weight", report=False
+)
+WEIGHT = figure("autoencoder/adversarial_weight", f"that weight, constant or adaptive{BEFORE}", report=False)
 
 
 class AdversarialStage(AutoencoderStage):
