@@ -90,7 +90,7 @@ def choice(file: Path) -> list[str]:
 def page() -> str:
     top = OmegaConf.to_container(OmegaConf.load(CONFIGS / "train.yaml"))
     prior = OmegaConf.to_container(OmegaConf.load(CONFIGS / "prior_defaults.yaml"))
-    adversary = OmegaConf.to_container(OmegaConf.load(CONFIGS / "adversary" / "patch.yaml"))
+    adversary = OmegaConf.to_container(OmegaConf.load(CONFIGS / "adversary_defaults.yaml"))
     assert isinstance(top, dict)
     assert isinstance(prior, dict)
     assert isinstance(adversary, dict)
@@ -98,7 +98,7 @@ def page() -> str:
     parts += rows(CONFIGS / "train.yaml", "", {str(k): v for k, v in top.items()}, SETTINGS)
     parts += rows(CONFIGS / "prior_defaults.yaml", "prior.", {str(k): v for k, v in prior.items()}, PRIOR_SETTINGS)
     values = {str(key): value for key, value in adversary.items()}
-    parts += rows(CONFIGS / "adversary" / "patch.yaml", "adversary.", values, ADVERSARY_SETTINGS)
+    parts += rows(CONFIGS / "adversary_defaults.yaml", "adversary.", values, ADVERSARY_SETTINGS)
     parts += ["", "## Of each choice\n"]
     for file in sorted(CONFIGS.rglob("*/*.yaml")):
         if file.parent.name not in ("experiment", "debug"):

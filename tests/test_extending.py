@@ -167,6 +167,43 @@ EXTENSIONS = {
         _target_: mine.loss_head.Tanh
         """,
     ),
+    "adversary": (
+        """
+        from torch import nn
+        from vqvae.networks.discriminator import Discriminator
+
+
+        class Rows(Discriminator):
+            def __init__(self, channels: int) -> None:
+                super().__init__()
+                self.conv = nn.Conv2d(channels, 1, (1, 5))
+
+            def forward(self, x):
+                return self.conv(x)
+        """,
+        """
+        defaults:
+          - /adversary_defaults@_here_
+          - _self_
+        network:
+          _target_: mine.adversary.Rows
+          channels: ${data.channels}
+        """,
+    ),
+    "adversary/term": (
+        """
+        from vqvae.losses.adversarial import DiscriminatorTerm
+
+
+        class SmallLogits(DiscriminatorTerm):
+            def value(self, judge, x, real, fake, means):
+                return real.square().mean() + fake.square().mean()
+        """,
+        """
+        _target_: mine.adversary_term.SmallLogits
+        weight: 0.01
+        """,
+    ),
     "data": (
         """
         from dataclasses import dataclass
@@ -207,7 +244,10 @@ EXTENSIONS = {
     ),
 }
 NETWORK_OF_CONV = [word for word in TINY if word.startswith("model")]
-ADDED = {"loss/term": "+loss/term@loss.terms.mine=mine"}  # what is not exchanged, but added
+ADDED = {  # what is not exchanged, but added
+    "loss/term": ["+loss/term@loss.terms.mine=mine"],
+    "adversary/term": ["adversary=patch", "+adversary/term@adversary.terms.mine=mine"],
+}
 WITHOUT = {  # overrides of a tiny run that name what is exchanged
     "quantizer": SMALL_CODEBOOK,
     "model": NETWORK_OF_CONV,
@@ -235,7 +275,7 @@ def test_a_class_and_a_yaml_outside_of_the_repository_are_enough(
     usual = [word for word in [*TINY, *SMALL_CODEBOOK] if word not in WITHOUT.get(group, [])]
     stages = [] if group == "prior" else ["stages=[autoencoder]"]
     own = [
-        ADDED.get(group, f"{group}=mine"),
+        *ADDED.get(group, [f"{group}=mine"]),
         "allow_targets=[mine.]",
         "trainer.steps=2",
         "prior.trainer.steps=2",
