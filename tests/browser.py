@@ -6,9 +6,9 @@ import base64
 import fcntl
 import json
 import os
+import select
 import shutil
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,17 @@ SECONDS = 60
 
 
 class Browser:
-    """One page of a headless Chromium. `problems`: what its console has said of errors and violations so far."""
+    """One page of a headless Chromium. `problems`: what its console has said of errors and violations so far.
+
+    Raises OSError where Chromium does not start, or does not answer.
+    """
 
     def __init__(self, profile: Path) -> None:
         assert PROGRAM is not None
-        pipes = [fcntl.fcntl(end, fcntl.F_DUPFD, 20) for end in (*os.pipe(), *os.pipe())]
-        commands, self.sending, self.receiving, answers = pipes
+        pipes = [*os.pipe(), *os.pipe()]
+        commands, self.sending, self.receiving, answers = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 20) for end in pipes)
+        for end in pipes:
+            os.close(end)
         arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
         self.process = subprocess.Popen(
             [PROGRAM, *arguments, "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"],
@@ -34,13 +39,18 @@ class Browser:
         )
         os.close(commands)
         os.close(answers)
-        self.number, self.session, self.unread, self.problems = 0, "", b"", []  # type: ignore[var-annotated]
+        self.number, self.session, self.unread = 0, "", b""
+        self.problems: list[dict[str, Any]] = []
         self.events: list[str] = []
-        targets = self.call("Target.getTargets")["targetInfos"]
-        page = next(target["targetId"] for target in targets if target["type"] == "page")
-        self.session = self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log"):
-            self.call(f"{domain}.enable")
+        try:
+            targets = self.call("Target.getTargets")["targetInfos"]
+            page = next(target["targetId"] for target in targets if target["type"] == "page")
+            self.session = self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
+            for domain in ("Page", "Runtime", "Log"):
+                self.call(f"{domain}.enable")
+        except OSError:
+            self.close()
+            raise
 
     def close(self) -> None:
         self.process.kill()
@@ -61,11 +71,12 @@ class Browser:
 
     def receive(self) -> dict[str, Any]:
         """The next message; what it says of problems is kept."""
-        ends = time.monotonic() + SECONDS
         while b"\0" not in self.unread:
-            assert time.monotonic() < ends, "Chromium does not answer"
+            if not select.select([self.receiving], [], [], SECONDS)[0]:
+                raise TimeoutError("Chromium does not answer")
             block = os.read(self.receiving, 2**20)
-            assert block, "Chromium has ended"
+            if not block:
+                raise ConnectionError("Chromium has ended")
             self.unread += block
         text, _, self.unread = self.unread.partition(b"\0")
         message = json.loads(text)

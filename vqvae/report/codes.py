@@ -107,6 +107,7 @@ def code_map(m: int, counts: Tensor, codes: Tensor, vectors: Tensor, drawn: Neig
     ]
     shares = relative.sort(descending=True).values.tolist()
     points = [(float(rank), share) for rank, share in enumerate(shares, 1)]
-    use = Chart("Use of codes, most used first", [Line("times uniform use", points, filled=True)], "rank of the code")
+    lines = [Line("use over uniform use", points, filled=True), Line("uniform use", [(1, 1), (len(counts), 1)], 1, 1)]
+    use = Chart("Use of codes, most used first", lines, "rank of the code")
     tiles, has_neighbors = (None, False) if drawn is None else (drawn.tiles(), drawn.has_neighbors)
     return CodeMap(f"Code map {m}", len(counts), int((counts > 0).sum()), listed, tiles, has_neighbors, use)

@@ -9,7 +9,7 @@ from typing import Any
 from vqvae.config.compose import compose, plain, resolve
 from vqvae.run.continuing import differences
 
-LEFT_OUT = ("run_dir.", "allow_targets.", "model.quantizers.")  # places, and copies of what stands below `quantizer`
+LEFT_OUT = ("run_dir.", "allow_targets.", "report.", "model.quantizers.")  # places, and copies of `quantizer`
 LONGEST = 160  # characters of a value
 
 
