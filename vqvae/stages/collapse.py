@@ -20,7 +20,8 @@ def collapse_warnings(
 ) -> dict[str, str]:
     """Warnings by title, for code maps whose perplexity is far below both the number of codes and that of vectors.
 
-    None in the first steps, and before dead codes were first replaced. vectors: that were counted, of each map; done: steps, of `steps`.
+    None in the first steps, and before dead codes were first replaced. vectors: how many were counted, of each map. done: steps
+    so far, of `steps`.
     """
     parts = [module for module in model.modules() if isinstance(module, Revival)]
     if done <= EARLY or any(done <= first <= steps for first in (part.first(steps) for part in parts)):
