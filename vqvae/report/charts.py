@@ -12,7 +12,7 @@ MOST_POINTS = 400  # of a line; of longer ones, some evenly spread
 MOST_LINES = 24
 FEW_POINTS = 20  # of a line whose points are marked
 TINIEST = 1e-200  # smaller values are 0 for an axis, so that nothing below divides by too little
-LOG_RATIO = 50  # positive values that differ by more than that are drawn on a logarithmic axis
+LOG_RATIO = 50  # positive values of which a quarter is so much smaller than the largest have a logarithmic axis
 TICKS = 4  # at least that many along an axis, about
 
 
@@ -133,7 +133,7 @@ def axis_of(values: list[float], may_be_log: bool = False, margin: float = 0.0) 
     """The axis that shows all values; one that is a single value stands in its middle."""
     values = [value if abs(value) > TINIEST else 0.0 for value in values]
     low, high = min(values, default=0.0), max(values, default=1.0)
-    if may_be_log and low > 0 and high / low > LOG_RATIO:
+    if may_be_log and low > 0 and high / sorted(values)[len(values) // 4] > LOG_RATIO:
         return Axis(low / 1.1, high * 1.1, log=True)
     if low == high:
         half = abs(low) / 2 or 0.5
