@@ -24,6 +24,7 @@ def main(cfg: Any) -> float | None:
         from tqdm.contrib.logging import logging_redirect_tqdm
 
         from vqvae import distributed
+        from vqvae.report.write import report_end
         from vqvae.run.lock import locked
         from vqvae.run.process import set_up_process
         from vqvae.run.report import summarize, write_summary
@@ -46,7 +47,11 @@ def main(cfg: Any) -> float | None:
                         train_autoencoder(run, stop)
                     if "prior" in run.cfg.stages:
                         train_prior(run, run.tokenizer(), stop)
-                    return summarize(run, run.trained_model())
+                    trained = run.trained_model()
+                    monitored = summarize(run, trained)
+                    if run.cfg.report:
+                        report_end(run, trained)
+                    return monitored
         except TooManyUnreadable as error:
             write_summary(Path(cfg.run_dir), error.counts, {})
             raise

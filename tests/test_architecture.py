@@ -65,6 +65,19 @@ ALLOWED = {
         "training",
     }
     | LAYERS,
+    "report": {
+        "surroundings",
+        "config",
+        "data",
+        "distributed",
+        "errors",
+        "images",
+        "inference",
+        "metrics",
+        "run",
+        "storage",
+        "training",
+    },
     "export": {"surroundings", "config", "data", "distributed", "errors", "inference", "run", "storage"} | LAYERS,
     "sampling": {
         "surroundings",
@@ -164,6 +177,7 @@ def test_training_knows_no_stage_but_the_contract() -> None:
             },
         ),
         ("matplotlib", {"run/plots.py"}),
+        ("jinja2", {"report/page.py"}),
     ],
 )
 def test_a_library_is_imported_in_its_place_only(library: str, places: set[str]) -> None:

@@ -16,6 +16,7 @@ SETTINGS: dict[str, Any] = {  # of the top level; the other keys there are group
     "train": Literal["all", "decoder"],
     "device": Literal["auto", "cuda", "cpu", "mps"],
     "search_sweeps": CountOrZero,
+    "report": bool,
     "allow_targets": list[str],
 }
 GROUPS = [

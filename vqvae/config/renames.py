@@ -109,6 +109,7 @@ def rename_keys(config: dict[str, Any]) -> dict[str, Any]:
     earlier = {
         "device": "auto",
         "train": "all",
+        "report": False,
         "evaluation": EARLIER_EVALUATION,
         "adversary": {"network": None, "start_step": 0},
     }

@@ -48,7 +48,7 @@ class SweepSummary(Callback):
         cells = [[labels.get(row["job"], row["job"]), *(row.get(c, "") for c in shown)] for row in rows]
         counts = f"{len(rows) - len(failed)} finished jobs" + (f" and {len(failed)} failed" if failed else "")
         say(f"\n{counts} in {base}\n{table(['job', *(c.split('/')[-1] for c in shown)], cells)}")
-        say(f"all figures: {base / 'summary.csv'}")
+        say(f"all figures: {base / 'summary.csv'}; side by side: python scripts/report.py run_dir={base}")
 
 
 def shown_columns(columns: list[str]) -> list[str]:
