@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqvae.images import to_uint8
 from vqvae.report.charts import Chart, Line
 from vqvae.report.pictures import Picture
 
@@ -88,16 +88,26 @@ class Neighborhoods:
         self.uses += torch.bincount(slots, minlength=len(self.uses))
 
     def tiles(self) -> Tensor:
-        """A picture of each code, uint8 (n, 1 or 3, side, side); gray where it was not met."""
+        """What each code decodes to (n, C, side, side), in [-1, 1]; 0 where it was not met."""
         assert self.sums is not None
         means = (self.sums / self.uses.clamp_min(1).view(-1, 1, 1, 1))[:-1]
         if max(means.shape[2:]) > TILE:
             means = F.interpolate(means, (TILE, TILE), mode="area")
-        return to_uint8(means)
+        return means
 
 
-def code_map(m: int, counts: Tensor, codes: Tensor, vectors: Tensor, drawn: Neighborhoods | None) -> CodeMap:
-    """Code map m. counts (K,); codes: those to show (n,), `drawn` with their pictures; vectors: the latents of all (K, D)."""
+def code_map(
+    m: int,
+    counts: Tensor,
+    codes: Tensor,
+    vectors: Tensor,
+    drawn: Neighborhoods | None,
+    show: Callable[[Tensor], Tensor],
+) -> CodeMap:
+    """Code map m. counts (K,); codes: those to show (n,), `drawn` with what they decode to; vectors: the latents of all (K, D).
+
+    show: x (n, C, *S) in [-1, 1] -> pictures uint8 (n, 1 or 3, H, W).
+    """
     relative = counts.double() * len(counts) / counts.sum().clamp_min(1)
     shown = vectors[codes].float()
     order = torch.cdist(shown, shown).fill_diagonal_(math.inf).argsort(1)[:, : min(NEAREST, len(codes) - 1)]
@@ -109,5 +119,5 @@ def code_map(m: int, counts: Tensor, codes: Tensor, vectors: Tensor, drawn: Neig
     points = [(float(rank), share) for rank, share in enumerate(shares, 1)]
     lines = [Line("use over uniform use", points, filled=True), Line("uniform use", [(1, 1), (len(counts), 1)], 1, 1)]
     use = Chart("Use of codes, most used first", lines, "rank of the code")
-    tiles, has_neighbors = (None, False) if drawn is None else (drawn.tiles(), drawn.has_neighbors)
+    tiles, has_neighbors = (None, False) if drawn is None else (show(drawn.tiles()), drawn.has_neighbors)
     return CodeMap(f"Code map {m}", len(counts), int((counts > 0).sum()), listed, tiles, has_neighbors, use)

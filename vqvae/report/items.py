@@ -74,6 +74,10 @@ class Decoder:
         items, _ = next(iter(self.items.batches([indices])))
         return x_of(center_crop(items, self.run.data.size))
 
+    def show(self, x: Tensor) -> Tensor:
+        """x (n, C, *S) in [-1, 1] -> pictures uint8 (n, 1 or 3, H, W)."""
+        return self.run.data.picture(self.run.data.to_items(x))
+
     @torch.no_grad()
     def decoded(self, indices: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Reconstructions (n, C, *S) in [-1, 1] of items, and their code maps, M x (n, *s_m)."""
@@ -94,8 +98,7 @@ class Decoder:
         titles = [f"{t}, {names[label]}" if 0 <= label < len(names) else t for t, label in zip(titles, labels)]
         titles = [title[:LONGEST] for title in titles]
         originals, reconstructions = (
-            [Picture(image) for image in self.run.data.picture(self.run.data.to_items(x))]
-            for x in (self.originals(indices), self.decoded(indices)[0])
+            [Picture(image) for image in self.show(x)] for x in (self.originals(indices), self.decoded(indices)[0])
         )
         return list(map(Pair, titles, psnr.tolist(), originals, reconstructions))
 
@@ -136,7 +139,9 @@ def look_at(
         for m, neighborhoods in drawn.items():
             neighborhoods.add(x_hat, codes[m])
     vectors = trained.model.code_vectors(run.data.size) if counts else []
-    maps = [code_map(m, counts[m], codes, vectors[m].cpu(), drawn.get(m)) for m, codes in enumerate(chosen)]
+    maps = [
+        code_map(m, counts[m], codes, vectors[m].cpu(), drawn.get(m), decoder.show) for m, codes in enumerate(chosen)
+    ]
     if len(maps) == 1:
         maps[0].title = "Codes"
     return decoder.measured(torch.cat(psnr)) if psnr else None, maps
