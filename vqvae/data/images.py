@@ -14,11 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vqvae.data.base import Data
-from vqvae.data.depth import (
-    FULL,
-    Ranges,
-    eight_bits,
-)
+from vqvae.data.depth import FULL, Ranges, eight_bits
 from vqvae.data.formats import MOST_PIXELS, SUFFIXES, open_image
 from vqvae.data.framing import FITS, ImageSize, Size, sides
 from vqvae.images import write_png
