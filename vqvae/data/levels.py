@@ -55,10 +55,10 @@ class Levels(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """Values that some images of a set have, and the number of these images."""
+    """Values that some items of a set have, and their number."""
 
     values: np.ndarray
-    images: int
+    items: int
 
 
 def look_at_values(files: Iterable[Path | BinaryIO], channels: int, most_pixels: int) -> Seen:
@@ -78,7 +78,7 @@ def choose_levels(dtype: str, value_range: ValueRange, seen: Seen) -> Levels:
     """Levels of a set. `value_range` is the user's setting: [low, high]; null: the range of the type; auto: of 8 bits the same,
     else PERCENTILES of the values that were seen. Raises UserError where there is no range.
     """
-    if value_range is None or (value_range == "auto" and (dtype == "uint8" or not seen.images)):
+    if value_range is None or (value_range == "auto" and (dtype == "uint8" or not seen.items)):
         return Levels(dtype, *FULL[dtype], clips=False)
     if value_range != "auto":
         low, high = map(float, value_range)
@@ -115,10 +115,10 @@ def recalled_levels(dtype: str, values: Any) -> Levels:
 def level_notes(seen: Seen, levels: Levels, value_range: ValueRange) -> list[str]:
     """Sentences about the range of a set, and about what it clips."""
     chosen = f"data.value_range=[{levels.low:g},{levels.high:g}] ({levels.dtype}) becomes -1 .. 1"
-    if not seen.images:
+    if not seen.items:
         return [chosen]
     outside = float(np.mean((seen.values < levels.low) | (seen.values > levels.high)))
-    found = f"values {seen.values.min():g} .. {seen.values.max():g} of {seen.images} images looked at: {chosen}"
+    found = f"values {seen.values.min():g} .. {seen.values.max():g} of {seen.items} items looked at: {chosen}"
     if value_range == "auto" and levels.clips:
         found += f", their percentiles {PERCENTILES[0]:g} and {PERCENTILES[1]:g}"
     return [found + (f"; {outside:.2%} of them lie outside and are clipped" if outside and levels.clips else "")]
