@@ -159,6 +159,7 @@ def test_training_knows_no_stage_but_the_contract() -> None:
                 "config/messages.py",
                 "config/program.py",
                 "config/sweep.py",
+                "config/typed.py",
                 "run/sweep.py",
             },
         ),

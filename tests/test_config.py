@@ -89,7 +89,7 @@ WRONG = {
     "tokenizer=/nowhere": "tokenizer=/nowhere holds no run",
     "init_from=/nowhere": "init_from=/nowhere holds no run",
     "prior=null": "prior=null cannot be used: a group takes the name of one choice",
-    "run_dir=5": "run_dir=5 is not a text or null",
+    "run_dir=[5]": "run_dir=[5] is not a text or null",
     "allow_targets=mine.": "allow_targets=mine. is not a list",
     "allow_targets=[mine]": "allow_targets=mine must end with a dot",
     "stages=[prior]": "has no finished autoencoder",

@@ -28,8 +28,8 @@ def choose_labels(wanted: Any, class_names: list[str], seeds: list[int]) -> Tens
         return torch.arange(len(class_names)).repeat_interleave(rows)[:count]
     if str(wanted) in class_names:
         return torch.full((count,), class_names.index(str(wanted)))
-    if isinstance(wanted, int) and 0 <= wanted < len(class_names):
-        return torch.full((count,), wanted)
+    if str(wanted).isdecimal() and int(wanted) < len(class_names):
+        return torch.full((count,), int(wanted))
     raise UserError(
         f"class={wanted} does not exist; {suggest(str(wanted), class_names)} (or 0 .. {len(class_names) - 1})"
     )

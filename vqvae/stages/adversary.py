@@ -12,6 +12,7 @@ from vqvae.losses.adversarial import AdversarialLoss, DiscriminatorTerm
 from vqvae.losses.augmentation import Augmentation, augmented
 from vqvae.metrics.registry import figure
 from vqvae.networks.discriminator import Discriminator
+from vqvae.ranges import checked
 
 MEMORY = 0.99  # of the moving averages: about 100 steps
 WON, DEAD = 0.99, 1e-4  # accuracy above which it has won, variance of the logits below which it is dead
@@ -35,6 +36,7 @@ ACCURACY = figure(
 )
 
 
+@checked
 class Adversary(nn.Module):
     """forward: data or reconstructions (B, C, *S) in [-1, 1] -> logits (B, 1, *s), float32.
 
