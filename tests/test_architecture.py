@@ -168,6 +168,7 @@ def test_training_knows_no_stage_but_the_contract() -> None:
             {
                 "config/build.py",
                 "config/compose.py",
+                "config/hints.py",
                 "config/messages.py",
                 "config/presets.py",
                 "config/program.py",

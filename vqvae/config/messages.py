@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vqvae.config.compose import choices, compose, groups
+from vqvae.config.hints import MEANT, absent_choice, of_another_choice
 from vqvae.config.keys import TOP_LEVEL
 from vqvae.config.typed import way_to_type
 from vqvae.errors import UserError, suggest
@@ -61,8 +62,7 @@ def explain(error: Exception, config_name: str) -> str:
     if isinstance(error, OverrideParseException):
         return f"{error.override} cannot be read as key=value{way_to_type(str(error.override))}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, choice = error.missing_cfg_file.rpartition("/")
-        return f"{group}={choice} does not exist; " + suggest(choice, choices(group))
+        return no_such_choice(*error.missing_cfg_file.rpartition("/")[::2])
     if match := re.search(r"Could not override '([^']+)'", text) or re.search(r"full_key: (\S+)", text):
         key = match[1].split("@")[0]
         if key in groups():
@@ -77,18 +77,62 @@ def explain(error: Exception, config_name: str) -> str:
             return f"{match[1]} has no value; add {match[1]}=... to the command"
         return unknown_key(key, config_name)
     if match := re.search(r"Could not find '([^']+)'", text):
-        group, _, choice = match[1].rpartition("/")
-        return f"{group}={choice} does not exist; " + suggest(choice, choices(group))
+        return no_such_choice(*match[1].rpartition("/")[::2])
+    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        return f"{match[1]}: several values are a sweep, so add -m; a list is written in brackets"
+    if match := re.search(r"Primary config module '([^']+)' not found", text):
+        return f"--config-path={match[1]} is not needed: own configs are added by -cd <folder>"
     return text.split("\n")[0]
+
+
+def no_such_choice(group: str, choice: str) -> str:
+    """Message '<group>=<choice> does not exist; ...'."""
+    if not group:
+        return (
+            f"there is no config called {choice}: own settings are chosen by experiment=<name>, added by -cd <folder>"
+        )
+    near = suggest(choice, choices(group))
+    meant = None if near.startswith("did you mean") else absent_choice(group, choice)
+    return f"{group}={choice} does not exist; {meant or near}"
 
 
 def unknown_key(key: str, config_name: str) -> str:
     """Message '<key> is not a config key; did you mean ...'."""
-    with_groups = [] if "." in key else [group for group in groups() if group not in TOP_LEVEL]
+    if config_name == "train" and key in MEANT:
+        return f"{key} is not a config key or group; {MEANT[key]}"
     chosen = [a.split(",")[0] for a in sys.argv[1:] if a.split("=")[0] in groups()]  # of a sweep, the first choice
-    keys = list(flatten(OmegaConf.to_container(compose(config_name, chosen), resolve=False)))
-    same_parent = [k for k in keys if k.rpartition(".")[0] == key.rpartition(".")[0]]
-    return f"{key} is not a config key or group; " + suggest(key, same_parent + keys + with_groups)
+    keys = [*flatten(numbered(OmegaConf.to_container(compose(config_name, chosen), resolve=False)))]
+    keys = [one for one in keys if not one.endswith("_target_")]
+    said = f"{key} is not a config key or group; "
+    if elsewhere := [one for one in keys if ends_alike(one, key)]:
+        return said + f"did you mean {elsewhere[0]}?"
+    if config_name == "train" and (owners := of_another_choice(key, chosen)):
+        return said + owners
+    if "." not in key:
+        parts = [group for group in groups() if group not in TOP_LEVEL]
+        near = suggest(key, [*TOP_LEVEL, *keys, *parts] if config_name == "train" else keys)
+        return said + (near if near.startswith("did you mean") else suggest(key, keys_at("", keys)))
+    same_parent = keys_at(key.rpartition(".")[0], keys)
+    return said + suggest(key, same_parent + keys)
+
+
+def numbered(node: Any) -> Any:
+    """A nested container in which the nodes of lists have their numbers as keys, as they are typed."""
+    if isinstance(node, list):
+        node = {index: item for index, item in enumerate(node) if isinstance(item, dict)} or node
+    return {key: numbered(value) for key, value in node.items()} if isinstance(node, dict) else node
+
+
+def keys_at(parent: str, keys: list[str]) -> list[str]:
+    """The keys right below a parent."""
+    return [key for key in keys if key.rpartition(".")[0] == parent]
+
+
+def ends_alike(one: str, key: str) -> bool:
+    """True if a key lies somewhere below what was typed: model.encoders.0.widths for model.widths, trainer.steps for steps."""
+    *above, last = key.split(".")
+    parts = one.split(".")
+    return len(parts) > len(above) + 1 and parts[-1] == last and parts[: len(above)] == above
 
 
 def flatten(node: Any, prefix: str = "") -> Iterator[str]:

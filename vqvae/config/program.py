@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
 from vqvae.config.compose import CONFIGS, check_group_choices
+from vqvae.config.hints import check_options
 from vqvae.config.messages import ANOTHER_HAS_ENDED, user_message
 from vqvae.config.sweep import in_sweep, record_job, sweep_folder
 from vqvae.config.typed import as_hydra_reads, values_of
@@ -58,6 +59,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
                 logging.lastResort.setFormatter(PrintableFormatter())
             os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then raises errors instead of printing them
             try:
+                check_options(sys.argv[1:], config_name)
                 sys.argv[1:] = as_hydra_reads(sys.argv[1:])
                 check_group_choices(sys.argv[1:])
                 trains = config_name == "train"

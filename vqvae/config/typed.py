@@ -39,6 +39,8 @@ def as_hydra_reads(arguments: list[str]) -> list[str]:
 
 def readable(argument: str, sweeps: bool) -> str:
     key, equals, value = argument.partition("=")
+    if argument == "stages=autoencoder" or argument == "stages=prior":
+        return f"stages=[{value}]"
     if not equals or not value or TEXTS.fullmatch(key) is None:
         return argument
     if sweeps and "," in value and value[0] not in "['\"":
