@@ -127,6 +127,41 @@ def test_a_process_of_wandb_that_is_gone_or_stands_still_ends_nothing(
         assert log.wandb.on
 
 
+NAMED = {
+    "WANDB_PROJECT": ("project", "mine"),
+    "WANDB_NAME": ("name", "first"),
+    "WANDB_RUN_GROUP": ("group", "ablation"),
+    "WANDB_NOTES": ("notes", "why"),
+    "WANDB_TAGS": ("tags", ("a", "b")),
+}
+
+
+def seen(log: Logger) -> dict[str, Any]:
+    """What wandb has of a run."""
+    run = log.wandb._run
+    return {name: getattr(run, name) for name, _ in NAMED.values()}
+
+
+def test_settings_of_the_environment_count_where_the_config_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with open_log(tmp_path, project=None) as log:
+        plain = seen(log)
+    assert (plain["project"], plain["name"], plain["group"]) == ("vqvae", "run-autoencoder", "run")
+    assert any(record.getMessage().startswith("wandb: offline; wandb sync ") for record in caplog.records)
+    for variable, (_, value) in NAMED.items():
+        monkeypatch.setenv(variable, value if isinstance(value, str) else ",".join(value))
+    wandb_run.tear_down()
+    with open_log(tmp_path / "second", project=None) as log:
+        assert seen(log) == {**{name: value for name, value in NAMED.values()}, "name": "first-autoencoder"}
+    wandb_run.tear_down()
+    own = {"project": "other", "name": "n", "group": "g", "notes": "o", "tags": ["t"]}
+    with open_log(tmp_path / "third", **own) as log:
+        assert seen(log) == {**own, "name": "n-autoencoder", "tags": ("t",)}
+    assert warnings(caplog) == []
+
+
 def test_a_damaged_id_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = open_log(tmp_path)
     file = tmp_path / "run/autoencoder/wandb_id"

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 ARTIFACTS: dict[str, Any] = {}  # by name, of the stages that this process has logged: the sources of later ones
 GIVEN_UP: set[Path] = set()  # run folders for which wandb failed: later stages of this process do not wait for it again
 SUMMARY = {"lower": "min", "higher": "max"}
+PROJECT = "vqvae"
 START_SECONDS = 20
 FINISH_SECONDS = 60
 STOP_SECONDS = 5  # in place of it, for a program that is told to end
@@ -34,12 +35,19 @@ FOLDERS = {"WANDB_DATA_DIR": "data", "WANDB_CACHE_DIR": "cache", "WANDB_ARTIFACT
 @checked
 @dataclass(kw_only=True)
 class Wandb:
-    """How wandb is used. mode auto: online where this machine is logged in, else offline; never a prompt."""
+    """How wandb is used. mode auto: online where this machine is logged in, else offline; never a prompt.
+
+    What is None, or empty, is as wandb's own settings say: of the environment (WANDB_PROJECT, WANDB_NAME, WANDB_RUN_GROUP,
+    WANDB_NOTES, WANDB_TAGS, WANDB_ENTITY) and the home folder.
+    """
 
     mode: Literal["auto", "online", "offline", "off"]
-    project: str
+    project: str | None
     entity: str | None
     tags: list[str]
+    name: str | None = None
+    group: str | None = None
+    notes: str | None = None
 
 
 class WandbRun:
@@ -183,16 +191,19 @@ def open_run(folder: Path, stage: str, settings: Wandb, config: dict[str, Any]) 
     users = wandb.setup().settings  # of the environment and the home folder
     mode = users.mode if settings.mode == "auto" else settings.mode
     if mode == "online" and not logged_in(users):
+        if settings.mode == "online":
+            log.warning("wandb: this machine is not logged in (wandb login), so the run is offline")
         mode = "offline"  # wandb would ask for a key otherwise
-    name = run_name(config)
+    name = settings.name or users.run_name or run_name(config)
     run = wandb.init(
-        project=settings.project,
-        entity=settings.entity,
+        project=settings.project or users.project or PROJECT,
+        entity=settings.entity or users.entity,
         id=run_id(folder / "wandb_id"),
         name=f"{name}-{stage}",
-        group=name,
+        group=settings.group or users.run_group or name,
         job_type=stage,
-        tags=settings.tags,
+        notes=settings.notes or users.run_notes,
+        tags=settings.tags or list(users.run_tags or ()),
         config=config,
         dir=str(folder.parent),
         mode=mode,  # type: ignore[arg-type]
@@ -200,6 +211,7 @@ def open_run(folder: Path, stage: str, settings: Wandb, config: dict[str, Any]) 
         settings=wandb.Settings(init_timeout=START_SECONDS - 5, finish_timeout=FINISH_SECONDS - 10),
     )
     unregister_all_post_import_hooks()  # they send what is imported, and would raise wandb's errors in an import of ours
+    log.info("wandb: %s", run.url or f"offline; wandb sync {Path(run.dir).parent} sends it later")
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
     for metric, options in metric_settings(stage):
