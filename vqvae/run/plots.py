@@ -64,8 +64,9 @@ def plot_codes(counts: list[Tensor], histograms: dict[str, dict[str, list[float]
 
 
 def panels_of(names: set[str]) -> dict[str, list[str]]:
-    """Names in metrics.jsonl -> {title of a panel: its names}, as the registry says, panels in its order."""
-    panels: dict[str, list[str]] = {entry.panel: [] for entry in FIGURES.values() if entry.panel}
+    """Names in metrics.jsonl -> {title of a panel: its names}, first those with a better direction."""
+    entries = sorted(FIGURES.values(), key=lambda entry: entry.better == "none")
+    panels: dict[str, list[str]] = {entry.panel: [] for entry in entries if entry.panel}
     for name in sorted(names):
         entry = find(without_split(name)[0])
         if entry and entry.panel:
