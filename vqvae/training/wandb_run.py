@@ -37,8 +37,7 @@ FOLDERS = {"WANDB_DATA_DIR": "data", "WANDB_CACHE_DIR": "cache", "WANDB_ARTIFACT
 class Wandb:
     """How wandb is used. mode auto: online where this machine is logged in, else offline; never a prompt.
 
-    What is None, or empty, is as wandb's own settings say: of the environment (WANDB_PROJECT, WANDB_NAME, WANDB_RUN_GROUP,
-    WANDB_NOTES, WANDB_TAGS, WANDB_ENTITY) and the home folder.
+    What is None or empty comes from wandb's own settings, such as WANDB_PROJECT, WANDB_NAME, WANDB_RUN_GROUP and WANDB_TAGS.
     """
 
     mode: Literal["auto", "online", "offline", "off"]
@@ -282,14 +281,11 @@ def log_artifact(run: Any, name: str, kind: str, path: Path, metadata: dict[str,
     import wandb
 
     artifact = wandb.Artifact(name, kind, metadata=metadata)
-    if path.is_dir():
-        artifact.add_dir(str(path), policy="immutable", skip_cache=True)
-    else:
-        artifact.add_file(str(path), policy="immutable", skip_cache=True)
-    for source in [] if run.offline else sources:
-        if source in ARTIFACTS:
-            ARTIFACTS[source].wait()
-            run.use_artifact(ARTIFACTS[source])
+    add: Callable[..., Any] = artifact.add_dir if path.is_dir() else artifact.add_file
+    add(str(path), policy="immutable", skip_cache=True)
+    for source in [] if run.offline else [ARTIFACTS[name] for name in sources if name in ARTIFACTS]:
+        source.wait()
+        run.use_artifact(source)
     run.log_artifact(artifact)
     ARTIFACTS[name] = artifact
 
