@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from omegaconf import DictConfig, OmegaConf
+from typing import Any
+
+from omegaconf import OmegaConf
 
 from vqvae.config.compose import CONFIGS, choices, compose
+from vqvae.config.keys import GROUPS
 from vqvae.errors import UserError
 
 RATE = "optimizer.lr= sets the learning rate, and prior.optimizer.lr= that of the prior"
@@ -91,29 +94,32 @@ def absent_choice(group: str, choice: str) -> str | None:
 def of_another_choice(key: str, chosen: list[str]) -> str | None:
     """Which choices of its group have a key that the chosen one has not; None where none has. chosen: group=choice."""
     group = key.split(".")[0]
-    if "." not in key or not choices(group):
+    if "." not in key or group not in GROUPS or not choices(group):
         return None
     current = next(
         (one.partition("=")[2] for one in reversed(chosen) if one.startswith(f"{group}=")), default_of(group)
     )
     own = compose("train", [f"{group}={current}"])[group]
-    owners = []
-    for choice in choices(group):
-        if choice != current and has(compose("train", [f"{group}={choice}"]), key):
-            owners.append(f"{group}={choice}")
-        if len(owners) == MOST_NAMED:
-            break
+    files = {choice: OmegaConf.load(CONFIGS / group / f"{choice}.yaml") for choice in choices(group)}
+    below = key.partition(".")[2]
+    owners = [f"{group}={choice}" for choice, config in files.items() if choice != current and has(config, below)]
+    usual = default_of(group)
+    if not owners and usual not in ("", current) and has(compose("train", [f"{group}={usual}"]), key):
+        owners = [f"{group}={usual}"]  # of its parts
     if not owners:
         return None
     there = ", ".join(str(name) for name in own if not str(name).startswith("_"))
-    return f"it is one of {', '.join(owners)}; {group}={current} has {there}"
+    return f"it is a key of {', '.join(owners[:MOST_NAMED])}; {group}={current} has {there}"
 
 
-def has(config: DictConfig, key: str) -> bool:
+def has(config: Any, key: str) -> bool:
     """Whether a config has a key, perhaps without a value yet."""
-    *parents, last = key.split(".")
-    node = OmegaConf.select(config, ".".join(parents), default=None)
-    return isinstance(node, DictConfig) and last in [str(name) for name in node]
+    node = OmegaConf.to_container(config, resolve=False)
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return False
+        node = node[part]
+    return True
 
 
 def default_of(group: str) -> str:
