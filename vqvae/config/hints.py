@@ -108,7 +108,9 @@ def of_another_choice(key: str, chosen: list[str]) -> str | None:
         owners = [f"{group}={usual}"]  # of its parts
     if not owners:
         return None
-    there = ", ".join(str(name) for name in own if not str(name).startswith("_"))
+    names = [str(name) for name in own if not str(name).startswith("_")]
+    needed_first = sorted(names, key=lambda name: not OmegaConf.is_missing(own, name))
+    there = ", ".join(f"{group}.{name}" for name in needed_first)
     return f"it is a key of {', '.join(owners[:MOST_NAMED])}; {group}={current} has {there}"
 
 
