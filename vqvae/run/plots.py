@@ -64,8 +64,8 @@ def plot_codes(counts: list[Tensor], histograms: dict[str, dict[str, list[float]
 
 
 def panels_of(names: set[str]) -> dict[str, list[str]]:
-    """Names in metrics.jsonl -> {title of a panel: its names}, first those with a better direction."""
-    entries = sorted(FIGURES.values(), key=lambda entry: entry.better == "none")
+    """Names in metrics.jsonl -> {title of a panel: its names}, first those with a better direction, then by name."""
+    entries = sorted(FIGURES.values(), key=lambda entry: (entry.better == "none", entry.name))
     panels: dict[str, list[str]] = {entry.panel: [] for entry in entries if entry.panel}
     for name in sorted(names):
         entry = find(without_split(name)[0])
