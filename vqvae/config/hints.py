@@ -44,9 +44,7 @@ MEANT = {
 }
 INSTEAD = {  # choices that do not exist: what is meant
     "prior=none": "stages=[autoencoder] trains without a prior",
-    "prior=null": "stages=[autoencoder] trains without a prior",
     "logger=none": "logger=off writes files only",
-    "logger=null": "logger=off writes files only",
     "quantizer=none": "quantizer=identity passes latents on",
     "adversary=gan": "adversary=patch is a discriminator of patches",
     "data=imagenet": "data=folder data.root=<it> data.image_size=128 takes a folder of images",
