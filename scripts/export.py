@@ -20,14 +20,20 @@ def main(cfg: Any) -> None:
     check_keys_of("export", cfg)
 
     with own_folder():  # no library finds its code or settings in the current one
+        from vqvae.export.hub import check_hub_name, push
         from vqvae.export.write import export_run
         from vqvae.run.folder import RunFolder
         from vqvae.run.process import set_up_process
         from vqvae.run.run import Run
 
+    if cfg.hub is not None:
+        check_hub_name(cfg.hub)
     set_up_process(cfg.device)
     run = Run(RunFolder.load(cfg.run_dir, list(cfg.allow_targets), places=plain(cfg.data)))
-    say("\n".join(export_run(run, Path(cfg.out or run.folder.path / "export"))))
+    out = Path(cfg.out or run.folder.path / "export")
+    say("\n".join(export_run(run, out, cfg.hub, cfg.license)))
+    if cfg.hub is not None:
+        say(f"uploaded: {push(out, cfg.hub, cfg.private)}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ LAYERS = {"backbones", "quantizers", "networks", "losses", "priors", "model", "r
 ALLOWED = {
     "surroundings": set(),
     "errors": set(),
+    "shipped": set(),
     "ranges": {"errors"},
     "seeding": set(),
     "distributed": {"errors"},
@@ -48,7 +49,7 @@ ALLOWED = {
     "inference": {"data", "distributed", "errors", "images"} | LAYERS,
     "judging": {"backbones", "data", "distributed", "errors", "inference", "losses", "metrics", "storage"},
     "compression": {"distributed", "errors", "images", "inference", "priors", "storage"},
-    "config": {"surroundings", "data", "errors", "training"} | LAYERS,
+    "config": {"surroundings", "shipped", "data", "errors", "training"} | LAYERS,
     "run": {
         "surroundings",
         "config",
@@ -78,7 +79,19 @@ ALLOWED = {
         "storage",
         "training",
     },
-    "export": {"surroundings", "config", "data", "distributed", "errors", "inference", "run", "storage"} | LAYERS,
+    "export": {
+        "surroundings",
+        "config",
+        "data",
+        "distributed",
+        "errors",
+        "inference",
+        "report",
+        "run",
+        "storage",
+        "training",
+    }
+    | LAYERS,
     "sampling": {
         "surroundings",
         "config",
@@ -94,7 +107,7 @@ ALLOWED = {
         "training",
     }
     | LAYERS,
-    "__init__": {"config", "export", "inference", "run", "errors", "training"} | LAYERS,
+    "__init__": {"config", "export", "inference", "run", "errors", "shipped", "training"} | LAYERS,
 }
 
 
@@ -180,6 +193,7 @@ def test_training_knows_no_stage_but_the_contract() -> None:
         ),
         ("matplotlib", {"run/plots.py"}),
         ("jinja2", {"report/page.py"}),
+        ("huggingface_hub", {"export/hub.py"}),
     ],
 )
 def test_a_library_is_imported_in_its_place_only(library: str, places: set[str]) -> None:

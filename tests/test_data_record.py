@@ -70,7 +70,7 @@ def test_a_finished_run_needs_no_data_for_what_is_made_of_its_weights_and_codes(
     call_inside("sample", f"run_dir={folder}", "mode=interpolate", f"image=[{file},{file}]", "n=1")
     call_inside("sample", f"run_dir={folder}", "mode=reconstruct", f"folder={file.parent}")
     call_inside("scripts.export", f"run_dir={folder}", f"out={moved / 'export'}")
-    assert json.loads((moved / "export" / "tokenizer.json").read_text())["class_names"] == ["a", "b"]
+    assert json.loads((moved / "export" / "config.json").read_text())["tokenizer"]["class_names"] == ["a", "b"]
     train_inside(f"run_dir={folder}")
     assert "goes on without its data" in (folder / "train.log").read_text()
     prior = [a for a in OWN if a.startswith(("logger", "debug", "prior"))]

@@ -116,9 +116,7 @@ def test_codes_reconstructions_logits_and_samples_are_those_of_the_run(
 ) -> None:
     run = finished(tmp_path / "run", *KINDS[kind])
     said = export_run(run, tmp_path / "out")
-    assert said[-1].endswith(
-        "decoder.onnx was not written: pip install onnx onnxscript onnxruntime and export again for it"
-    )
+    assert said[-1].endswith("were not written: pip install onnx onnxscript onnxruntime and export again for them")
     tokenizer = run.tokenizer()
     prior, ours = run.prior(tokenizer.model), vqvae.load(str(tmp_path / "out"))
     assert ours.prior is not None
@@ -194,9 +192,9 @@ def test_an_export_loads_where_there_is_no_hydra(export: Path, tmp_path: Path) -
     ],
 )
 def test_targets_of_a_stranger_are_refused(key: str, target: Any, expected: str, export: Path) -> None:
-    file = export / "tokenizer.json"
+    file = export / "config.json"
     config = json.loads(file.read_text())
-    config[key]["_target_"] = target
+    config["tokenizer"][key]["_target_"] = target
     file.write_text(json.dumps(config))
     with pytest.raises(ValueError, match=key) as error:
         vqvae.load(str(export))
@@ -205,9 +203,9 @@ def test_targets_of_a_stranger_are_refused(key: str, target: Any, expected: str,
 
 def test_targets_are_refused_wherever_they_stand_and_nothing_of_them_is_run(export: Path, tmp_path: Path) -> None:
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Part: ...\n")
-    file = export / "tokenizer.json"
+    file = export / "config.json"
     config = json.loads(file.read_text())
-    config["model"]["quantizers"][0]["codebook"]["size"] = {"_target_": "evil.Part"}
+    config["tokenizer"]["model"]["quantizers"][0]["codebook"]["size"] = {"_target_": "evil.Part"}
     file.write_text(json.dumps(config))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(tmp_path))
@@ -224,25 +222,29 @@ def spoil_weights(folder: Path) -> None:
 
 def change(name: str, **values: Any) -> Callable[[Path], None]:
     def spoil(folder: Path) -> None:
-        file = folder / f"{name}.json"
-        file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+        file = folder / "config.json"
+        config = json.loads(file.read_text())
+        changed = {**config, **values} if name == "" else {**config, name: {**config[name], **values}}
+        file.write_text(json.dumps(changed))
 
     return spoil
 
 
 SPOILED: dict[str, Callable[[Path], object]] = {
-    "tokenizer.safetensors is damaged, or belongs to another tokenizer.json": spoil_weights,
+    "tokenizer.safetensors is damaged, or belongs to another config": spoil_weights,
     "tokenizer.safetensors is damaged": lambda folder: (folder / "tokenizer.safetensors").write_bytes(b"\xff" * 99),
     "is not whole: there is no": lambda folder: (folder / "prior.safetensors").unlink(),
-    "tokenizer.json is damaged": lambda folder: (folder / "tokenizer.json").write_text("{"),
-    "is not the config of an export": lambda folder: (folder / "tokenizer.json").write_text("[]"),
-    "has format 2, and this version of vqvae reads format 1": change("tokenizer", format=2),
+    "config.json is damaged": lambda folder: (folder / "config.json").write_text("{"),
+    "is not the config of an export": lambda folder: (folder / "config.json").write_text("[]"),
+    "config.json is not the config of an export": change("", tokenizer=None),
+    "prior is not what an export has there": change("", prior=[]),
+    "has format 3, and this version of vqvae reads format 2": change("", format=3),
     "channels=3.5 is not what an export has there": change("tokenizer", channels=3.5),
     "size=None is not what an export has there": change("tokenizer", size=None),
-    "prior.json belongs to another tokenizer (0123)": change("prior", tokenizer="0123"),
+    "its prior belongs to another tokenizer (0123)": change("prior", tokenizer="0123"),
     "guidance must be at least 0, got -1.0": change("prior", guidance=-1.0),
     "does not fit the config beside it": change("tokenizer", class_names=["a"]),
-    "is neither a run": lambda folder: (folder / "tokenizer.json").unlink(),
+    "is neither a run": lambda folder: (folder / "config.json").unlink(),
 }
 
 
@@ -256,7 +258,7 @@ def test_an_incomplete_export_is_one_sentence(expected: str, export: Path) -> No
 
 
 def test_a_config_cannot_name_a_file(export: Path) -> None:
-    config = json.loads((export / "tokenizer.json").read_text())
+    config = json.loads((export / "config.json").read_text())
     assert ".safetensors" not in json.dumps(config)
     change("tokenizer", file="../elsewhere.safetensors", weights="/etc/passwd")(export)
     vqvae.load(str(export))  # unknown keys are not looked at
@@ -282,7 +284,8 @@ def test_what_cannot_be_encoded_decoded_or_drawn_is_one_sentence(export: Path, t
         with pytest.raises(ValueError) as error:  # noqa: PT011
             call()
         assert expected in str(error.value)
-    (export / "prior.json").unlink()
+    config = json.loads((export / "config.json").read_text())
+    (export / "config.json").write_text(json.dumps({key: config[key] for key in config if key != "prior"}))
     with pytest.raises(ValueError, match="this model has no prior"):
         vqvae.load(str(export)).sample([1])
 

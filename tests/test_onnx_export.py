@@ -1,4 +1,4 @@
-"""Laws of the ONNX decoder: every kind of run has one, and onnxruntime decodes codes as PyTorch does."""
+"""Laws of the ONNX networks: every kind of run has them, and onnxruntime encodes and decodes as PyTorch does."""
 
 from __future__ import annotations
 
@@ -21,17 +21,20 @@ from vqvae.run.run import Run
 
 has_onnx = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 needs_onnx = pytest.mark.skipif(not has_onnx, reason="onnx is optional")
+NO_ENCODER = {"quantizer=l1", "quantizer=linf", "quantizer=cosine_knn"}
 NO_CODEBOOK = [one for one in TINY if not one.startswith("quantizer")]
 
 
 @needs_onnx
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_onnx_decoder_of_every_kind_of_run_gives_its_reconstructions_at_any_batch_size(
+def test_the_onnx_networks_of_every_kind_of_run_give_its_codes_and_reconstructions_at_any_batch_size(
     kind: str, tmp_path: Path
 ) -> None:
     run = finished(tmp_path / "run", *KINDS[kind], prior=False)
-    assert "at most" in export_run(run, tmp_path / "out")[-1]
+    said = export_run(run, tmp_path / "out")
+    assert "at most" in said[-1]
+    assert "of random items' codes are the encoder's own" in said[-2]
     check_onnx(tmp_path / "out", some_x(run))
 
 
@@ -45,11 +48,14 @@ def test_every_network_and_every_quantizer_with_codes_becomes_onnx(name: str, tm
     else:
         overrides = [*NO_CODEBOOK, name]
     run = finished(tmp_path / "run", overrides, prior=False)
-    said = export_run(run, tmp_path / "out")[-1]
+    *_, encoder, decoder = export_run(run, tmp_path / "out")
     if name == "quantizer=identity":
-        assert said.endswith("decoder.onnx was not written: this autoencoder has no codes")
+        assert decoder.endswith("encoder.onnx and decoder.onnx were not written: this autoencoder has no codes")
         return
-    assert "at most" in said
+    assert "at most" in decoder
+    cannot = "encoder.onnx was not written: torch.onnx.export cannot convert this network" in encoder
+    assert cannot == (name in NO_ENCODER), encoder
+    assert "\n" not in encoder
     check_onnx(tmp_path / "out", some_x(run))
 
 
@@ -57,7 +63,10 @@ def check_onnx(folder: Path, x: Tensor) -> None:
     model = vqvae.load(str(folder))
     for batch in (1, 3):
         codes = model.encode(x[:batch])
-        found = run_onnx(folder / "decoder.onnx", codes)
+        if (folder / "encoder.onnx").is_file():
+            encoded = run_onnx(folder / "encoder.onnx", {"x": x[:batch]})
+            assert all(torch.equal(own, ours) for own, ours in zip(encoded, codes, strict=True))
+        (found,) = run_onnx(folder / "decoder.onnx", {f"codes_{m}": own for m, own in enumerate(codes)})
         torch.testing.assert_close(found, model.decode(codes), rtol=0, atol=1e-3)
         assert float(found.abs().max()) <= 1
 
@@ -76,8 +85,8 @@ def test_the_command_exports_a_run_that_was_trained(
         call_inside("export_script", f"run_dir={finished_run}", f"out={tmp_path / 'out'}")
     assert "decoder.onnx: codes -> x_hat in [-1, 1], at most" in capsys.readouterr().out
     assert {one.name for one in (tmp_path / "out").iterdir()} == {
-        *(f"{part}.{kind}" for part in ("tokenizer", "prior") for kind in ("json", "safetensors")),
-        "decoder.onnx",
+        *("config.json", "README.md", "tokenizer.safetensors", "prior.safetensors"),
+        *("reconstructions.png", "samples.png", "encoder.onnx", "decoder.onnx"),
     }
     run = Run(RunFolder.load(finished_run, []))
     check_onnx(tmp_path / "out", some_x(run))
@@ -90,12 +99,12 @@ def test_a_decoder_that_onnx_cannot_express_or_gets_wrong_is_one_sentence_and_no
     run = finished(tmp_path / "run", *KINDS["plain"], prior=False)
     tokenizer, file = run.tokenizer(), tmp_path / "decoder.onnx"
     with monkeypatch.context() as patch:
-        patch.setattr("vqvae.export.onnx.run_onnx", lambda file, codes: torch.full((3, 3, 32, 32), 0.9))
+        patch.setattr("vqvae.export.onnx.run_onnx", lambda file, codes: [torch.full((3, 3, 32, 32), 0.9)])
         with pytest.raises(CannotExport, match=r"its x_hat would be up to .* from the decoder's own"):
             write_decoder(tokenizer, file)
     assert not file.exists()
     monkeypatch.setattr(type(tokenizer.model), "decode", lambda self, codes: torch.tensor(codes[0].tolist()))
     said = export_run(run, tmp_path / "out")[-1]
-    assert "decoder.onnx was not written: torch.onnx.export cannot convert this decoder (" in said
+    assert "decoder.onnx was not written: torch.onnx.export cannot convert this network (" in said
     assert "\n" not in said
     assert vqvae.load(str(tmp_path / "out")).codebook_sizes == [16]

@@ -103,17 +103,26 @@ def __dir__() -> list[str]:
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", allow_targets: Sequence[str] = ()) -> TrainedModel:
-    """Load the trained model of a run folder, or of a folder written by scripts/export.py.
+    """Load the trained model of a run folder, of a folder written by scripts/export.py, or by its name.
 
-        model = vqvae.load("exports/mine")
+        model = vqvae.load("exports/mine")                          # or a run, "runs/mine"
+        model = vqvae.load("shapes")                                # a small model that comes with the package
+        model = vqvae.load("owner/name")                            # from the Hugging Face Hub; @<revision> may follow
         codes = model.encode(x)                                     # x (B, C, *S) in [-1, 1] -> M code maps (B, *s_m)
         x_hat = model.decode(codes)                                 # (B, C, *S) in [-1, 1]
         images = model.sample(seeds=range(16), labels=[3] * 16)     # (16, C, *S) in [-1, 1], drawn by the prior
 
     allow_targets: packages, such as "my_package.", whose classes the folder's config may name. No other code is run: folders
     may be a stranger's. An export needs torch and safetensors, a run folder also Hydra and its data set.
-    Raises UserError for a folder that is neither, or is damaged.
+    A folder of that path comes before a name. Raises UserError for a folder that is neither, or is damaged, and for a name that
+    the Hub does not know or cannot give.
     """
+    from vqvae.export.hub import download, is_hub_name
+    from vqvae.shipped.runs import shipped_run
+
+    path = shipped_run(path) or path
+    if is_hub_name(path):
+        path = download(str(path))
     if (Path(path) / "config.yaml").is_file():
         from vqvae.run.run import load_run
 

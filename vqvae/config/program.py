@@ -24,6 +24,7 @@ from vqvae.config.hints import check_options
 from vqvae.config.messages import ANOTHER_HAS_ENDED, user_message
 from vqvae.config.sweep import in_sweep, record_job, sweep_folder
 from vqvae.config.typed import as_hydra_reads, values_of
+from vqvae.shipped.runs import with_shipped
 from vqvae.surroundings.terminal import PrintableFormatter, printable
 
 PLACES = ("data.root=", "data.urls=", "data.val_urls=", "data.most_unreadable=", "data.most_pixels=")
@@ -60,7 +61,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
             os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then raises errors instead of printing them
             try:
                 check_options(sys.argv[1:], config_name)
-                sys.argv[1:] = as_hydra_reads(sys.argv[1:])
+                sys.argv[1:] = with_shipped(as_hydra_reads(sys.argv[1:]), config_name)
                 check_group_choices(sys.argv[1:])
                 trains = config_name == "train"
                 with sweep_folder(with_places(sys.argv[1:])) if trains else nullcontext(sys.argv[1:]) as arguments:

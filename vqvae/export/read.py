@@ -26,11 +26,11 @@ from vqvae.priors.base import Prior
 from vqvae.priors.sampling import Sampling
 from vqvae.storage import checkpoint
 
-FORMAT = 1  # raised when older files can no longer be read
+FORMAT = 2  # of config.json; format 1 had tokenizer.json and prior.json, which are still read
+CONFIG = "config.json"
 BASES = ("torch.", "vqvae.model.", "vqvae.networks.", "vqvae.quantizers.", "vqvae.losses.", "vqvae.priors.")
 KEYS: dict[str, dict[str, Any]] = {
     "tokenizer": {
-        "format": int,
         "fingerprint": str,
         "model": dict,
         "head": dict,
@@ -45,7 +45,6 @@ KEYS: dict[str, dict[str, Any]] = {
         "codebook_sizes": list[int],
     },
     "prior": {
-        "format": int,
         "fingerprint": str,
         "tokenizer": str,
         "network": dict,
@@ -62,7 +61,8 @@ def load_export(path: str | Path, device: str | torch.device, allow_targets: Seq
     Raises UserError for a folder that is not an export, or is damaged.
     """
     folder = Path(path)
-    config = read_config(folder, "tokenizer")
+    parts = read_configs(folder)
+    config = parts["tokenizer"]
     allowed = (*ALLOWED_PREFIXES, *allow_targets)
     state = read_weights(folder, "tokenizer", config)
     model = fill(construct("model", config["model"], VQVAE, allowed), state, folder / "tokenizer.safetensors")
@@ -71,10 +71,10 @@ def load_export(path: str | Path, device: str | torch.device, allow_targets: Seq
     data = DataInfo(config["data"], config["channels"], size, class_names, config["sample_rate"])
     data = data._replace(fit=config["fit"], levels=levels_of(config["levels"]))
     trained = TrainedModel(model, head, data, config["fingerprint"])
-    if (folder / "prior.json").is_file():
-        config = read_config(folder, "prior")
+    if "prior" in parts:
+        config = parts["prior"]
         if config["tokenizer"] != trained.fingerprint:
-            raise UserError(f"{folder}: prior.json belongs to another tokenizer ({config['tokenizer']})")
+            raise UserError(f"{folder}: its prior belongs to another tokenizer ({config['tokenizer']})")
         codes = {"code_shapes": trained.code_shapes, "codebook_sizes": trained.codebook_sizes}
         prior = construct("network", config["network"], Prior, allowed, **codes, num_classes=len(class_names))
         trained.prior = fill(prior, read_weights(folder, "prior", config), folder / "prior.safetensors")
@@ -83,7 +83,7 @@ def load_export(path: str | Path, device: str | torch.device, allow_targets: Seq
 
 
 def levels_of(values: dict[str, Any] | None) -> Levels | None:
-    """`levels` of a tokenizer.json. Raises UserError for what are none."""
+    """`levels` of a tokenizer's config. Raises UserError for what are none."""
     if values is None:
         return None
     if set(values) != set(Levels._fields) or values["dtype"] not in BITS:
@@ -91,22 +91,48 @@ def levels_of(values: dict[str, Any] | None) -> Levels | None:
     return recalled_levels(values["dtype"], [values[key] for key in Levels._fields[1:]])
 
 
-def read_config(folder: Path, name: str) -> dict[str, Any]:
-    """<name>.json with its keys and their types checked. Raises UserError."""
-    file = folder / f"{name}.json"
-    if not file.is_file():
+def read_configs(folder: Path) -> dict[str, dict[str, Any]]:
+    """Configs of the tokenizer, and of the prior if there is one, with their keys and types checked. Raises UserError."""
+    whole = read_json(folder / CONFIG)
+    if whole is None:
+        return earlier_configs(folder)
+    if whole.get("format") != FORMAT:
         raise UserError(
-            f"{folder} is neither a run (no config.yaml) nor an export (no {file.name}); train.py and export.py make them"
+            f"{folder / CONFIG} has format {whole.get('format')}, and this version of vqvae reads format {FORMAT}"
         )
+    if not isinstance(whole.get("tokenizer"), dict):
+        raise UserError(f"{folder / CONFIG} is not the config of an export")
+    return {name: checked_config(folder / CONFIG, name, whole[name]) for name in KEYS if name in whole}
+
+
+def earlier_configs(folder: Path) -> dict[str, dict[str, Any]]:
+    """Configs of an export of format 1, which had a file for each. Raises UserError."""
+    found = {name: config for name in KEYS if (config := read_json(folder / f"{name}.json")) is not None}
+    if "tokenizer" not in found:
+        raise UserError(
+            f"{folder} is neither a run (no config.yaml) nor an export (no {CONFIG}); train.py and export.py make them"
+        )
+    return {name: checked_config(folder / f"{name}.json", name, config) for name, config in found.items()}
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """The dict that a JSON file holds, with the names of today; None where it is not there. Raises UserError."""
+    if not file.is_file():
+        return None
     try:
         config = rename_targets(json.loads(file.read_bytes()))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is damaged: {error}") from error
     if not isinstance(config, dict) or not fits(config.get("format"), int):
         raise UserError(f"{file} is not the config of an export")
+    return config
+
+
+def checked_config(file: Path, name: str, config: Any) -> dict[str, Any]:
+    """The config of the tokenizer or the prior. Raises UserError where a key is missing or has another type."""
+    if not isinstance(config, dict):
+        raise UserError(f"{file}: {name} is not what an export has there")
     config = rename_export(config)
-    if config["format"] != FORMAT:
-        raise UserError(f"{file} has format {config['format']}, and this version of vqvae reads format {FORMAT}")
     for key, kind in KEYS[name].items():
         if key not in config or not fits(config[key], kind):
             raise UserError(f"{file}: {key}={config.get(key)} is not what an export has there")
@@ -128,7 +154,7 @@ def read_weights(folder: Path, name: str, config: dict[str, Any]) -> dict[str, T
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is damaged: {error}") from error
     if checkpoint.fingerprint(state) != config["fingerprint"]:
-        raise UserError(f"{file} is damaged, or belongs to another {name}.json: its tensors have another fingerprint")
+        raise UserError(f"{file} is damaged, or belongs to another config: its tensors have another fingerprint")
     return state
 
 

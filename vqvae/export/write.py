@@ -1,10 +1,9 @@
-"""A finished run as a folder for others: weights as safetensors, a JSON config beside each, the decoder as ONNX."""
+"""A finished run as a folder for others, as model hubs expect it: weights as safetensors, config.json, a model card, ONNX."""
 
 from __future__ import annotations
 
 import glob
 import importlib.util
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -15,20 +14,22 @@ from torch import Tensor, nn
 from vqvae import __version__
 from vqvae.config.compose import plain
 from vqvae.errors import UserError
-from vqvae.export.onnx import CannotExport, write_decoder
-from vqvae.export.read import FORMAT
+from vqvae.export.card import write_card
+from vqvae.export.onnx import CannotExport, write_decoder, write_encoder
+from vqvae.export.read import CONFIG, FORMAT
 from vqvae.inference.trained_model import TrainedModel
 from vqvae.run.run import Run
 from vqvae.storage import checkpoint
-from vqvae.storage.files import remove_leftovers, temporary_name, write_bytes
+from vqvae.storage.files import remove_leftovers, temporary_name, write_bytes, write_json
 
 log = logging.getLogger(__name__)
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
-def export_run(run: Run, out: Path) -> list[str]:
+def export_run(run: Run, out: Path, name: str | None = None, license_name: str | None = None) -> list[str]:
     """Writes the folder `out`, which appears when it is whole -> what there is to say about it, line by line.
 
+    name, license_name: for the model card: how others load it, such as owner/name, and the license of the weights.
     Raises UserError where the autoencoder is not finished, or `out` is there already.
     """
     if out.exists() or out.is_symlink():
@@ -38,7 +39,7 @@ def export_run(run: Run, out: Path) -> list[str]:
     temporary = temporary_name(out)
     temporary.mkdir(parents=True)
     try:
-        said = write_all(run, trained, temporary, out)
+        said = write_all(run, trained, temporary, out, (name or f"path/to/{run.folder.path.name}", license_name))
     except BaseException:
         shutil.rmtree(temporary)
         raise
@@ -46,16 +47,22 @@ def export_run(run: Run, out: Path) -> list[str]:
     return said
 
 
-def write_all(run: Run, trained: TrainedModel, temporary: Path, out: Path) -> list[str]:
+def write_all(run: Run, trained: TrainedModel, temporary: Path, out: Path, card: tuple[str, str | None]) -> list[str]:
     """Writes all files into `temporary`, which becomes `out` -> what there is to say about them."""
-    said = [f"{out}/tokenizer.safetensors, tokenizer.json: {describe(trained)}"]
-    write(temporary, "tokenizer", trained.model, tokenizer_config(run, trained))
+    config: dict[str, Any] = {"library_name": "vqvae", "version": __version__, "format": FORMAT}
+    fingerprint = write_weights(temporary / "tokenizer.safetensors", trained.model)
+    config["tokenizer"] = {**tokenizer_config(run, trained), "fingerprint": fingerprint}
+    said = [f"{out}/tokenizer.safetensors: {describe(trained)}"]
     if trained.prior is not None:
-        write(temporary, "prior", trained.prior, prior_config(run, trained))
-        said.append(f"{out}/prior.safetensors, prior.json: {type(trained.prior).__name__}")
+        fingerprint = write_weights(temporary / "prior.safetensors", trained.prior)
+        config["prior"] = {**prior_config(run, trained), "fingerprint": fingerprint}
+        said.append(f"{out}/prior.safetensors: {type(trained.prior).__name__}")
     elif "prior" in run.cfg.stages:
         said.append("no prior: this run has not finished it")
-    said.append(f"{out}/{export_onnx(trained, temporary)}")
+    write_json(temporary / CONFIG, config)
+    write_card(run, trained, temporary, *card)
+    said.append(f"{out}/{CONFIG}, README.md: what vqvae.load reads, and a model card")
+    said += [f"{out}/{line}" for line in export_onnx(trained, temporary)]
     return said
 
 
@@ -64,27 +71,28 @@ def describe(trained: TrainedModel) -> str:
     return f"{count:,} parameters, codebooks of {trained.codebook_sizes}, fingerprint {trained.fingerprint}"
 
 
-def export_onnx(trained: TrainedModel, folder: Path) -> str:
-    """decoder.onnx -> what to say about it, beginning with its name; where it cannot be written, it is left out."""
+def export_onnx(trained: TrainedModel, folder: Path) -> list[str]:
+    """encoder.onnx and decoder.onnx -> a line about each; one that cannot be written is left out."""
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if not trained.codebook_sizes:
-        return "decoder.onnx was not written: this autoencoder has no codes"
+        return ["encoder.onnx and decoder.onnx were not written: this autoencoder has no codes"]
     if missing:
-        return f"decoder.onnx was not written: pip install {' '.join(missing)} and export again for it"
-    try:
-        error = write_decoder(trained, folder / "decoder.onnx")
-    except CannotExport as cannot:
-        return f"decoder.onnx was not written: {cannot}"
-    return f"decoder.onnx: codes -> x_hat in [-1, 1], at most {error:.1e} from the decoder's own in onnxruntime"
+        return [
+            f"encoder.onnx and decoder.onnx were not written: pip install {' '.join(missing)} and export again for them"
+        ]
+    said = []
+    for name, write in {"encoder.onnx": write_encoder, "decoder.onnx": write_decoder}.items():
+        try:
+            said.append(f"{name}: {write(trained, folder / name)}")
+        except CannotExport as cannot:
+            said.append(f"{name} was not written: {cannot}")
+    return said
 
 
 def tokenizer_config(run: Run, trained: TrainedModel) -> dict[str, Any]:
     """Everything beside the weights that `vqvae.load` needs."""
     cfg, data = plain(run.cfg), trained.data
     return {
-        "format": FORMAT,
-        "version": __version__,
-        "fingerprint": trained.fingerprint,
         "data": data.name,
         "sample_rate": data.sample_rate,
         "channels": data.channels,
@@ -101,7 +109,6 @@ def tokenizer_config(run: Run, trained: TrainedModel) -> dict[str, Any]:
 
 def prior_config(run: Run, trained: TrainedModel) -> dict[str, Any]:
     return {
-        "format": FORMAT,
         "tokenizer": trained.fingerprint,
         "guidance": float(trained.sampling.guidance),
         "guidable": trained.guidable,
@@ -109,13 +116,12 @@ def prior_config(run: Run, trained: TrainedModel) -> dict[str, Any]:
     }
 
 
-def write(folder: Path, name: str, network: nn.Module, config: dict[str, Any]) -> None:
-    """<name>.safetensors and <name>.json, with the fingerprint of the weights."""
+def write_weights(file: Path, network: nn.Module) -> str:
+    """Writes a network's weights as safetensors -> their fingerprint."""
     from safetensors.torch import save
 
     # Copies: safetensors refuses tensors that share memory, and parts of a quantizer may.
     state: dict[str, Tensor] = {key: value.cpu().contiguous().clone() for key, value in network.state_dict().items()}
-    config = {**config, "fingerprint": checkpoint.fingerprint(state)}
     # One entry of metadata: several are written in random order, and the same run would give other bytes each time.
-    write_bytes(folder / f"{name}.safetensors", save(state, {"format": "pt"}))
-    write_bytes(folder / f"{name}.json", (json.dumps(config, indent=2) + "\n").encode())
+    write_bytes(file, save(state, {"format": "pt"}))
+    return checkpoint.fingerprint(state)

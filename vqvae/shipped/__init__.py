@@ -1,0 +1,1 @@
+"""Finished runs that come with the package, and how programs find them by name."""
