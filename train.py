@@ -12,7 +12,7 @@ from vqvae.config.program import entry_point, typed_overrides, without_places
 from vqvae.config.sweep import in_sweep, job_folder
 from vqvae.errors import TooManyUnreadable, UserError
 from vqvae.surroundings.own_folder import own_folder
-from vqvae.surroundings.terminal import printable
+from vqvae.surroundings.terminal import printable, say
 
 
 @entry_point("train")
@@ -25,9 +25,10 @@ def main(cfg: Any) -> float | None:
 
         from vqvae import distributed
         from vqvae.report.write import report_end
+        from vqvae.run.last_screen import last_screen
         from vqvae.run.lock import locked
         from vqvae.run.process import set_up_process
-        from vqvae.run.report import summarize, write_summary
+        from vqvae.run.report import monitored, summarize, write_summary
         from vqvae.run.start import start_run
         from vqvae.run.train import train_autoencoder, train_prior
         from vqvae.training.stop import Stopped, StopRequest
@@ -48,10 +49,12 @@ def main(cfg: Any) -> float | None:
                     if "prior" in run.cfg.stages:
                         train_prior(run, run.tokenizer(), stop)
                     trained = run.trained_model()
-                    monitored = summarize(run, trained)
-                    if run.cfg.report:
-                        report_end(run, trained)
-                    return monitored
+                    figures = summarize(run, trained)
+                    page = report_end(run, trained) if run.cfg.report else None
+                if figures is None:
+                    return None
+                say(last_screen(run, figures, page))
+                return monitored(figures)
         except TooManyUnreadable as error:
             write_summary(Path(cfg.run_dir), error.counts, {})
             raise

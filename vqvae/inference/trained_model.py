@@ -191,7 +191,9 @@ class TrainedModel:
         size = sampling.chunk or self.prior.samples_at_a_time
         starts = range(0, len(seeds), size)
         total = len(starts) * self.prior.codes_per_sample
-        with tqdm(total=total, desc="drawing", unit="code", disable=distributed.bar_hidden()) as bar:
+        with tqdm(
+            total=total, desc=f"drawing {len(seeds):,} samples", unit="code", disable=distributed.bar_hidden()
+        ) as bar:
             for chunk, start in enumerate(starts):
                 rows = slice(start, start + size)
                 progress = Progress(bar, chunk * self.prior.codes_per_sample, None if start else on_progress)

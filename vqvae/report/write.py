@@ -15,24 +15,23 @@ from vqvae.report.contents import Contents, gather
 from vqvae.report.page import write_page
 from vqvae.run.folder import RunFolder
 from vqvae.run.run import Run
-from vqvae.surroundings.terminal import say
 
 NAME = "report.html"
 MOST_RUNS = 24
 
 
-def report_end(run: Run, trained: TrainedModel) -> None:
-    """Write the report of a run that has ended, for train.py. Call it on all ranks.
+def report_end(run: Run, trained: TrainedModel) -> Path:
+    """Write the report of a run that has ended, for train.py, and return its file. Call it on all ranks.
 
     A finished run that is started again without its data keeps the report that it has, which shows more.
     """
     file = run.folder.path / NAME
     if not run.known.is_there("val") and file.is_file():
-        return
+        return file
     loader = run.loader("val") if run.known.is_there("val") else None
     if distributed.is_main():
         write_page(file, [gather(run, run.folder.path.name, trained, loader, None)])
-        say(f"  {file}")
+    return file
 
 
 def report_runs(

@@ -68,15 +68,16 @@ def evaluate_run(
     judgment = None if wanted.backbone is None else Judgment.of(run, trained, split, wanted)
     loader = run.loader(split)
     stage = AutoencoderStage(trained.model, Objective(trained.head, {}), variance, run.data.picture)
-    metrics = evaluate(stage, ItemEvaluationSet(run.data, loader), batch_size)
+    metrics = evaluate(stage, ItemEvaluationSet(run.data, loader), batch_size, len(loader), "reconstructing")
     metrics |= searched_figures(run, trained, split, search)
     if "perceptual" in wanted.metrics and len(run.data.size) == 2 and scales_of(run.data.size) > 1:
-        metrics |= evaluate(MultiScale(trained), ItemEvaluationSet(run.data, loader), SEARCHED_AT_A_TIME)
+        items = ItemEvaluationSet(run.data, loader)
+        metrics |= evaluate(MultiScale(trained), items, SEARCHED_AT_A_TIME, len(loader), "comparing scales")
     metrics["autoencoder/parameters"] = sum(p.numel() for p in trained.model.parameters())
     if (prior := trained.prior) is not None and "likelihood" in wanted.metrics:
         store = run.code_store(trained, split)
         codes = CodeEvaluationSet(store, None, run.device)
-        metrics |= evaluate(run.prior_stage(prior, trained), codes, batch_size)
+        metrics |= evaluate(run.prior_stage(prior, trained), codes, batch_size, len(store), "scoring codes")
         metrics[UNIFORM] = bits_of_uniform(store.codebook_sizes, store.code_shapes)
         metrics["prior/parameters"] = sum(p.numel() for p in prior.parameters())
     metrics |= bits_per_dim(metrics, run.data)
@@ -132,8 +133,9 @@ def searched_figures(run: Run, trained: TrainedModel, split: str, search: int) -
     """Figures of a split with code search, `autoencoder/searched_<name>`; none for search=0. Call it on all ranks."""
     if not search:
         return {}
-    items = ItemEvaluationSet(run.data, run.loader(split))
-    metrics = evaluate(Reconstructions(trained, run.variance(), search), items, SEARCHED_AT_A_TIME)
+    loader, searching = run.loader(split), Reconstructions(trained, run.variance(), search)
+    items = ItemEvaluationSet(run.data, loader)
+    metrics = evaluate(searching, items, SEARCHED_AT_A_TIME, len(loader), "searching codes")
     return {name.replace("/", "/searched_"): value for name, value in metrics.items()}
 
 

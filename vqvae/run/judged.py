@@ -92,7 +92,8 @@ class Judgment:
         found: dict[str, Any] = {}
         kinds = set(self.wanted.metrics) & set(KINDS)
         if "perceptual" in self.wanted.metrics and self.judge.has_perceptual_distance:
-            found |= evaluate(Distances(self.trained, self.judge), self.items(self.split), AT_A_TIME)
+            distances, items = Distances(self.trained, self.judge), self.items(self.split)
+            found |= evaluate(distances, items, AT_A_TIME, len(items.loader), "comparing images")
         count = len(self.run.loader(self.split)) * self.judge.views
         if kinds and not is_enough(self.judge, count):
             width, name = self.judge.width, self.judge.name

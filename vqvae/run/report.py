@@ -63,10 +63,9 @@ def print_figures(title: str, reported: dict[str, dict[str, Any]]) -> None:
     say(f"\n{title}\n{table(['figure', 'value'], rows)}")
 
 
-def summarize(run: Run, trained: TrainedModel) -> float | None:
-    """Write images of curves, codes and samples, summary.json, and a table. Returns the last stage's monitored metric."""
+def summarize(run: Run, trained: TrainedModel) -> dict[str, Any] | None:
+    """Write images of curves, codes and samples, and summary.json. Returns its figures by name, on rank 0."""
     folder = run.folder
-    looks: list[Path] = []
     metrics: dict[str, Any] = {}
     store = run.code_store(trained, "val") if trained.codebook_sizes else None
     searched = searched_figures(run, trained, "val", run.cfg.search_sweeps)
@@ -78,24 +77,25 @@ def summarize(run: Run, trained: TrainedModel) -> float | None:
             images = folder.stage(stage) / "images"
             metrics |= stage_figures(run, stage)
             plot_curves(read_lines(folder.stage(stage) / "metrics.jsonl"), images / "curves.png")
-            looks += [*sorted(images.glob("reconstructions_*.png"))[-1:], images / "curves.png"]
     if store is not None:
-        looks.append(folder.path / "codebook.png")
         histograms = {name: value for name, value in metrics.items() if is_plotted_histogram(name, value)}
-        plot_codes(store_counts(store), histograms, looks[-1])
+        plot_codes(store_counts(store), histograms, folder.path / "codebook.png")
     if trained.prior is not None and store is not None:
         metrics[UNIFORM] = bits_of_uniform(store.codebook_sizes, store.code_shapes)
-        looks += draw_samples(run, trained)
+        draw_samples(run, trained)
     metrics |= searched | bits_per_dim(metrics, run.data)
     reported = figures(metrics)
     write_summary(folder.path, unreadable, reported)
-    print_figures(f"{folder.path}, on its validation set", reported)
     for split, count in unreadable.items():
         if count:
             say(f"{count} items of the split '{split}' could not be read: others took their place, see train.log")
-    say("\nlook at:\n" + "\n".join(f"  {path}" for path in looks))
+    return {name: entry["value"] for name, entry in reported.items()}
+
+
+def monitored(figures: dict[str, Any]) -> float | None:
+    """The figure that Hydra's sweepers go by: that of the last stage."""
     monitors = ("prior/bits_per_code", "prior/bits_per_code_bound", AutoencoderStage.monitor)
-    return next((metrics[name] for name in monitors if name in metrics), None)
+    return next((figures[name] for name in monitors if name in figures), None)
 
 
 def write_summary(folder: Path, unreadable: dict[str, int], reported: dict[str, dict[str, Any]]) -> None:
@@ -142,8 +142,8 @@ def store_counts(store: CodeStore) -> list[Tensor]:
     return counts
 
 
-def draw_samples(run: Run, trained: TrainedModel) -> list[Path]:
-    """Draw samples of the finished prior into samples.png, one row per class. Returns the files that were written.
+def draw_samples(run: Run, trained: TrainedModel) -> None:
+    """Draw samples of the finished prior into samples.png, one row per class.
 
     Data that is not images of 8 bits is also written to samples/<class>.<suffix>, one item per class; without classes, one
     per row.
@@ -152,12 +152,9 @@ def draw_samples(run: Run, trained: TrainedModel) -> list[Path]:
     count = SAMPLES_PER_CLASS * (len(names) or 4)
     labels = torch.arange(len(names)).repeat_interleave(SAMPLES_PER_CLASS) if names else None
     items = run.data.to_items(trained.sample(range(count), labels))
-    files = [run.folder.path / "samples.png"]
-    write_png(files[0], grid(rows_of(run.data.picture(items), SAMPLES_PER_CLASS)))
-    if run.data.suffix != files[0].suffix or items.dtype != torch.uint8:
+    write_png(run.folder.path / "samples.png", grid(rows_of(run.data.picture(items), SAMPLES_PER_CLASS)))
+    if run.data.suffix != ".png" or items.dtype != torch.uint8:
         firsts = range(0, count, SAMPLES_PER_CLASS)
         titles = names or [str(seed) for seed in firsts]
-        files += [
-            run.data.save(run.folder.path / "samples" / path_part(title), items[i]) for title, i in zip(titles, firsts)
-        ]
-    return files
+        for title, i in zip(titles, firsts):
+            run.data.save(run.folder.path / "samples" / path_part(title), items[i])

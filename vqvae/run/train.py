@@ -37,7 +37,7 @@ def train_autoencoder(run: Run, stop: StopRequest) -> None:
         if cfg.init_from is not None and not run.folder.has_begun("autoencoder"):
             load_initial_weights(run, "autoencoder", stage)
         batches = ItemTrainingSet(run.data, train, cfg.trainer.batch_size, cfg.seed)
-        examples = Examples(batches, ItemEvaluationSet(run.data, val))
+        examples = Examples(batches, ItemEvaluationSet(run.data, val), len(val))
         make_trainer(run, cfg, stop, stage, examples, logger).fit()
         weights = run.folder.weights_file("autoencoder")
         logger.artifact("tokenizer", "model", weights, {"data": train.split.fingerprint}, [])
@@ -63,7 +63,8 @@ def train_prior(run: Run, tokenizer: TrainedModel, stop: StopRequest) -> None:
             except UserError as error:  # there is none, or it is for other codes, classes or networks
                 log.warning("the prior starts anew: %s", error)
         batches = CodeTrainingSet(train, node.trainer.batch_size, run.cfg.seed, run.device)
-        examples = Examples(batches, CodeEvaluationSet(val, train[0], run.device))
+        count = len(val) + min(len(val), len(train[0]))  # as many training codes
+        examples = Examples(batches, CodeEvaluationSet(val, train[0], run.device), count)
         make_trainer(run, node, stop, stage, examples, logger).fit()
         stores = {f"codes-{store.path.name}": store for store in (*train, val)}
         for name, store in stores.items():

@@ -18,6 +18,8 @@ from vqvae.storage.forms import form_of
 class Batch(Protocol):
     """A batch with named tensors: see data/items.py and data/codes.py."""
 
+    labels: Tensor
+
     def split(self, parts: int) -> Sequence[Any]: ...
 
 
@@ -126,10 +128,11 @@ class EvaluationSet(Protocol):
 
 
 class Examples(NamedTuple):
-    """Training set and evaluation set of a stage."""
+    """Training set and evaluation set of a stage. val_count: examples of the latter, for a bar."""
 
     train: TrainingSet
     val: EvaluationSet
+    val_count: int | None = None
 
 
 class Measured(Protocol):
@@ -139,12 +142,20 @@ class Measured(Protocol):
     def evaluation_metrics(self, sums: dict[str, Tensor]) -> dict[str, Any]: ...
 
 
-def evaluate(stage: Measured, examples: EvaluationSet, chunk: int) -> dict[str, Any]:
-    """Metrics over a whole set, in float32: sums over batches, reduced once. Networks must be in eval mode."""
+def evaluate(
+    stage: Measured, examples: EvaluationSet, chunk: int, count: int | None = None, doing: str = "validating"
+) -> dict[str, Any]:
+    """Metrics over a whole set, in float32: sums over batches, reduced once. Networks must be in eval mode.
+
+    count: of the examples, and doing: what is done with them, for a bar.
+    """
     sums: dict[str, Tensor] = {}
-    for batch in tqdm(examples.batches(chunk), desc="evaluating", leave=False, disable=distributed.bar_hidden()):
-        for name, value in stage.evaluate(batch).items():
-            sums[name] = sums[name] + value if name in sums else value.double()
+    with tqdm(total=count, desc=doing, leave=False, disable=distributed.bar_hidden()) as bar:
+        for batch in examples.batches(chunk):
+            for name, value in stage.evaluate(batch).items():
+                sums[name] = sums[name] + value if name in sums else value.double()
+            done = bar.n + len(batch.labels) * distributed.world_size()
+            bar.update((done if count is None else min(done, count)) - bar.n)
     shapes = distributed.broadcast_object({name: value.shape for name, value in sums.items()})  # rank 0 has a batch
     device = distributed.device()
     own = [sums.get(name, torch.zeros(shape, dtype=torch.float64, device=device)) for name, shape in shapes.items()]

@@ -33,6 +33,7 @@ from vqvae.training.weight_average import Evaluating
 log = logging.getLogger(__name__)
 KEEP_CHECKPOINTS = 2
 PREVIEW_COUNT = 16
+BAR = "{desc} {n_fmt}/{total_fmt} |{bar}| {remaining} left{postfix}"  # within 80 columns
 EXTRAS = ("evaluate", "preview")  # due after some steps, in this order
 
 
@@ -78,7 +79,13 @@ class Trainer(TrainingStep):
                 return self.finish(done)
             self.begin(done, pending)
             inputs = self.examples.train.inputs_from(done, self.config.accumulation)
-            bar = tqdm(total=self.steps, initial=done, desc=self.logger.stage, disable=distributed.bar_hidden())
+            bar = tqdm(
+                total=self.steps,
+                initial=done,
+                desc=f"training {self.logger.stage}",
+                bar_format=BAR,
+                disable=distributed.bar_hidden(),
+            )
             clock = Clock()
             while done < self.steps:
                 kind = self.begin_step(done)
@@ -152,7 +159,10 @@ class Trainer(TrainingStep):
         rate = steps * self.config.batch_size / max(seconds, 1e-9)
         timing = {RATE: rate, SECONDS: self.seconds, **memory_mb(self.device)}
         self.logger.log_timing(step, timing)
-        bar.set_postfix({"loss": f"{means.get(f'{self.logger.stage}/loss', math.nan):.4f}", "items/s": f"{rate:.0f}"})
+        losses = f"loss {means.get(f'{self.logger.stage}/loss', math.nan):.4f}, {rate:.0f} items/s"
+        bar.set_postfix_str(losses)
+        if bar.disable:  # no terminal
+            log.info("%s step %d of %d: %s", self.logger.stage, step, self.steps, losses)
         for skipped_step in latest:
             self.logger.log_skipped(step, skipped_step, self.examples.train.indices(skipped_step).tolist())
         self.config.check_skipped(self.logger.stage, skipped, step)
@@ -164,9 +174,10 @@ class Trainer(TrainingStep):
     def evaluate(self, step: int) -> None:
         """Validate, warn, keep the weights if they are the best so far, and stop early after too many worse evaluations."""
         with self.evaluating(), self.stop.at_once():
-            metrics = evaluate(self.stage, self.examples.val, self.config.eval_batch_size)
+            metrics = evaluate(self.stage, self.examples.val, self.config.eval_batch_size, self.examples.val_count)
         self.logger.log(step, "val", metrics)
-        report = ", ".join(f"{name} {metrics[name]:.4g}" for name in self.stage.headline if name in metrics)
+        found = {name.split("/")[-1]: metrics[name] for name in self.stage.headline if name in metrics}
+        report = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
         log.info("%s step %d of %d: %s", self.logger.stage, step, self.steps, report)
         for title, text in self.stage.warnings(metrics, self.best).items():
             if title not in self.alerted:
