@@ -25,7 +25,8 @@ A figure is named `<section>/<figure>`. In the logs the split stands second: `au
 are over all ranks. Names of versions up to 0.1.0 are read as those of today.
 
 Better: the better direction. Plot: the panel of `curves.png`, or the axis of a histogram in `codebook.png`. In: `report` is
-`summary.json`, evaluations and their tables, `sweep` the table of a sweep, `dashboard` what wandb plots by default."""
+`summary.json`, evaluations and their tables, `sweep` the table of a sweep, `dashboard` what wandb and tensorboard show
+unless `logger.detail=full`."""
 
 
 TABLE = ["| figure | how it is measured | better | plot | in |", "|---|---|---|---|---|"]

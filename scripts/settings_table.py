@@ -20,6 +20,7 @@ from vqvae.config.keys import ADVERSARY_SETTINGS, PRIOR_SETTINGS, SETTINGS
 from vqvae.config.schema import annotations_of
 from vqvae.config.types import describe
 from vqvae.ranges import Bound, is_union
+from vqvae.training.log_settings import LogSettings
 
 HEAD = """For whoever looks for a setting, and for what it may be.
 
@@ -94,11 +95,15 @@ def page() -> str:
     assert isinstance(top, dict)
     assert isinstance(prior, dict)
     assert isinstance(adversary, dict)
+    logger = OmegaConf.to_container(OmegaConf.load(CONFIGS / "logger_defaults.yaml"))
+    assert isinstance(logger, dict)
     parts = [HEAD, "", "## Of a run\n", *TABLE]
     parts += rows(CONFIGS / "train.yaml", "", {str(k): v for k, v in top.items()}, SETTINGS)
     parts += rows(CONFIGS / "prior_defaults.yaml", "prior.", {str(k): v for k, v in prior.items()}, PRIOR_SETTINGS)
     values = {str(key): value for key, value in adversary.items()}
     parts += rows(CONFIGS / "adversary_defaults.yaml", "adversary.", values, ADVERSARY_SETTINGS)
+    values = {str(key): value for key, value in logger.items()}
+    parts += rows(CONFIGS / "logger_defaults.yaml", "logger.", values, annotations_of(LogSettings))
     parts += ["", "## Of each choice\n"]
     for file in sorted(CONFIGS.rglob("*/*.yaml")):
         if file.parent.name not in ("experiment", "debug"):

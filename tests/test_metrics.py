@@ -28,7 +28,7 @@ from vqvae.quantizers.lookup import L1, CodebookPCA, Cosine, Euclidean, LInf, Lo
 from vqvae.stages.autoencoder import AutoencoderStage
 from vqvae.training import metric_window
 from vqvae.training.metric_window import MetricWindow
-from vqvae.training.wandb_run import to_wandb
+from vqvae.training.wandb_values import to_wandb
 
 
 def test_perplexity_is_one_for_one_code_and_k_for_uniform_use() -> None:

@@ -16,8 +16,8 @@ from conftest import SMALL_CODEBOOK, TINY, train_inside
 
 from vqvae.run.run import Run
 from vqvae.training import wandb_run
+from vqvae.training.log_settings import LogSettings
 from vqvae.training.logger import Logger, read_lines
-from vqvae.training.wandb_run import Wandb
 
 
 def open_log(tmp_path: Path, **settings: Any) -> Logger:
@@ -25,7 +25,7 @@ def open_log(tmp_path: Path, **settings: Any) -> Logger:
     given = {"mode": "auto", "project": "vqvae", "entity": None, "tags": [], **settings}
     run_dir = tmp_path / "run"
     (run_dir / "autoencoder").mkdir(parents=True, exist_ok=True)
-    return Logger(run_dir / "autoencoder", "autoencoder", Wandb(**given), {"run_dir": str(run_dir)})
+    return Logger(run_dir / "autoencoder", "autoencoder", LogSettings(**given), {"run_dir": str(run_dir)})
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ from vqvae.config.types import mistake_in
 from vqvae.errors import UserError
 from vqvae.surroundings.own_folder import own_folder
 
+SEVERAL = ("logger",)  # groups that take a list of choices
 PACKAGE = Path(__file__).resolve().parent.parent
 CONFIGS = next(p for p in (PACKAGE / "configs", PACKAGE.parent / "configs") if p.is_dir())  # installed, or a checkout
 
@@ -46,7 +47,10 @@ def check_group_choices(arguments: Iterable[str]) -> None:
         except HydraException:  # an option such as --help, or what Hydra will refuse
             continue
         value = override.value()
-        for choice in value.list if isinstance(value, ChoiceSweep) else [value]:
+        given: list[Any] = list(value.list) if isinstance(value, ChoiceSweep) else [value]
+        if override.key_or_group in SEVERAL:
+            given = [one for choice in given for one in (choice if isinstance(choice, list) else [choice])]
+        for choice in given:
             nameless = isinstance(choice, (bool, int, float, list, dict)) or (
                 choice is None and not override.is_delete()
             )

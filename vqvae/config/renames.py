@@ -10,14 +10,15 @@ from typing import Any
 TARGETS = {
     "vqvae.losses.reconstruction.L1": "vqvae.losses.terms.L1",
     "vqvae.losses.reconstruction.MSE": "vqvae.losses.terms.MSE",
-    "vqvae.logger.Wandb": "vqvae.training.wandb_run.Wandb",
+    "vqvae.logger.Wandb": "vqvae.training.log_settings.LogSettings",
     "vqvae.optimizers.Muon": "vqvae.training.optimizers.Muon",
     "vqvae.quantizers.compose.Rotated": "vqvae.quantizers.rotated.Rotated",
     "vqvae.quantizers.revival.AnchorRevival": "vqvae.quantizers.anchor.AnchorRevival",
     "vqvae.schedules.Constant": "vqvae.training.schedules.Constant",
     "vqvae.schedules.Cosine": "vqvae.training.schedules.Cosine",
     "vqvae.trainer_config.TrainerConfig": "vqvae.training.settings.TrainerConfig",
-    "vqvae.training.logger.Wandb": "vqvae.training.wandb_run.Wandb",
+    "vqvae.training.logger.Wandb": "vqvae.training.log_settings.LogSettings",
+    "vqvae.training.wandb_run.Wandb": "vqvae.training.log_settings.LogSettings",
 }
 
 # Arguments of a `_target_`: old -> new.

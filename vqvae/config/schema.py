@@ -36,14 +36,14 @@ from vqvae.priors.base import Prior
 from vqvae.quantizers.base import Quantizer
 from vqvae.quantizers.init import Init
 from vqvae.ranges import argument_types, is_union
+from vqvae.training.log_settings import LogSettings
 from vqvae.training.schedules import Schedule
 from vqvae.training.settings import TrainerConfig
-from vqvae.training.wandb_run import Wandb
 
 ALLOWED_PREFIXES = ("vqvae.", "torch.optim.", "torch.nn.")
 SPECIAL_KEYS = {"_target_", "_partial_"}
 DOTTED = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\._?[A-Za-z][A-Za-z0-9_]*)+")  # no look-alike letters, no __names__
-BASES = (nn.Module, Optimizer, Data, Init, Schedule, TrainerConfig, Wandb)  # what a `_target_` may be at all
+BASES = (nn.Module, Optimizer, Data, Init, Schedule, TrainerConfig, LogSettings)  # what a `_target_` may be at all
 # What a group's `_target_` must be, and the arguments that only the run knows.
 BUILT: dict[str, tuple[type, Collection[str]]] = {
     "data": (Data, ()),
@@ -60,7 +60,7 @@ BUILT: dict[str, tuple[type, Collection[str]]] = {
     "prior.optimizer": (Optimizer, ["params"]),
     "prior.schedule": (Schedule, ()),
     "prior.trainer": (TrainerConfig, ()),
-    "logger": (Wandb, ()),
+    "logger": (LogSettings, ()),
     "model": (VQVAE, ()),  # last, because it holds a copy of the quantizer
 }
 STAGES = ["autoencoder", "prior"]

@@ -19,12 +19,14 @@ figure(
     "the pooled features of that network; the fewer, the larger",
     better="lower",
     panel="Frechet distance",
+    dashboard=True,
 )
 figure(
     "autoencoder/observed_fid_inception",
     "the same in the features of Inception",
     better="lower",
     panel="Frechet distance",
+    dashboard=True,
 )
 
 

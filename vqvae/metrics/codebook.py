@@ -16,6 +16,8 @@ USE = {  # figures of one code map's counts: name -> protocol, better direction
     "count_histogram": ("codes by their share of use times K over {}; 1 is uniform use", "none"),
 }
 
+DASHBOARD = ("perplexity", "usage", "dead_codes")  # of a whole split; of training steps the first
+
 
 def count_codes(codes: Tensor, codebook_size: int, passed: Tensor | None = None) -> Tensor:
     """Codes of any shape -> the number of uses of each (K,) int64; no host synchronisation.
@@ -79,7 +81,7 @@ def keep_on_main(counts: CodeCounts, *_: object) -> None:
 def declare_use(span: str, where: str, main: bool) -> None:
     """Declare the figures of `describe` and `histogram` over some items, as codebook/<span><name>_{m}.
 
-    main: False hides them from the default dashboard and the curves.
+    main: True shows perplexity, usage and dead codes in dashboards, and the perplexity among the curves.
     """
     whole = span == ""
     for name, (protocol, better) in USE.items():
@@ -90,7 +92,7 @@ def declare_use(span: str, where: str, main: bool) -> None:
             panel="perplexity" if main and name == "perplexity" else None,
             report=whole and name != "count_histogram",
             sweep=whole and name in ("perplexity", "usage"),
-            dashboard=main,
+            dashboard=main and name in (DASHBOARD if whole else DASHBOARD[:1]),
         )
 
 

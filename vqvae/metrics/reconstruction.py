@@ -24,11 +24,11 @@ PSNR = figure(
     better="higher",
     panel="reconstruction, dB",
     sweep=True,
+    dashboard=True,
 )
 PSNR_ERROR = figure(
     "autoencoder/psnr_error_db",
     "standard error of psnr_db over the items of the split; two runs measured on the same items differ by less",
-    dashboard=False,
 )
 PSNR_MEAN = figure("autoencoder/psnr_mean_db", "mean over items of each item's PSNR", better="higher")
 SSIM = figure(
@@ -37,6 +37,7 @@ SSIM = figure(
     "mirrored beyond its borders (torchmetrics; scikit-image leaves out the 5 outermost pixels)",
     better="higher",
     sweep=True,
+    dashboard=True,
 )
 MS_SSIM = figure(
     "autoencoder/ms_ssim_{scales}_scales",

@@ -29,7 +29,7 @@ class Figure:
         panel: title of the plot that shows it; for a histogram, the label of its axis. None: no plot.
         report: True if it is part of summary.json, evaluations and their tables.
         sweep: True if the table of a sweep shows it (of a family, its first member).
-        dashboard: True if wandb plots it by default.
+        dashboard: True if wandb and tensorboard show it by default (logger.detail=summary).
     """
 
     name: str
@@ -38,7 +38,7 @@ class Figure:
     panel: str | None = None
     report: bool = True
     sweep: bool = False
-    dashboard: bool = True
+    dashboard: bool = False
 
     def matches(self, name: str) -> bool:
         parts = re.split(r"\{(\w+)\}", self.name)  # text, placeholder, text, ...
@@ -57,7 +57,7 @@ def figure(
     panel: str | None = None,
     report: bool = True,
     sweep: bool = False,
-    dashboard: bool = True,
+    dashboard: bool = False,
 ) -> str:
     """Declare a figure; see Figure. Returns its name."""
     assert "/" in name, f"{name} has no section"

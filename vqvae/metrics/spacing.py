@@ -25,7 +25,7 @@ figure(
     panel=DISTANCES,
     report=False,
 )
-figure("codebook/closest_min_{m}", "the same number as spacing_min", report=False, dashboard=False)
+figure("codebook/closest_min_{m}", "the same number as spacing_min", report=False)
 figure(
     "codebook/closest_mean_{m}", "mean over codes of the distance to the closest other", panel=DISTANCES, report=False
 )

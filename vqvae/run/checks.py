@@ -39,7 +39,7 @@ def check_run(run: Run) -> dict[str, nn.Module]:
             load_initial_weights(run, "autoencoder", stage)
     if "autoencoder" not in run.cfg.stages and run.cfg.tokenizer is None:
         run.folder.weights("autoencoder")
-    build(run.cfg.logger, "logger")
+    build(run.cfg.logger, "logger").check()
     check_data(run, bool(model.codebook_sizes))
     check_settings(run.cfg, "", run.known.count("train"))
     if run.cfg.adversary.network is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterable
 from typing import Any
 
@@ -38,6 +39,8 @@ def first_lines(run: Run, networks: dict[str, nn.Module]) -> list[str]:
             lines.append(f"{stage}: {own}{training(run, node)}")
             lines += revivals(run, model) if stage == "autoencoder" and run.cfg.train == "all" else []
     lines.append(f"logs: train.log, <stage>/metrics.jsonl in {run.folder.path}; wandb: {run.cfg.logger.mode}")
+    if run.cfg.logger.get("tensorboard"):
+        lines.append(f"logs: tensorboard --logdir {shlex.quote(str(run.folder.path))}")
     return lines
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -119,9 +120,13 @@ class Run:
     def trained_model(self) -> TrainedModel:
         """Finished autoencoder, and the prior if it is finished. Raises UserError without an autoencoder."""
         trained = self.tokenizer()
-        if self.folder.weights_file("prior") is not None:
-            trained.prior, trained.sampling = self.prior(trained.model), self.sampling()
-            trained.guidable = bool(self.data.class_names and self.cfg.prior.class_dropout)
+        return trained if self.folder.weights_file("prior") is None else self.with_prior(trained)
+
+    def with_prior(self, tokenizer: TrainedModel) -> TrainedModel:
+        """A finished autoencoder with the finished prior."""
+        trained = copy.copy(tokenizer)
+        trained.prior, trained.sampling = self.prior(trained.model), self.sampling()
+        trained.guidable = bool(self.data.class_names and self.cfg.prior.class_dropout)
         return trained
 
     def new_prior(self, model: VQVAE) -> Prior:

@@ -6,12 +6,14 @@ import logging
 from fractions import Fraction
 from typing import Any
 
+from vqvae import distributed
 from vqvae.config.build import build
 from vqvae.config.compose import plain
 from vqvae.data.codes import CodeEvaluationSet, CodeTrainingSet
 from vqvae.data.items import ItemEvaluationSet, ItemTrainingSet
 from vqvae.errors import UserError
 from vqvae.inference.trained_model import TrainedModel
+from vqvae.run.report import SAMPLES_PER_CLASS, figures, stage_figures
 from vqvae.run.run import Run
 from vqvae.seeding import seed_everything
 from vqvae.training.logger import Logger
@@ -21,6 +23,7 @@ from vqvae.training.stop import StopRequest
 from vqvae.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
+SENT_PER_CLASS = 2  # samples
 SEEDS = {"autoencoder": 0, "prior": 1}  # mixed with the run's seed, so that the stages draw from different streams
 
 
@@ -39,6 +42,7 @@ def train_autoencoder(run: Run, stop: StopRequest) -> None:
         batches = ItemTrainingSet(run.data, train, cfg.trainer.batch_size, cfg.seed)
         examples = Examples(batches, ItemEvaluationSet(run.data, val), len(val))
         make_trainer(run, cfg, stop, stage, examples, logger).fit()
+        send_results(run, logger)
         weights = run.folder.weights_file("autoencoder")
         logger.artifact("tokenizer", "model", weights, {"data": train.split.fingerprint}, [])
 
@@ -66,11 +70,30 @@ def train_prior(run: Run, tokenizer: TrainedModel, stop: StopRequest) -> None:
         count = len(val) + min(len(val), len(train[0]))  # as many training codes
         examples = Examples(batches, CodeEvaluationSet(val, train[0], run.device), count)
         make_trainer(run, node, stop, stage, examples, logger).fit()
+        send_results(run, logger)
+        if logger.wandb.on:
+            send_samples(run, tokenizer, logger)
         stores = {f"codes-{store.path.name}": store for store in (*train, val)}
         for name, store in stores.items():
             logger.artifact(name, "codes", store.path, store.header, ["tokenizer"])
         weights = run.folder.weights_file("prior")
         logger.artifact("prior", "model", weights, {"tokenizer": tokenizer.fingerprint}, list(stores))
+
+
+def send_results(run: Run, logger: Logger) -> None:
+    """Send the figures of a stage that has ended, those of the step whose weights were kept."""
+    if distributed.is_main():
+        reported = figures(stage_figures(run, logger.stage))
+        logger.results({name: entry["value"] for name, entry in reported.items()})
+
+
+def send_samples(run: Run, tokenizer: TrainedModel, logger: Logger) -> None:
+    """Send the first samples of each class, those of samples.png, with their seeds."""
+    names = run.data.class_names[:10]
+    seeds = [row * SAMPLES_PER_CLASS + i for row in range(len(names) or 4) for i in range(SENT_PER_CLASS)]
+    labels = [seed // SAMPLES_PER_CLASS if names else -1 for seed in seeds]
+    images = run.data.picture(run.data.to_items(run.with_prior(tokenizer).sample(seeds, labels)))
+    logger.wandb.samples(images, [names[label] if names else "" for label in labels], seeds)
 
 
 def load_initial_weights(run: Run, name: str, stage: Stage) -> None:

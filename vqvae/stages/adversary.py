@@ -21,7 +21,9 @@ DELTA = 1e-6  # added to a gradient's norm before it divides another (arXiv 2012
 
 NETWORK = "adversary"  # name of the network in the stage and in its figures
 BEFORE = "; 0 before adversary.start_step"
-LOSS = figure("autoencoder/adversary_loss", f"loss of the discriminator{BEFORE}", panel="adversary", report=False)
+LOSS = figure(
+    "autoencoder/adversary_loss", f"loss of the discriminator{BEFORE}", panel="adversary", report=False, dashboard=True
+)
 TERM = "autoencoder/adversary_term_{}"
 figure(TERM.format("{term}"), f"further loss of the discriminator before its weight{BEFORE}", report=False)
 REAL = figure("autoencoder/adversary_logits_real", f"mean logit of data{BEFORE}", panel="logits", report=False)
@@ -33,6 +35,7 @@ ACCURACY = figure(
     f"share of logits, of data and reconstructions, with the right sign{BEFORE}",
     panel="accuracy of the discriminator",
     report=False,
+    dashboard=True,
 )
 
 

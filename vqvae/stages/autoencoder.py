@@ -30,17 +30,17 @@ HISTOGRAM_RANGES = {"similarity": (-1.0, 1.0), "relative_error": (0.0, 2.0)}  # 
 
 for span, steps in SPANS.items():
     declare_use(f"{span}_", steps, main=span == "window")
-LOSS = figure("autoencoder/loss", "weighted sum of all loss terms", panel="loss", report=False)
+LOSS = figure("autoencoder/loss", "weighted sum of all loss terms", panel="loss", report=False, dashboard=True)
 figure(
     "autoencoder/reconstruction_{loss}",
     "loss term on the reconstruction; ..._weighted: times its weight",
     report=False,
 )
 figure("autoencoder/{term}_{level}", "loss term of that name of the quantizer; see docs/quantizers.md", report=False)
-figure("autoencoder/{term}_weighted_{level}", "the loss term times its weight", report=False, dashboard=False)
+figure("autoencoder/{term}_weighted_{level}", "the loss term times its weight", report=False)
 figure("autoencoder/code_distance_{level}", "mean distance of a vector to its code", report=False)
 figure("autoencoder/identity_mapped_{level}", "share of vectors that are passed on unquantized", report=False)
-EPOCH = figure("autoencoder/epoch", "passes over the training data", report=False, dashboard=False)
+EPOCH = figure("autoencoder/epoch", "passes over the training data", report=False)
 figure(
     "autoencoder/similarity_histogram_{level}",
     "vectors of the split by their cosine with their code; where codes vote, with the most similar one",

@@ -22,7 +22,9 @@ from vqvae.training.stage import Stage
 
 OVERFITTING = 0.01  # validation bits above the best by more than this share, while training bits fall
 
-LOSS = figure("prior/loss", "the loss that the prior is trained on, in nats per code", panel="loss", report=False)
+LOSS = figure(
+    "prior/loss", "the loss that the prior is trained on, in nats per code", panel="loss", report=False, dashboard=True
+)
 for bound, meaning in (("", ""), ("_bound", "an upper bound, of a prior whose likelihood is not known: ")):
     figure(
         f"prior/bits_per_code{bound}",
@@ -30,6 +32,7 @@ for bound, meaning in (("", ""), ("_bound", "an upper bound, of a prior whose li
         better="lower",
         panel="bits per code",
         sweep=True,
+        dashboard=True,
     )
     figure(f"prior/bits_per_code{bound}_{{m}}", f"{meaning}the same over the codes of one map", "lower", report=False)
     figure(f"prior/bits_per_item{bound}", f"bits_per_code{bound} times codes per item", better="lower")
@@ -38,11 +41,11 @@ for bound, meaning in (("", ""), ("_bound", "an upper bound, of a prior whose li
         f"bits_per_code{bound} of as many training items as the validation split has, spread over the training set",
         panel="bits per code",
         report=False,
+        dashboard=True,
     )
     figure(
         f"prior/bits_per_code{bound}_error",
         f"standard error of bits_per_code{bound}, over the items of the split",
-        dashboard=False,
     )
 GAP = figure(
     "prior/overfitting_gap",

@@ -17,7 +17,9 @@ except ImportError:  # on Windows
     resource = None  # type: ignore[assignment]
 
 SECONDS = figure("timing/seconds", "wall clock of training steps, evaluation and checkpoints left out", report=False)
-RATE = figure("timing/items_per_second", "items (or their codes) trained on per second", "higher", report=False)
+RATE = figure(
+    "timing/items_per_second", "items (or their codes) trained on per second", "higher", report=False, dashboard=True
+)
 MEMORY = figure("timing/memory_mb", "peak memory of the process so far, in MiB", "lower", report=False)
 GPU_MEMORY = figure("timing/gpu_memory_mb", "peak memory of PyTorch on the GPU so far, in MiB", "lower", report=False)
 

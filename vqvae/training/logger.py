@@ -1,10 +1,11 @@
-"""A stage's log: numbers and images in files, mirrored to wandb."""
+"""A stage's log: numbers and images in files, mirrored to wandb, tensorboard and a table."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
+from collections.abc import Callable
 from itertools import starmap
 from pathlib import Path
 from typing import Any
@@ -17,37 +18,45 @@ from vqvae.images import write_png
 from vqvae.metrics.registry import in_split, without_split
 from vqvae.metrics.renames import rename_line
 from vqvae.storage.files import append_line, write_bytes
-from vqvae.training.wandb_run import FINISH_SECONDS, STOP_SECONDS, Wandb, WandbRun
+from vqvae.training.log_settings import LogSettings
+from vqvae.training.mirror import Mirror, Table
+from vqvae.training.tensorboard_log import TensorBoard
+from vqvae.training.wandb_run import FINISH_SECONDS, STOP_SECONDS, WandbRun
 
 log = logging.getLogger(__name__)
 MOST = 1e100  # of a float in a log; figures are computed from float32, which ends at 3e38
 
 
 class Logger:
-    """One stage's log, mirrored to wandb within a context.
+    """One stage's log, mirrored to other places within a context.
 
     metrics.jsonl is the source of truth and reproducible; times and memory go to timing.jsonl.
 
     Args:
         folder: the stage's folder in the run folder.
         stage: its name.
-        wandb: how to use wandb.
+        settings: the other places.
         config: the resolved config, for wandb.
     """
 
-    def __init__(self, folder: Path, stage: str, wandb: Wandb, config: dict[str, Any]) -> None:
-        self.folder, self.stage = folder, stage
+    def __init__(self, folder: Path, stage: str, settings: LogSettings, config: dict[str, Any]) -> None:
+        self.folder, self.stage, self.settings = folder, stage, settings
         self.images = folder / "images"
-        self.wandb = WandbRun(folder, stage, wandb, config)
+        self.wandb = WandbRun(folder, stage, settings, config)
+        self.mirrors: list[Mirror] = []
+        if distributed.is_main():
+            boards = [TensorBoard(folder)] if settings.tensorboard else []
+            self.mirrors = [self.wandb, *boards, *([Table(folder, read_lines)] if settings.csv else [])]
 
     def __enter__(self) -> Logger:
-        """Start wandb, before any work, so that trouble with it is known in the first seconds."""
-        if distributed.is_main():
-            self.wandb.start()
+        """Start the mirrors, before any work, so that trouble with them is known in the first seconds."""
+        self._mirror(lambda mirror: mirror.start())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        self.wandb.finish(FINISH_SECONDS if kind is None else STOP_SECONDS)
+        self.wandb.goes_on = kind is None
+        seconds = FINISH_SECONDS if kind is None else STOP_SECONDS
+        self._mirror(lambda mirror: mirror.finish(seconds))
 
     def start(self, step: int, evaluated: bool) -> None:
         """Opens the log at `step`: lines after it, written by a run that was killed, are cut; and the evaluation at `step`,
@@ -57,17 +66,18 @@ class Logger:
         self.images.mkdir(parents=True, exist_ok=True)
         for name in ("metrics.jsonl", "timing.jsonl", "skipped_steps.jsonl"):
             cut_after(self.folder / name, step, evaluated)
+        self._mirror(lambda mirror: mirror.begin(step))
 
     def log(self, step: int, split: str, metrics: dict[str, Any]) -> None:
         """Writes one line of reproducible figures of a split, by name: numbers, and histograms as made in metrics.codebook."""
         named = {in_split(name, split): value for name, value in metrics.items()}
         self._write("metrics.jsonl", step, named)
-        self.wandb.log(step, named)
+        self._show(step, named)
 
     def log_timing(self, step: int, values: dict[str, float]) -> None:
         """Writes one line of what differs from run to run."""
         self._write("timing.jsonl", step, values)
-        self.wandb.log(step, values)
+        self._show(step, values)
 
     def log_skipped(self, step: int, skipped: int, indices: list[int]) -> None:
         """Write a line for a skipped step: the number of steps before it, and its batch as indices of the training set."""
@@ -78,18 +88,36 @@ class Logger:
         if distributed.is_main():
             file = self.images / f"{name}_{step:09d}.png"
             write_png(file, image)
-            self.wandb.log_image(step, name, file)
+            self._mirror(lambda mirror: mirror.log_image(step, name, image, file))
 
     def alert(self, step: int, title: str, text: str) -> None:
         """A warning in the log, and a wandb alert."""
         if distributed.is_main():
             log.warning("step %d: %s: %s", step, title, text)
-            self.wandb.alert(title, text)
+            self._mirror(lambda mirror: mirror.alert(title, text))
+
+    def results(self, figures: dict[str, Any]) -> None:
+        """Sends the figures of the stage, which has ended, by name; files have them anyway."""
+        self._mirror(lambda mirror: mirror.results(figures))
 
     def artifact(self, name: str, kind: str, path: Path | None, metadata: dict[str, Any], made_from: list[str]) -> None:
         """Sends a file or folder to wandb; see WandbRun.artifact."""
         if path is not None:
             self.wandb.artifact(name, kind, path, metadata, made_from)
+
+    def _show(self, step: int, values: dict[str, Any]) -> None:
+        if chosen := self.settings.chosen(values):
+            self._mirror(lambda mirror: mirror.log(step, chosen))
+
+    def _mirror(self, act: Callable[[Mirror], None]) -> None:
+        """Does something with every mirror; one that fails is told of once, and left out from then on."""
+        for mirror in list(self.mirrors):
+            try:
+                act(mirror)
+            except Exception as error:  # whatever a library raises
+                self.mirrors.remove(mirror)
+                name, text = type(mirror).__name__.lower(), f"{type(error).__name__}: {error}"
+                log.warning("%s failed (%s): from here on it is left out", name, " ".join(text.split())[:300])
 
     def _write(self, name: str, step: int, values: dict[str, Any]) -> None:
         if distributed.is_main():

@@ -15,7 +15,7 @@ from vqvae.metrics.registry import figure
 from vqvae.ranges import LessThanOne, NonNegativeFloat, checked
 
 NORM = "gradient norm"  # the panel
-figure("{stage}/grad_norm", "norm of the whole gradient before it is clipped", panel=NORM, report=False)
+figure("{stage}/grad_norm", "norm of the whole gradient before it is clipped", panel=NORM, report=False, dashboard=True)
 figure("{stage}/grad_norm_{network}", "the same, of a stage with several networks", panel=NORM, report=False)
 
 

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from vqvae.metrics.registry import figure
 from vqvae.ranges import NonNegativeInt, Share, checked
 
-figure("{stage}/learning_rate", "that of the logged step", panel="learning rate", report=False, dashboard=False)
+figure("{stage}/learning_rate", "that of the logged step", panel="learning rate", report=False, dashboard=True)
 figure(
     "{stage}/learning_rate_{network}", "the same, of a stage with several networks", panel="learning rate", report=False
 )

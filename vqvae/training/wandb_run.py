@@ -8,22 +8,24 @@ import queue
 import re
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from vqvae.metrics.registry import FIGURES, in_split
-from vqvae.ranges import checked
+from torch import Tensor
+
 from vqvae.storage.files import write_bytes
 from vqvae.surroundings.own_folder import own_folder
+from vqvae.training.log_settings import LogSettings
+from vqvae.training.mirror import Mirror
+from vqvae.training.wandb_values import log_artifact, metric_settings, picture, table, to_wandb
 
 log = logging.getLogger(__name__)
-ARTIFACTS: dict[str, Any] = {}  # by name, of the stages that this process has logged: the sources of later ones
 GIVEN_UP: set[Path] = set()  # run folders for which wandb failed: later stages of this process do not wait for it again
-SUMMARY = {"lower": "min", "higher": "max"}
+SHARED: list[Any] = []  # the run of a wandb agent between two stages
 PROJECT = "vqvae"
+COMMON = ("timing/", "images/")  # names that all stages have
 START_SECONDS = 20
 FINISH_SECONDS = 60
 STOP_SECONDS = 5  # in place of it, for a program that is told to end
@@ -32,28 +34,12 @@ MOST_WAITING = 1000  # messages that wandb has not taken yet; then it is waited 
 FOLDERS = {"WANDB_DATA_DIR": "data", "WANDB_CACHE_DIR": "cache", "WANDB_ARTIFACT_DIR": "artifacts"}
 
 
-@checked
-@dataclass(kw_only=True)
-class Wandb:
-    """How wandb is used. mode auto: online where this machine is logged in, else offline; never a prompt.
-
-    What is None or empty comes from wandb's own settings, such as WANDB_PROJECT, WANDB_NAME, WANDB_RUN_GROUP and WANDB_TAGS.
-    """
-
-    mode: Literal["auto", "online", "offline", "off"]
-    project: str | None
-    entity: str | None
-    tags: list[str]
-    name: str | None = None
-    group: str | None = None
-    notes: str | None = None
-
-
-class WandbRun:
+class WandbRun(Mirror):
     """Mirrors a stage's log to wandb, which neither ends nor delays the training.
 
     A thread of its own talks to wandb. Whatever fails there or takes too long is one warning, and from then on only files
-    are written. Does nothing until `start`.
+    are written. Does nothing until `start`. Each stage has a run of its own, but under `wandb agent`: there both share the
+    one that the agent has made. Hence all names and the steps begin with the stage.
 
     Args:
         folder: the stage's folder in the run folder.
@@ -62,10 +48,12 @@ class WandbRun:
         config: the resolved config.
     """
 
-    def __init__(self, folder: Path, stage: str, settings: Wandb, config: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, stage: str, settings: LogSettings, config: dict[str, Any]) -> None:
         self.folder, self.stage, self.settings, self.config = folder.absolute(), stage, settings, config
         self.name = run_name(config)
         self.on = False
+        self.sections: set[str] = set()  # of names, whose steps are known
+        self.goes_on = False  # True if this program has more stages to do
         self._run: Any = None
         self._tasks: queue.Queue[Callable[[], Any] | None] = queue.Queue(MOST_WAITING)
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
@@ -94,14 +82,20 @@ class WandbRun:
             self._fail(f"it did not start within {START_SECONDS} seconds")
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """Sends numbers, and histograms {edges, counts} as made in metrics.codebook."""
-        self._send(lambda: self._run.log({"step": step, **{key: to_wandb(value) for key, value in values.items()}}))
+        self._send(lambda: self._log(step, {key: to_wandb(value) for key, value in values.items()}))
 
-    def log_image(self, step: int, name: str, file: Path) -> None:
-        self._send(lambda: self._run.log({"step": step, f"images/{name}": image(file)}))
+    def log_image(self, step: int, name: str, image: Tensor, file: Path) -> None:
+        self._send(lambda: self._log(step, {f"images/{name}": picture(str(file))}))
 
     def alert(self, title: str, text: str) -> None:
         self._send(lambda: self._run.alert(title=title, text=text))
+
+    def results(self, figures: dict[str, Any]) -> None:
+        self._send(lambda: self._run.log({f"final/{name}": value for name, value in figures.items()}))
+
+    def samples(self, images: Tensor, classes: list[str], seeds: list[int]) -> None:
+        """Sends a table of samples, uint8 (n, 1 or 3, H, W), with their classes and seeds."""
+        self._send(lambda: self._run.log({f"{self.stage}/samples": table(images, classes, seeds)}))
 
     def artifact(self, name: str, kind: str, path: Path, metadata: dict[str, Any], made_from: list[str]) -> None:
         """Sends a file or folder, which stays as it is, as an artifact. `made_from` names the artifacts that it came from.
@@ -153,11 +147,25 @@ class WandbRun:
             log.warning("wandb failed (%s): from here on only files are written", " ".join(text.split())[:300])
 
     def _open(self) -> None:
-        self._run = open_run(self.folder, self.stage, self.settings, self.config)
+        self._run = SHARED.pop() if SHARED else open_run(self.folder, self.stage, self.settings, self.config)
+        for metric, options in metric_settings(self.stage):
+            self._run.define_metric(metric, step_metric=f"{self.stage}/step", **options)
+
+    def _log(self, step: int, values: dict[str, Any]) -> None:
+        """Sends values by names that no other stage has, over steps of this stage."""
+        named = {f"{self.stage}/{key}" if key.startswith(COMMON) else key: value for key, value in values.items()}
+        for section in {key.split("/")[0] for key in named} - self.sections:
+            self.sections.add(section)
+            self._run.define_metric(f"{section}/*", step_metric=f"{self.stage}/step")
+        self._run.log({f"{self.stage}/step": step, **named})
 
     def _close(self) -> None:
         run, self._run = self._run, None
-        if run is not None:
+        if run is None:
+            return
+        if run.sweep_id and self.goes_on and self.stage != self.config["stages"][-1]:
+            SHARED.append(run)
+        else:
             run.finish()
 
 
@@ -182,7 +190,7 @@ def set_up() -> None:
             raise
 
 
-def open_run(folder: Path, stage: str, settings: Wandb, config: dict[str, Any]) -> Any:
+def open_run(folder: Path, stage: str, settings: LogSettings, config: dict[str, Any]) -> Any:
     """-> the wandb run of a stage, continued if it was begun before."""
     import wandb
     from wandb.sdk.lib.import_hooks import unregister_all_post_import_hooks
@@ -194,13 +202,14 @@ def open_run(folder: Path, stage: str, settings: Wandb, config: dict[str, Any]) 
             log.warning("wandb: this machine is not logged in (wandb login), so the run is offline")
         mode = "offline"  # wandb would ask for a key otherwise
     name = settings.name or users.run_name or run_name(config)
+    shared = bool(users.sweep_id)  # a wandb agent has made the run
     run = wandb.init(
         project=settings.project or users.project or PROJECT,
         entity=settings.entity or users.entity,
-        id=run_id(folder / "wandb_id"),
-        name=f"{name}-{stage}",
-        group=settings.group or users.run_group or name,
-        job_type=stage,
+        id=users.run_id if shared else run_id(folder / "wandb_id"),
+        name=name if shared else f"{name}-{stage}",
+        group=settings.group or users.run_group or (None if shared else name),
+        job_type=None if shared else stage,
         notes=settings.notes or users.run_notes,
         tags=settings.tags or list(users.run_tags or ()),
         config=config,
@@ -211,10 +220,6 @@ def open_run(folder: Path, stage: str, settings: Wandb, config: dict[str, Any]) 
     )
     unregister_all_post_import_hooks()  # they send what is imported, and would raise wandb's errors in an import of ours
     log.info("wandb: %s", run.url or f"offline; wandb sync {Path(run.dir).parent} sends it later")
-    run.define_metric("step")
-    run.define_metric("*", step_metric="step")
-    for metric, options in metric_settings(stage):
-        run.define_metric(metric, step_metric="step", **options)
     return run
 
 
@@ -245,56 +250,9 @@ def tear_down() -> None:
         wandb.teardown()
 
 
-def metric_settings(stage: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(name in logs, arguments of define_metric) of the registered figures: the best value kept, or no plot by default.
-
-    Of families, only those whose name ends with its one placeholder: wandb allows a star at the end alone.
-    """
-    for entry in FIGURES.values():
-        start, *placeholders = entry.name.replace("{stage}", stage).split("{")
-        if len(placeholders) > 1 or (placeholders and not placeholders[0].endswith("}")) or start.endswith("/"):
-            continue
-        star = "*" if placeholders else ""
-        if entry.better in SUMMARY and entry.report:
-            yield in_split(start, "val") + star, {"summary": SUMMARY[entry.better]}
-        if not entry.dashboard:
-            for split in ("train", "val"):
-                yield in_split(start, split) + star, {"hidden": True}
-
-
 def logged_in(settings: Any) -> bool:
     """True if wandb's settings hold a key for this machine, or netrc does. Asks nobody."""
     import requests.utils
 
     key = settings.api_key or settings.identity_token_file
     return bool(key) or requests.utils.get_netrc_auth(settings.base_url) is not None
-
-
-def image(file: Path) -> Any:
-    import wandb
-
-    return wandb.Image(str(file))
-
-
-def log_artifact(run: Any, name: str, kind: str, path: Path, metadata: dict[str, Any], sources: list[str]) -> None:
-    """Sends an artifact without a copy of its files, once those of its `sources` that this process has sent are there."""
-    import wandb
-
-    artifact = wandb.Artifact(name, kind, metadata=metadata)
-    add: Callable[..., Any] = artifact.add_dir if path.is_dir() else artifact.add_file
-    add(str(path), policy="immutable", skip_cache=True)
-    for source in [] if run.offline else [ARTIFACTS[name] for name in sources if name in ARTIFACTS]:
-        source.wait()
-        run.use_artifact(source)
-    run.log_artifact(artifact)
-    ARTIFACTS[name] = artifact
-
-
-def to_wandb(value: Any) -> Any:
-    """A histogram as wandb's own; anything else as it is."""
-    if isinstance(value, dict) and value.keys() == {"edges", "counts"}:
-        import numpy as np
-        import wandb
-
-        return wandb.Histogram(np_histogram=(np.array(value["counts"]), np.array(value["edges"])))
-    return value
