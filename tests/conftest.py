@@ -194,9 +194,10 @@ def kind_of_curves(metrics: list[dict[str, Any]]) -> object:
     return {name: (len(of) > 1, len(of) < 20, all(map(math.isfinite, of))) for name, of in sorted(values.items())}
 
 
-def kind_of_codes(counts: list[torch.Tensor], histograms: dict[str, dict[str, list[float]]]) -> object:
+def kind_of_codes(counts: list[torch.Tensor], histograms: dict[str, dict[str, list[float]]], passed: float) -> object:
     """The size of each codebook, whether any code was used, and the names and sizes of the histograms."""
-    return [(len(uses), bool(uses.any())) for uses in counts], {k: len(v["counts"]) for k, v in histograms.items()}
+    sizes = {name: len(bins["counts"]) for name, bins in histograms.items()}
+    return [(len(uses), bool(uses.any())) for uses in counts], sizes, passed > 0
 
 
 @pytest.fixture(scope="session")

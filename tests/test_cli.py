@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT, SMALL_CODEBOOK, TINY, call_inside, lines, run, train_inside
 from PIL import Image
 
-from vqvae.images import write_png
+from vqvae.images import MARGIN, write_png
 from vqvae.run.folder import RunFolder
 
 RECONSTRUCTION = {f"autoencoder/{name}" for name in ("psnr_db", "psnr_mean_db", "ssim", "mse", "mse_over_variance")}
@@ -28,7 +28,10 @@ def test_a_finished_run_holds_what_it_made(finished_run: Path) -> None:
     summary = json.loads((finished_run / "summary.json").read_text())["figures"]
     assert set(summary) >= FIGURES | {"autoencoder/seconds", "prior/items_per_second"}
     assert all(one["protocol"] for one in summary.values())
-    assert Image.open(finished_run / "samples.png").size == (8 * 66 + 2, 10 * 66 + 2)  # ten classes, eight samples each
+    assert Image.open(finished_run / "samples.png").size == (
+        MARGIN + 8 * 66 + 2,
+        10 * 66 + 2,
+    )  # ten classes, eight each
 
 
 def test_metrics_hold_every_term_plain_and_weighted_and_all_codebook_figures(finished_run: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from test_sample import mistake, opened, sample
 
 from vqvae.data.items import center_crop
-from vqvae.images import normalize, write_png
+from vqvae.images import LINE, MARGIN, normalize, write_png
 from vqvae.sampling.nearest import Queries, by_codes, by_pixels, smallest, verdict
 
 pytestmark = pytest.mark.cpu
@@ -49,7 +49,7 @@ def test_reconstruct_takes_the_first_validation_images(finished_run: Path, tmp_p
         tables.append((out / "psnr.csv").read_text().splitlines())
     assert tables[1][:3] == tables[0]
     assert len(tables[1]) == 6
-    assert Image.open(out / "reconstructions.png").size == (4 * 66 + 2, 3 * 66 + 2)
+    assert Image.open(out / "reconstructions.png").size == (4 * 66 + 2, 3 * (66 + LINE) + 2 + LINE)
 
 
 def test_a_folder_that_holds_no_image_is_one_sentence(
@@ -126,5 +126,5 @@ def test_the_verdict_states_the_medians() -> None:
 
 def test_nearest_writes_rows_of_seven(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = sample(finished_run, tmp_path, "mode=nearest", "n=2")
-    assert Image.open(out / "nearest.png").size == (7 * 66 + 2, 2 * 66 + 2)
+    assert Image.open(out / "nearest.png").size == (MARGIN + 7 * 66 + 2, 2 * 66 + 2 + 2 * LINE)
     assert len(re.findall(r"samples lie (closer to|farther from|as close to) their", capsys.readouterr().out)) == 2

@@ -379,7 +379,9 @@ def test_every_number_of_a_log_can_be_plotted(tmp_path: Path) -> None:
     edges = [-9e99, 0.0, 0.0, 9e99]
     plot_curves([], tmp_path / "curves.png")
     plot_curves([{"step": 1, "train/autoencoder/loss": value} for value in values], tmp_path / "curves.png")
-    plot_codes([], {"codebook/count_histogram_0": {"edges": edges, "counts": [1, 2**62, -1]}}, tmp_path / "codes.png")
+    plot_codes(
+        [], {"codebook/count_histogram_0": {"edges": edges, "counts": [1, 2**62, -1]}}, 0.0, tmp_path / "codes.png"
+    )
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("curves.png", "codes.png"))
 
 

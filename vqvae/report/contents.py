@@ -15,6 +15,7 @@ from torch import Tensor
 from vqvae.config.compose import plain
 from vqvae.data.loader import ItemLoader
 from vqvae.errors import UserError
+from vqvae.images import GAP, MARGIN
 from vqvae.inference.trained_model import TrainedModel
 from vqvae.metrics.registry import find, without_split
 from vqvae.metrics.renames import rename
@@ -33,7 +34,6 @@ from vqvae.training.logger import is_number, read_lines
 
 MOST_FIGURES, MOST_NOTED, LONGEST = 200, 20, 1_000  # figures of a file, facts of a machine, characters of a text
 LOG_TAIL = 20_000  # characters of train.log
-PAD = 2  # pixels between the samples of samples.png
 MEMORIES = {MEMORY: "at most", GPU_MEMORY: "on the GPU at most"}
 
 
@@ -193,9 +193,10 @@ def add_pictures(run: Run, found: Contents) -> None:
 
 
 def strips(sheet: Tensor, rows: int) -> list[Tensor]:
-    """The rows of samples.png (3, H, W), as vqvae.images.grid has laid them out."""
-    step = (sheet.shape[1] - PAD) // rows
-    return [sheet[:, PAD + row * step : (row + 1) * step, PAD:-PAD] for row in range(rows)]
+    """The rows of samples.png (3, H, W), as vqvae.images.grid has laid them out, without the names that older ones lack."""
+    step = (sheet.shape[1] - GAP) // rows
+    left = GAP + MARGIN if (sheet.shape[2] - GAP) % SAMPLES_PER_CLASS else GAP
+    return [sheet[:, GAP + row * step : (row + 1) * step, left:-GAP] for row in range(rows)]
 
 
 def read_json(file: Path) -> dict[str, Any]:

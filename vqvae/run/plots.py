@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +38,13 @@ def plot_curves(lines: list[dict[str, Any]], path: Path) -> None:
     save(figure, path)
 
 
-def plot_codes(counts: list[Tensor], histograms: dict[str, dict[str, list[float]]], path: Path) -> None:
+def plot_codes(counts: list[Tensor], histograms: dict[str, dict[str, list[float]]], passed: float, path: Path) -> None:
     """How often each code of each map is used, most used first, beside uniform use; then histograms by figure -> PNG.
 
-    counts: M x (K_m,). histograms: as made in metrics.codebook, of registered figures.
+    counts: M x (K_m,), of the validation set. histograms: as made in metrics.codebook, of registered figures. passed: share of
+    the vectors that are passed on unquantized, which are among the counts with the code that they are stored by.
     """
+    among = f", {passed:.0%} of them passed on" if passed else ""
     figure, axes = subplots(len(counts) + len(histograms))
     for m, (axis, uses) in enumerate(zip(axes, counts)):
         share = uses.double().sort(descending=True).values / uses.sum().clamp_min(1) * len(uses)
@@ -49,13 +52,16 @@ def plot_codes(counts: list[Tensor], histograms: dict[str, dict[str, list[float]
         axis.axhline(1, color="black", linewidth=0.8, linestyle="--", label="uniform use")
         used = int((uses > 0).sum())
         axis.set_title(f"codebook {m}: {used} of {len(uses)} codes used", fontsize=10)
-        axis.set_xlabel("codes, most used first", fontsize=8)
+        axis.set_xlabel(f"codes, most used first, by {int(uses.sum()):,} validation vectors{among}", fontsize=8)
         axis.set_ylabel("use relative to uniform", fontsize=8)
         axis.legend(fontsize=7)
     for axis, (name, bins) in zip(axes[len(counts) :], histograms.items()):
         axis.stairs(bins["counts"], bins["edges"], fill=True, alpha=0.6)
         entry = find(name)
-        axis.set_title(name, fontsize=10)
+        counted = entry.protocol.split(";")[0] if entry else name
+        kind = "level" if entry and "{level}" in entry.name else "codebook"
+        title = f"{kind} {name.rpartition('_')[2]}: {counted}"
+        axis.set_title(textwrap.shorten(title, 72, placeholder=" ..."), fontsize=8)
         axis.set_xlabel((entry.panel or "") if entry else "", fontsize=8)
         axis.set_yticks([])
     for axis in axes:

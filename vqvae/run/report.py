@@ -13,7 +13,7 @@ from vqvae import __version__, distributed
 from vqvae.data.code_store import CodeStore
 from vqvae.data.codes import bits_of_uniform
 from vqvae.errors import UserError
-from vqvae.images import grid, rows_of, write_png
+from vqvae.images import Captions, grid, rows_of, write_png
 from vqvae.inference.trained_model import TrainedModel
 from vqvae.metrics.codebook import count_codes
 from vqvae.metrics.registry import figure, find, without_split
@@ -29,6 +29,7 @@ from vqvae.training.hardware import RATE, SECONDS
 from vqvae.training.logger import is_number, read_lines
 
 SAMPLES_PER_CLASS = 8
+PASSED = "autoencoder/identity_mapped_"  # the figure of a level
 
 for stage in STAGES:
     figure(
@@ -79,7 +80,8 @@ def summarize(run: Run, trained: TrainedModel) -> dict[str, Any] | None:
             plot_curves(read_lines(folder.stage(stage) / "metrics.jsonl"), images / "curves.png")
     if store is not None:
         histograms = {name: value for name, value in metrics.items() if is_plotted_histogram(name, value)}
-        plot_codes(store_counts(store), histograms, folder.path / "codebook.png")
+        passed = max((value for name, value in metrics.items() if name.startswith(PASSED)), default=0.0)
+        plot_codes(store_counts(store), histograms, passed, folder.path / "codebook.png")
     if trained.prior is not None and store is not None:
         metrics[UNIFORM] = bits_of_uniform(store.codebook_sizes, store.code_shapes)
         draw_samples(run, trained)
@@ -152,7 +154,10 @@ def draw_samples(run: Run, trained: TrainedModel) -> None:
     count = SAMPLES_PER_CLASS * (len(names) or 4)
     labels = torch.arange(len(names)).repeat_interleave(SAMPLES_PER_CLASS) if names else None
     items = run.data.to_items(trained.sample(range(count), labels))
-    write_png(run.folder.path / "samples.png", grid(rows_of(run.data.picture(items), SAMPLES_PER_CLASS)))
+    captions = Captions(
+        rows=names or [f"from seed {row * SAMPLES_PER_CLASS}" for row in range(count // SAMPLES_PER_CLASS)]
+    )
+    write_png(run.folder.path / "samples.png", grid(rows_of(run.data.picture(items), SAMPLES_PER_CLASS), captions))
     if run.data.suffix != ".png" or items.dtype != torch.uint8:
         firsts = range(0, count, SAMPLES_PER_CLASS)
         titles = names or [str(seed) for seed in firsts]

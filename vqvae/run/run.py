@@ -141,12 +141,12 @@ class Run:
 
     def prior_stage(self, prior: Prior, tokenizer: TrainedModel) -> PriorStage:
         """Prior stage, which previews samples decoded by `tokenizer`."""
-        node = self.cfg.prior
+        node, names = self.cfg.prior, self.data.class_names
 
         def draw(codes: list[Tensor]) -> Tensor:
             return self.data.picture(to_uint8(tokenizer.decode(codes)))
 
-        return PriorStage(prior, draw, self.sampling(), node.class_dropout, node.label_smoothing)
+        return PriorStage(prior, draw, self.sampling(), node.class_dropout, node.label_smoothing, names)
 
     def sampling(self) -> Sampling:
         """Default sampling; guided if trained with class dropout."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae.errors import UserError, suggest
+from vqvae.images import Captions
 from vqvae.priors.sampling import Known
 from vqvae.sampling.classes import choose_labels
 from vqvae.sampling.job import Job, paint
@@ -41,7 +42,8 @@ def complete(job: Job) -> None:
     known = Known([m.expand(n, *m.shape[1:]) for m in given], [m.expand(n, *m.shape) for m in kept])
     items, codes = job.draw(labels, known)
     shown = [original[None], paint(original[None], region[None]), job.decode(given), items]
-    png = job.write_images("completions.png", torch.cat(shown), min(settings["columns"], n + 3))
+    captions = Captions(tiles=["original", "masked", "decoded", *(f"seed {seed}" for seed in job.seeds)])
+    png = job.write_images("completions.png", torch.cat(shown), min(settings["columns"], n + 3), captions)
     arrays = {f"codes_{m}": drawn for m, drawn in enumerate(codes)}
     arrays |= {f"given_{m}": own[0] for m, own in enumerate(given)}
     arrays |= {f"kept_{m}": mask for m, mask in enumerate(kept)}

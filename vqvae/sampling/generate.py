@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vqvae.images import Captions
 from vqvae.sampling.classes import choose_labels
 from vqvae.sampling.frames import Frames, render, write_gif
-from vqvae.sampling.job import Drawn, Job, join
+from vqvae.sampling.job import MOST_SHOWN, Drawn, Job, join
 from vqvae.surroundings.terminal import say
 
 SHARD = 10_000  # samples of a file, or a few more, because chunks are not divided
-MOST_SHOWN = 1_000  # samples in the grid
 
 
 def generate(job: Job) -> None:
@@ -38,8 +38,14 @@ def generate(job: Job) -> None:
             start += len(items)
         assert pending is not None, "n is at least 1"
         files.append(pending.result())
-    png = job.write_images("grid.png", torch.cat(shown), columns)
     of_them = f" ({len(chosen):,} of them)" if len(chosen) < n else ""
+    classes = [names[label] if label >= 0 else "" for label in labels[chosen].tolist()]
+    note = f"{len(chosen):,} of {n:,} samples" if of_them else ""
+    by_rows = settings["class"] == "all" and names
+    captions = (
+        Captions(rows=classes[::columns], note=note) if by_rows else Captions(tiles=classes if names else (), note=note)
+    )
+    png = job.write_images("grid.png", torch.cat(shown), columns, captions)
     say(f"{n:,} samples: {png}{of_them}")
     say(f"images and codes: {files[0]}" + (f" .. {files[-1].name}" if len(files) > 1 else ""))
     if frames is not None:

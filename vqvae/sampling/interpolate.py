@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 
 from vqvae.errors import UserError
+from vqvae.images import Captions
 from vqvae.inference.trained_model import TrainedModel
 from vqvae.sampling.job import Job
 from vqvae.sampling.sources import names_in, read_named
 from vqvae.surroundings.terminal import say
+
+MOST_COLUMNS = 20  # images in a row
 
 
 def interpolate(job: Job) -> None:
@@ -20,7 +23,10 @@ def interpolate(job: Job) -> None:
     ends = torch.stack([read_named(job.run, name)[0] for name in names])  # (2, C, *S)
     path = job.run.data.to_items(between(job.trained, job.x(ends), n))
     shown = torch.cat([ends[:1], path, ends[1:]])
-    png = job.write_images("interpolation.png", shown, len(shown))
+    columns = min(len(shown), MOST_COLUMNS)
+    between_ends = [f"{i} of {n + 1}" for i in range(1, n + 1)]
+    captions = Captions(tiles=["original", "decoded", *between_ends, "decoded", "original"])
+    png = job.write_images("interpolation.png", shown, columns, captions)
     file = job.write_arrays("interpolation.npz", items=path, ends=job.run.data.values(ends))
     if job.settings["singles"]:
         job.write_singles([f"{i:03d}" for i in range(len(path))], path)

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from vqvae.data.items import center_crop
 from vqvae.errors import UserError
-from vqvae.images import grid, rows_of, write_png, x_of
+from vqvae.images import Captions, grid, rows_of, write_png, x_of
 from vqvae.inference.trained_model import TrainedModel
 from vqvae.priors.sampling import Known, OnProgress
 from vqvae.run.run import Run
 from vqvae.storage.files import path_part, write_bytes
 
 SAMPLING_KEYS = ("temperature", "top_k", "top_p", "guidance", "guidance_schedule", "method", "steps", "chunk")
+MOST_SHOWN = 1_000  # images in a PNG
 Drawn = tuple[Tensor, list[Tensor]]  # items (n, C, *S), and their M code maps (n, *s_m)
 
 
@@ -73,10 +74,14 @@ class Job:
         """Crop and scale items as read, (n, C, *R) -> (n, C, *S) in [-1, 1], on the device."""
         return x_of(center_crop(items, self.run.data.size).to(self.run.device))
 
-    def write_images(self, name: str, items: Tensor, columns: int) -> Path:
-        """Write a PNG of items (n, C, *S), in rows of `columns`."""
-        file = self.out / name
-        write_png(file, grid(rows_of(self.run.data.picture(items), columns)))
+    def write_images(self, name: str, items: Tensor, columns: int, captions: Captions) -> Path:
+        """Write a PNG of items (n, C, *S), in rows of `columns`; of more than MOST_SHOWN the first rows, which a note says."""
+        file, rows = self.out / name, max(1, MOST_SHOWN // columns)
+        if len(items) > rows * columns:
+            note = f"the first {rows * columns:,} of {len(items):,} images"
+            captions = captions._replace(rows=captions.rows[:rows], tiles=captions.tiles[: rows * columns], note=note)
+            items = items[: rows * columns]
+        write_png(file, grid(rows_of(self.run.data.picture(items), columns), captions))
         return file
 
     def write_singles(self, names: list[str], items: Tensor) -> None:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from vqvae import distributed
 from vqvae.data.items import center_crop
+from vqvae.images import Captions
 from vqvae.inference.trained_model import TrainedModel
 from vqvae.run.run import Run
 from vqvae.sampling.classes import choose_labels
@@ -58,7 +59,13 @@ def nearest(job: Job) -> None:
     n = settings["n"]
     shown = [samples.items[:, None], *(training_items(run, near.numbers[:n]) for near in neighbors.values())]
     tiles = torch.cat(shown, dim=1)  # (n, 1 + 2 k, C, *S)
-    png = job.write_images("nearest.png", tiles.flatten(0, 1), tiles.shape[1])
+    names = [run.data.class_names[label] if label >= 0 else "" for label in labels.tolist()]
+    captions = Captions(
+        rows=[f"seed {seed} {name}" for seed, name in zip(job.seeds, names)],
+        columns=["sample", *(f"{by} {rank}" for by in neighbors for rank in range(1, NEIGHBORS + 1))],
+        note="the nearest training images, by codes and by pixels",
+    )
+    png = job.write_images("nearest.png", tiles.flatten(0, 1), tiles.shape[1], captions)
     arrays = {f"{name}_{key}": value[:n] for name, near in neighbors.items() for key, value in vars(near).items()}
     arrays |= {f"held_out_{name}_distances": near.distances[n:] for name, near in neighbors.items()}
     maps = {f"codes_{m}": drawn for m, drawn in enumerate(samples.codes)}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vqvae.errors import UserError
+from vqvae.images import Captions
 from vqvae.inference.trained_model import CHUNK
 from vqvae.metrics.reconstruction import item_psnr
 from vqvae.run.tables import table
@@ -33,7 +34,10 @@ def reconstruct(job: Job) -> None:
             shown.append(torch.stack([items, job.run.data.to_items(x_hat)], dim=1).flatten(0, 1))  # (2 b, C, *S)
     report(job, rows, skipped)
     columns = 2 * max(1, min(job.settings["columns"] // 2, len(rows)))
-    png = job.write_images("reconstructions.png", torch.cat(shown)[: 2 * MOST_SHOWN], columns)
+    tiles = [text for name, psnr in rows[:MOST_SHOWN] for text in (name.rpartition("/")[2], f"{psnr:.2f} dB")]
+    note = f"the first {MOST_SHOWN} of {len(rows):,}: " if len(rows) > MOST_SHOWN else ""
+    captions = Captions(tiles=tiles, note=f"{note}originals, each beside its reconstruction and PSNR")
+    png = job.write_images("reconstructions.png", torch.cat(shown)[: 2 * MOST_SHOWN], columns, captions)
     say(f"originals and reconstructions, side by side: {png}\nall PSNRs: {job.out / 'psnr.csv'}")
 
 

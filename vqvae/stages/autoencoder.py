@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae.data.items import ItemBatch
-from vqvae.images import Show, grid, to_uint8
+from vqvae.images import Captions, Show, grid, to_uint8
 from vqvae.losses.objective import Objective
 from vqvae.metrics.codebook import CodeCounts, binned, count_codes, declare_use, describe, histogram
 from vqvae.metrics.reconstruction import MSE, PSNR, reconstruction_metrics, reconstruction_sums
@@ -169,7 +169,8 @@ class AutoencoderStage(Stage):
 
     def preview(self, batch: ItemBatch) -> dict[str, Tensor]:
         x_hat = self.objective.head.to_image(self.model(batch.x).decoded)
-        return {"reconstructions": grid([self.show(to_uint8(row)) for row in (batch.x, x_hat)])}
+        captions = Captions(rows=("original", "reconstruction"))
+        return {"reconstructions": grid([self.show(to_uint8(row)) for row in (batch.x, x_hat)], captions)}
 
     def warnings(self, metrics: dict[str, Any], best: dict[str, Any]) -> dict[str, str]:
         return collapse_warnings(self.model, metrics, self.vectors, *self.done)

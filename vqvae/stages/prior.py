@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vqvae import distributed
 from vqvae.data.codes import CodeBatch
-from vqvae.images import grid
+from vqvae.images import Captions, grid
 from vqvae.metrics.reconstruction import error_of_mean
 from vqvae.metrics.registry import figure
 from vqvae.priors.base import Prior, Scored
@@ -60,8 +60,8 @@ class PriorStage(Stage):
     The loss is the prior's own; metrics are in bits of all codes, under the name that the prior gives them (`bits_name`).
     `draw` turns codes into images uint8 (B, 1 or 3, H, W), for previews, `sampling` how they are drawn.
     class_dropout: share of examples whose class is hidden (label -1), so that the prior learns p(codes) beside
-    p(codes | class). label_smoothing: share of the loss that all codes have in equal parts. Raises UserError for values
-    out of range.
+    p(codes | class). label_smoothing: share of the loss that all codes have in equal parts. class_names: captions of
+    previews. Raises UserError for values out of range.
     """
 
     keeps_best = True  # a prior overfits; its best validation step is the one to keep
@@ -73,8 +73,9 @@ class PriorStage(Stage):
         sampling: Sampling,
         class_dropout: LessThanOne = 0.0,
         label_smoothing: LessThanOne = 0.0,
+        class_names: Sequence[str] = (),
     ) -> None:
-        self.prior, self.draw, self.sampling = prior, draw, sampling
+        self.prior, self.draw, self.sampling, self.class_names = prior, draw, sampling, class_names
         self.class_dropout, self.label_smoothing = class_dropout, label_smoothing
         self.monitor, self.train_monitor = f"prior/{prior.bits_name}", f"prior/train_{prior.bits_name}"
         self.headline = (self.monitor, self.train_monitor)
@@ -136,12 +137,13 @@ class PriorStage(Stage):
 
     def preview(self, batch: CodeBatch) -> dict[str, Tensor]:
         count = len(batch.labels)
-        labels = torch.arange(count, device=batch.labels.device) % max(1, self.prior.num_classes)
+        columns = (count + 1) // 2  # each of one class
+        labels = torch.arange(count, device=batch.labels.device) % columns % max(1, self.prior.num_classes)
         labels = labels if self.prior.num_classes else labels - 1
-        codes = self.prior.sample(list(range(count)), labels, self.sampling)
-        drawn = self.draw(codes)
-        rows = [drawn[: (count + 1) // 2], drawn[(count + 1) // 2 :]] if count > 1 else [drawn]
-        return {"samples": grid(rows)}
+        drawn = self.draw(self.prior.sample(list(range(count)), labels, self.sampling))
+        names = [self.class_names[label] for label in labels[:columns].tolist()] if self.class_names else []
+        rows = [drawn[:columns], drawn[columns:]] if count > 1 else [drawn]
+        return {"samples": grid(rows, Captions(columns=names))}
 
     def _hide_classes(self, labels: Tensor) -> Tensor:
         """Sets labels (B,) to -1 with a share of `class_dropout`; drawn for the global batch, sliced by rank."""
