@@ -9,7 +9,7 @@ from typing import Any
 
 from vqvae.config.compose import check_train, resolve
 from vqvae.config.program import entry_point, typed_overrides, without_places
-from vqvae.config.sweep import in_sweep, job_folder
+from vqvae.config.sweep import in_sweep
 from vqvae.errors import TooManyUnreadable, UserError
 from vqvae.surroundings.own_folder import own_folder
 from vqvae.surroundings.terminal import printable, say
@@ -24,12 +24,13 @@ def main(cfg: Any) -> float | None:
         from tqdm.contrib.logging import logging_redirect_tqdm
 
         from vqvae import distributed
-        from vqvae.report.write import report_end
+        from vqvae.report.write import results_of
         from vqvae.run.last_screen import last_screen
         from vqvae.run.lock import locked
         from vqvae.run.process import set_up_process
-        from vqvae.run.report import monitored, summarize, write_summary
+        from vqvae.run.report import monitored, write_summary
         from vqvae.run.start import start_run
+        from vqvae.run.sweep_job import folder_of_job
         from vqvae.run.train import train_autoencoder, train_prior
         from vqvae.training.stop import Stopped, StopRequest
 
@@ -39,7 +40,7 @@ def main(cfg: Any) -> float | None:
             distributed.init()
             overrides = typed_overrides()
             adopt_config(cfg, overrides)
-            own = job_folder() if in_sweep() else cfg.run_dir and Path(cfg.run_dir)
+            own = folder_of_job(cfg) if in_sweep() else cfg.run_dir and Path(cfg.run_dir)
             with locked(own) as path:
                 cfg.run_dir = str(path)
                 run = start_run(cfg, overrides, in_sweep())
@@ -48,9 +49,7 @@ def main(cfg: Any) -> float | None:
                         train_autoencoder(run, stop)
                     if "prior" in run.cfg.stages:
                         train_prior(run, run.tokenizer(), stop)
-                    trained = run.trained_model()
-                    figures = summarize(run, trained)
-                    page = report_end(run, trained) if run.cfg.report else None
+                    figures, page = results_of(run)
                 if figures is None:
                     return None
                 say(last_screen(run, figures, page))

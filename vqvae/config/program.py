@@ -45,14 +45,14 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
             except Exception as error:
                 message = user_message(error, config_name)
                 if in_sweep():
-                    return end_job_of_sweep(error, message)
+                    return end_job_of_sweep(Path(cfg.run_dir), error, message)
                 if message is None:
                     raise
                 fail(message)
             finally:
                 end_workers()
             if in_sweep():
-                record_job(error=None)
+                record_job(Path(cfg.run_dir), error=None)
             return result
 
         def program() -> None:
@@ -118,13 +118,13 @@ def end_workers() -> None:
         worker.terminate()
 
 
-def end_job_of_sweep(error: Exception, message: str | None) -> None:
+def end_job_of_sweep(run_dir: Path, error: Exception, message: str | None) -> None:
     """Prints why a job of a sweep failed and records it. A bug, which has no message, shows its traceback."""
     if message is None:
         traceback.print_exc()
         message = f"{type(error).__name__}: {error}"
     sys.stderr.write(f"error: {one_line(message)}\n")
-    record_job(one_line(message))
+    record_job(run_dir, one_line(message))
 
 
 def one_line(message: str) -> str:

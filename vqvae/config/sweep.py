@@ -17,7 +17,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from vqvae.config.typed import values_of
+from vqvae.config.typed import parsed, quoted, values_of
 from vqvae.errors import UserError
 
 SUFFIX = ".job.json"
@@ -44,13 +44,13 @@ def sweep_folder(arguments: list[str]) -> Iterator[list[str]]:
     elif given:
         if (Path(given[-1]) / "config.yaml").is_file():
             raise UserError(f"run_dir={given[-1]} holds a run: a sweep needs a folder of its own")
-        yield arguments
+        yield [*arguments, fixed_keys(arguments)]
     elif os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError("a sweep of several processes needs run_dir=...")
     else:
         folder = new_folder(Path("runs"))
         try:
-            yield [*arguments, f"run_dir={folder}"]
+            yield [*arguments, f"run_dir={folder}", fixed_keys(arguments)]
         finally:
             with contextlib.suppress(OSError):
                 folder.rmdir()
@@ -74,9 +74,29 @@ def in_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def job_folder() -> Path:
-    """The folder of the present job: below the sweep's, named by the job's overrides."""
-    return Path(HydraConfig.get().sweep.dir) / job_name(own_overrides())
+def fixed_keys(arguments: list[str]) -> str:
+    """An override of Hydra's own that names the keys of a sweep which do not vary: it goes with a job to any machine."""
+    given = (parsed(argument) for argument in arguments if not argument.startswith("-"))
+    fixed = sorted({one.key_or_group for one in given if one is not None and not one.is_sweep_override()})
+    return f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(quoted, fixed))}]"
+
+
+def job_folders() -> tuple[Path, Path]:
+    """Where the present job belongs: below the sweep's folder, named by what varies there; and by all overrides, as in older
+    versions."""
+    hydra, overrides = HydraConfig.get(), own_overrides()
+    fixed = set(hydra.job.config.override_dirname.exclude_keys)
+    varying = [override for override in overrides if key_of(override) not in fixed]
+    return Path(hydra.sweep.dir) / job_name(varying or overrides), Path(hydra.sweep.dir) / job_name(overrides)
+
+
+def another(folder: Path) -> Path:
+    """A folder of another name, which differs for different overrides of the present job."""
+    return folder.with_name(f"{folder.name}-{short_hash(','.join(sorted(own_overrides())))}")
+
+
+def key_of(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0].split("@")[0]
 
 
 def own_overrides() -> list[str]:
@@ -89,12 +109,22 @@ def job_name(overrides: list[str]) -> str:
     readable = re.sub(r"[^A-Za-z0-9.,=_-]+", "-", text)
     if readable == text and len(text) <= 100:
         return text
-    return f"{readable[:80]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return f"{readable[:80]}-{short_hash(text)}"
 
 
-def record_job(error: str | None) -> None:
-    """Writes the record of the present job, at its end. It lies beside the job's folder, which need not exist."""
-    folder = job_folder()
+def short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def record_job(run_dir: Path, error: str | None) -> None:
+    """Writes the record of the present job, at its end. It lies beside the job's folder, which need not exist.
+
+    run_dir: the job's folder; the sweep's, if the job has failed before it had one.
+    """
+    folder = run_dir
+    if run_dir == Path(HydraConfig.get().sweep.dir):
+        folder, _ = job_folders()
+        folder = another(folder) if (folder / "config.yaml").is_file() else folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     record = {"overrides": own_overrides(), "error": error}
     folder.with_name(folder.name + SUFFIX).write_text(json.dumps(record) + "\n")

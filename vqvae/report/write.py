@@ -13,11 +13,32 @@ from vqvae.errors import UserError
 from vqvae.inference.trained_model import TrainedModel
 from vqvae.report.contents import Contents, gather
 from vqvae.report.page import write_page
+from vqvae.run import report
 from vqvae.run.folder import RunFolder
 from vqvae.run.run import Run
 
 NAME = "report.html"
 MOST_RUNS = 24
+
+
+def results_of(run: Run) -> tuple[dict[str, Any] | None, Path | None]:
+    """The figures of a finished run by name, on rank 0, and its report: those that it has, or new ones. Call it on all ranks.
+
+    Those that it has are taken if they are of its weights.
+    """
+    page, figures = written_report(run), report.kept_figures(run)
+    if figures is not None and (page is not None or not run.cfg.report):
+        return figures, page
+    trained = run.trained_model()
+    figures = report.summarize(run, trained)
+    return figures, report_end(run, trained) if run.cfg.report else None
+
+
+def written_report(run: Run) -> Path | None:
+    """The report of a run, if it is not older than its summary; else None. The same on all ranks."""
+    page, summary = run.folder.path / NAME, run.folder.path / "summary.json"
+    fresh = page.is_file() and summary.is_file() and page.stat().st_mtime_ns >= summary.stat().st_mtime_ns
+    return page if distributed.broadcast_object(fresh) else None
 
 
 def report_end(run: Run, trained: TrainedModel) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from vqvae.run.plots import plot_codes, plot_curves
 from vqvae.run.run import Run
 from vqvae.run.tables import table
 from vqvae.stages.autoencoder import AutoencoderStage
-from vqvae.storage.files import path_part, write_json
+from vqvae.storage.files import path_part, read_own_text, write_json
 from vqvae.surroundings.terminal import say
 from vqvae.training.hardware import RATE, SECONDS
 from vqvae.training.logger import is_number, read_lines
@@ -87,7 +88,7 @@ def summarize(run: Run, trained: TrainedModel) -> dict[str, Any] | None:
         draw_samples(run, trained)
     metrics |= searched | bits_per_dim(metrics, run.data)
     reported = figures(metrics)
-    write_summary(folder.path, unreadable, reported)
+    write_summary(folder.path, unreadable, reported, sources(run))
     for split, count in unreadable.items():
         if count:
             say(f"{count} items of the split '{split}' could not be read: others took their place, see train.log")
@@ -100,11 +101,40 @@ def monitored(figures: dict[str, Any]) -> float | None:
     return next((figures[name] for name in monitors if name in figures), None)
 
 
-def write_summary(folder: Path, unreadable: dict[str, int], reported: dict[str, dict[str, Any]]) -> None:
-    """Write summary.json of a run: the number of unreadable items of each split, and figures. On rank 0."""
+def write_summary(
+    folder: Path, unreadable: dict[str, int], reported: dict[str, dict[str, Any]], made_of: dict[str, Any] | None = None
+) -> None:
+    """Write summary.json of a run: the number of unreadable items of each split, figures, what they were made of. On rank 0."""
     if distributed.is_main():
-        about = {"version": __version__, "unreadable_items": unreadable, "figures": reported}
+        about = {"version": __version__, "unreadable_items": unreadable, "figures": reported, "made_of": made_of}
         write_json(folder / "summary.json", about)
+
+
+def sources(run: Run) -> dict[str, Any]:
+    """What a summary is made of: the files of weights, whose names have their checksums, and how they are searched."""
+    files = {stage: run.folder.weights_file(stage) for stage in STAGES}
+    weights = {stage: file.name for stage, file in files.items() if file is not None}
+    return {"weights": weights, "search_sweeps": run.cfg.search_sweeps}
+
+
+def kept_figures(run: Run) -> dict[str, Any] | None:
+    """The figures in summary.json, if it was made by this version, of these weights, and its pictures are there; else None.
+
+    The same on all ranks.
+    """
+    path, figures = run.folder.path, None
+    if distributed.is_main():
+        pictures = ["codebook.png", "samples.png"] if run.folder.weights_file("prior") else []
+        try:
+            about = json.loads(read_own_text(path / "summary.json") or "{}")
+            if about["version"] == __version__ and about["made_of"] == sources(run):
+                found = {str(name): entry["value"] for name, entry in about["figures"].items()}
+                figures = found if all(map(is_number, found.values())) else None
+        except (UserError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            figures = None
+        if not all((path / name).is_file() for name in pictures):
+            figures = None
+    return distributed.broadcast_object(figures)
 
 
 def stage_figures(run: Run, stage: str) -> dict[str, Any]:

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from vqvae.config.sweep import Job, read_jobs
+from vqvae.config.saved import read_saved
+from vqvae.config.sweep import Job, key_of, read_jobs
+from vqvae.errors import UserError
 from vqvae.metrics.registry import find
 from vqvae.metrics.renames import rename
 from vqvae.run.tables import table
@@ -34,18 +37,20 @@ class SweepSummary(Callback):
                 finished[summary.parent.name] = {"error": f"{summary} is damaged"}
         jobs = read_jobs(base)
         failed = {job.name: {"error": job.error} for job in jobs if job.error is not None}
-        rows = [{"job": name, **values} for name, values in {**finished, **failed}.items()]
+        settings = varying_settings(base, jobs)
+        rows = [{"job": name, **settings.get(name, {}), **values} for name, values in {**finished, **failed}.items()]
         if not rows:
             return
-        columns = list(dict.fromkeys(name for row in rows for name in row))
+        keys = list(dict.fromkeys(key for own in settings.values() for key in own))
+        columns = list(dict.fromkeys(["job", *keys, *(name for row in rows for name in row)]))
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, columns)
         writer.writeheader()
         writer.writerows(rows)
         write_bytes(base / "summary.csv", text.getvalue().encode())
-        labels = short_names(jobs)
-        shown = shown_columns(columns)
-        cells = [[labels.get(row["job"], row["job"]), *(row.get(c, "") for c in shown)] for row in rows]
+        shown = [*keys, *shown_columns(columns)]
+        labels = {job.name: ",".join(f"{key}={value}" for key, value in settings[job.name].items()) for job in jobs}
+        cells = [[labels.get(row["job"]) or row["job"], *(row.get(c, "") for c in shown)] for row in rows]
         counts = f"{len(rows) - len(failed)} finished jobs" + (f" and {len(failed)} failed" if failed else "")
         say(f"\n{counts} in {base}\n{table(['job', *(c.split('/')[-1] for c in shown)], cells)}")
         say(f"all figures: {base / 'summary.csv'}; side by side: python scripts/report.py run_dir={base}")
@@ -64,7 +69,21 @@ def shown_columns(columns: list[str]) -> list[str]:
     return [*first.values(), *(c for c in columns if c == "error")]
 
 
-def short_names(jobs: list[Job]) -> dict[str, str]:
-    """Names of jobs -> the overrides in which they differ."""
-    common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
-    return {job.name: ",".join(o for o in job.overrides if o not in common) or job.name for job in jobs}
+def varying_settings(sweep: Path, jobs: list[Job]) -> dict[str, dict[str, str]]:
+    """Names of jobs -> the keys in which they differ, with their values; what a job was not told is in its config."""
+    given = {job.name: {key_of(one): one.partition("=")[2] for one in job.overrides} for job in jobs}
+    every = dict.fromkeys(key for values in given.values() for key in values)
+    keys = [key for key in every if len({values.get(key) for values in given.values()}) > 1]
+    return {
+        name: {key: values[key] if key in values else configured(sweep / name, key) for key in keys}
+        for name, values in given.items()
+    }
+
+
+def configured(folder: Path, key: str) -> str:
+    """The value of a key in a run's config; nothing where that has no such value, as that of a group."""
+    try:
+        value = OmegaConf.select(read_saved(folder / "config.yaml"), key)
+    except (UserError, OmegaConfBaseException):
+        return ""
+    return "" if value is None or OmegaConf.is_config(value) else str(value)
