@@ -8,7 +8,7 @@ from conftest import error_of
 ANSWERS = {
     "quantizer=ema,fsq": "several values are a sweep, so add -m",
     "lr=0.1": "optimizer.lr= sets the learning rate",
-    "data.root=x": "it is a key of data=arrays, data=cifar10, data=folder; data=shapes has data.ndim, ",
+    "data.root=x": "it is a key of data=arrays, data=audio, data=cifar10; data=shapes has data.ndim, ",
     "data=my_pictures": "data=folder data.root=my_pictures takes a folder of that name",
     "data=foldr": "did you mean folder?",
     "quantizer=fsq quantizer.codebook.size=512": "quantizer=fsq has quantizer.dim, quantizer.levels",

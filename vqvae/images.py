@@ -19,7 +19,7 @@ GAP = 2  # pixels between the images of a grid
 LINE = 16  # pixels of a line of text
 MARGIN = 108  # pixels of the names of rows; no multiple of 8, which tells report/contents.py whether there are names
 LONGEST = 200  # letters of a text
-Show = Callable[[Tensor], Tensor]  # items (n, C, *S) -> images uint8 (n, 1 or 3, H, W)
+Show = Callable[[Tensor], Tensor]  # x (n, C, *S) in [-1, 1] -> images uint8 (n, 1 or 3, H, W)
 
 
 def normalize(images: Tensor) -> Tensor:

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from os.path import expanduser
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vqvae.data import held_out
-from vqvae.data.base import Data, Split, fingerprint
 from vqvae.data.depth import ValueRange, as_value_range
-from vqvae.data.folder import spread
-from vqvae.data.layout import Layout
 from vqvae.data.levels import DType, Levels, Seen, choose_levels, level_notes, recalled_levels
-from vqvae.data.patches import PatchSplit, Size, corners, cut, middle, read_patch_of
+from vqvae.data.patched import PatchedFiles
+from vqvae.data.patches import Size, cut, middle, read_patch_of
 from vqvae.data.planes import ARRAY_SUFFIXES, map_array, write_planes
 from vqvae.data.shown import Show, check_show, shown
 from vqvae.data.wave_plot import plot_waves
 from vqvae.errors import UserError
 from vqvae.images import x_of
-from vqvae.ranges import Count, Gt, In, Lt, PositiveInt, checked
-from vqvae.surroundings.terminal import printable
+from vqvae.ranges import Count, In, PositiveInt, checked
 
 LOOKED_AT = 64  # patches whose values decide the range
 SLICES = 4  # of a volume, in a picture
@@ -36,7 +30,7 @@ VERSION = 1  # part of the fingerprint; raise it when the same files give other 
 
 @checked
 @dataclass(kw_only=True)
-class Arrays(Data):
+class Arrays(PatchedFiles):
     """Patches of the .npy and .npz files below `root`, which lie there as images do: see `Folder`.
 
     ndim: number of data dims. channels: in the first or the last dim of a file; 1: there may be none. crop: dims of what the
@@ -46,22 +40,18 @@ class Arrays(Data):
     """
 
     size_key: ClassVar[str] = "crop"
+    kind: ClassVar[str] = "arrays"
+    suffixes: ClassVar = ARRAY_SUFFIXES
 
     ndim: Annotated[int, In(1, 2, 3)]
     channels: Count
-    root: str
     crop: list[PositiveInt]
-    val_share: Annotated[float, Gt(0), Lt(1)]
-    split_seed: int
-    splits: dict[str, str] | None = None
-    classes: Literal["auto", "off"] = "auto"
     dtype: DType = "float32"
     value_range: ValueRange = "auto"
     show: Show = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.recalled: dict[str, Any] = {}
         if len(self.crop) != self.ndim:
             raise UserError(f"crop={self.crop} must have one length for each of ndim={self.ndim} dims")
         self.value_range = as_value_range(self.value_range)
@@ -69,61 +59,24 @@ class Arrays(Data):
 
     # ---- what the files hold
 
-    @cached_property
-    def layout(self) -> Layout:
-        """What lies below `root`. Raises UserError for a missing root and for a folder without arrays."""
-        path = Path(expanduser(self.root))
-        if not path.is_dir():
-            raise UserError(f"data.root={self.root} is not a folder; name the folder that holds the arrays")
-        without = self.recalled.get("class_names") == []
-        return Layout(path, self.splits, "off" if without else self.classes, ARRAY_SUFFIXES)
-
-    @cached_property
-    def shapes(self) -> dict[str, dict[str, Size]]:
-        """Split -> files, and the data dims of each. Raises UserError where too many cannot be used."""
-        self.left_out: list[str] = []
-        found: dict[str, dict[str, Size]] = {}
-        for name in self.layout.folders:
-            tree = self.layout.tree(name)
-            found[name] = {}
-            for file in tree.files:
-                try:
-                    dims = map_array(tree.root / file, self.channels, self.ndim).shape[1:]
-                    if any(length < kept for length, kept in zip(dims, self.crop)):
-                        raise OSError(f"its dims {dims} are smaller than the crop {self.crop}")
-                    found[name][file] = dims
-                except OSError as error:
-                    self.left_out.append(f"{printable(str(tree.root / file))}: {error}")
-        count = sum(map(len, found.values())) + len(self.left_out)
-        if not all(found.values()) or len(self.left_out) > self.most_unreadable * count:
-            raise UserError(
-                f"{len(self.left_out)} of {count} arrays cannot be used, such as {(self.left_out or [self.root])[0]}; "
-                "repair or remove them, or set data.most_unreadable to the share that may be lost"
-            )
-        return found
-
-    @cached_property
-    def read_size(self) -> Size:
-        """Dims of a patch: crops in it start at every place until the next patch; less where a file is too small for that."""
-        if "read_size" in self.recalled:
-            return tuple(self.recalled["read_size"])
-        dims = [dims for files in self.shapes.values() for dims in files.values()]
-        return tuple(min(2 * kept - 1, *lengths) for kept, lengths in zip(self.crop, zip(*dims)))
-
     @property
     def size(self) -> Size:
         return tuple(self.crop)
 
-    @property
-    def class_names(self) -> list[str]:
-        if "class_names" in self.recalled:
-            return self.recalled["class_names"]
-        return self.layout.class_names
+    def dims_of(self, file: Path) -> Size:
+        dims = map_array(file, self.channels, self.ndim).shape[1:]
+        if any(length < kept for length, kept in zip(dims, self.crop)):
+            raise OSError(f"its dims {dims} are smaller than the crop {self.crop}")
+        return dims
+
+    def patch_size(self, shapes: list[Size]) -> Size:
+        """Less than 2 crops - 1 where a file is too small for that."""
+        return tuple(min(2 * kept - 1, *lengths) for kept, lengths in zip(self.crop, zip(*shapes)))
 
     @cached_property
     def seen(self) -> Seen:
         """Values of some patches of the training set."""
-        split = self._patches("train")
+        split = self.patches("train")
         found = []
         for index in range(0, len(split), max(1, len(split) // LOOKED_AT)):
             number, *corner = split.places[index].tolist()
@@ -137,57 +90,25 @@ class Arrays(Data):
         return choose_levels(self.dtype, self.value_range, self.seen)
 
     def facts(self) -> dict[str, Any]:
-        return {**super().facts(), "value_range": list(self.levels[1:]), "read_size": list(self.read_size)}
+        return {**super().facts(), "value_range": list(self.levels[1:])}
 
     def recall(self, facts: dict[str, Any]) -> None:
-        sizes = facts.get("read_size")
-        good = isinstance(sizes, list) and len(sizes) == self.ndim and all(type(one) is int for one in sizes)
-        if not good or not all(kept <= one < 2 * kept for one, kept in zip(sizes or [], self.crop)):
-            raise UserError(f"{str(sizes)[:100]} are no dims of patches for crops of {self.crop}")
-        self.recalled = facts
+        super().recall(facts)
         if "value_range" in facts:
             self.levels = recalled_levels(self.dtype, facts["value_range"])
 
     def notes(self) -> list[str]:
-        lost = f"left out: {len(self.left_out)} arrays, such as {self.left_out[0]}" if self.left_out else ""
-        patches = f"patches of {list(self.read_size)}, cropped to {self.crop}"
-        return [
-            *self.layout.notes(),
-            *([lost] if lost else []),
-            patches,
-            *level_notes(self.seen, self.levels, self.value_range),
-        ]
+        return [*super().notes(), *level_notes(self.seen, self.levels, self.value_range)]
 
     # ---- splits
 
-    def split(self, name: str) -> Split:
-        split = self._patches(name)
-        files = [split.files[number] for number in sorted(set(split.places[:, 0].tolist()))]
-        sizes = [(file, (split.root / file).stat().st_size) for file in files]
-        contents = [self._content_digest(split.root / file) for file in spread(files)]
-        parts = ["arrays", VERSION, split.name, self.crop, self.read_size, self.channels, tuple(self.levels)]
-        read_patch = partial(read_patch_of, size=self.read_size, channels=self.channels, levels=self.levels)
-        return replace(split, fingerprint=fingerprint([*parts, sizes, contents]), read_patch=read_patch)
+    def identity(self, split: str) -> list[object]:
+        return ["arrays", VERSION, split, self.crop, self.read_size, self.channels, tuple(self.levels)]
 
-    def _patches(self, name: str) -> PatchSplit:
-        """A split, without what depends on the range of values."""
-        alone = len(self.layout.folders) == 1
-        source = "train" if alone else name if name in self.layout.folders else {"val": "test", "test": "val"}[name]
-        tree, shapes = self.layout.tree(source), self.shapes[source]
-        labels, files = dict(zip(tree.files, self.layout.labels(tree))), list(shapes)
-        kept = np.ones(len(files), bool)
-        if alone:
-            out = held_out.by_hash(map(os.fsencode, files), self.val_share, self.split_seed)
-            kept, source = (~out, "train") if name == "train" else (out, "val")
-        rows = [
-            (number, *corner)
-            for number in np.flatnonzero(kept).tolist()
-            for corner in corners(shapes[files[number]], self.read_size, self.crop)
-        ]
-        found = torch.tensor([labels[files[number]] for number, *_ in rows])
-        return PatchSplit(source, found, "", tree.root, files, np.array(rows), partial(read_patch_of))
+    def read_patch(self, file: Path, corner: Size) -> Tensor:
+        return read_patch_of(file, corner, self.read_size, self.channels, self.levels)
 
-    def _content_digest(self, file: Path) -> str:
+    def content_digest(self, file: Path) -> str:
         """SHA-256 of the patch in the middle of a file: files may be too large to be read whole."""
         dims = map_array(file, self.channels, self.ndim).shape[1:]
         return hashlib.sha256(
@@ -231,4 +152,4 @@ class Arrays(Data):
     def load(self, path: Path) -> Tensor:
         """Read the patch in the middle of a file."""
         dims = map_array(path, self.channels, self.ndim).shape[1:]
-        return read_patch_of(path, middle(dims, self.read_size), self.read_size, self.channels, self.levels)
+        return self.read_patch(path, middle(dims, self.read_size))

@@ -194,6 +194,10 @@ class Data(ABC):
     def picture(self, items: Tensor) -> Tensor:
         """Draw items (n, C, *S), of 8 bits or in [-1, 1], as images uint8 (n, 1 or 3, H, W)."""
 
+    def picture_of(self, x: Tensor) -> Tensor:
+        """Draw x (n, C, *S) in [-1, 1] as images uint8 (n, 1 or 3, H, W)."""
+        return self.picture(self.to_items(x))
+
     @property
     @abstractmethod
     def suffix(self) -> str:
@@ -211,6 +215,12 @@ class Data(ABC):
     @abstractmethod
     def load(self, path: Path) -> Tensor:
         """Read any file as an item of this data set, (C, *R). Raises OSError if it cannot be decoded."""
+
+    def load_whole(self, path: Path) -> Tensor:
+        """Read a file as `load` does, at its own size. Raises UserError for data that has one size alone."""
+        raise UserError(
+            f"size=original is for images and sounds of files, and this run's data is {type(self).__name__}"
+        )
 
 
 def fingerprint(parts: Sequence[object]) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ class PatchSplit(Split):
     root: Path
     files: list[str]
     places: np.ndarray
-    read_patch: partial[Tensor]
+    read_patch: Callable[[Path, Size], Tensor]
 
     def read(self, index: int) -> Tensor:
         number, *corner = self.places[index].tolist()
@@ -38,7 +37,7 @@ class PatchSplit(Split):
         number, *corner = self.places[index].tolist()
         return f"{printable(str(self.root / self.files[number]))} at {corner}"
 
-    def subset(self, indices: Tensor) -> Split:
+    def subset(self, indices: Tensor) -> PatchSplit:
         return replace(self, labels=self.labels[indices], places=self.places[indices.numpy()])
 
 

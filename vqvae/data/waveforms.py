@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import wave
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from vqvae.data.base import Data
 from vqvae.data.wave_plot import plot_waves
-from vqvae.images import normalize, to_uint8
+from vqvae.images import normalize, to_uint8, x_of
 from vqvae.ranges import In, PositiveInt, checked
 from vqvae.storage.files import write_bytes
 
@@ -24,26 +25,16 @@ MU = 255  # of the mu-law
 
 @checked
 @dataclass(kw_only=True)
-class Waveforms(Data):
-    """Base of sound data sets: uint8 (C, T) after mu-law companding (arXiv 1609.03499, section 2.2; ITU-T G.711).
-
-    A plain wave would lose quiet passages when rounded to 8 bits; a companded one does not. The model sees the companded
-    wave in [-1, 1], so errors in quiet passages weigh more than in loud ones, as they do for the ear. Plots and .wav files
-    are expanded again.
-
-    ndim: 1. channels: C, 1 or 2. length: T, in samples. sample_rate: samples per second.
-    """
-
-    size_key: ClassVar[str] = "length"
+class Sounds(Data):
+    """Base of sound data sets. ndim: 1. channels: C, 1 or 2. sample_rate: samples per second."""
 
     ndim: Annotated[int, In(1)]
     channels: Annotated[int, In(1, 2)]
-    length: PositiveInt
     sample_rate: PositiveInt
 
-    @property
-    def size(self) -> tuple[int, ...]:
-        return (self.length,)
+    @abstractmethod
+    def waves(self, x: Tensor) -> Tensor:
+        """x (n, C, T) in [-1, 1] as models see it -> waves (n, C, T) in [-1, 1]."""
 
     @property
     def suffix(self) -> str:
@@ -53,15 +44,39 @@ class Waveforms(Data):
     def item_suffixes(self) -> frozenset[str]:
         return frozenset({".wav"})
 
-    def picture(self, items: Tensor) -> Tensor:
-        """Plot the expanded waves of items (n, C, T)."""
-        return plot_waves(expand(items))
-
     def save(self, path: Path, item: Tensor) -> Path:
         """Write a 16-bit .wav file."""
         file = path.with_name(path.name + self.suffix)
-        write_wav(file, expand(item), self.sample_rate)
+        write_wav(file, self.waves(x_of(item)), self.sample_rate)
         return file
+
+
+@checked
+@dataclass(kw_only=True)
+class Waveforms(Sounds):
+    """Base of sounds of one length: uint8 (C, T) after mu-law companding (arXiv 1609.03499, section 2.2; ITU-T G.711).
+
+    A plain wave would lose quiet passages when rounded to 8 bits; a companded one does not. The model sees the companded
+    wave in [-1, 1], so errors in quiet passages weigh more than in loud ones, as they do for the ear. Plots and .wav files
+    are expanded again.
+
+    length: T, in samples.
+    """
+
+    size_key: ClassVar[str] = "length"
+
+    length: PositiveInt
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        return (self.length,)
+
+    def waves(self, x: Tensor) -> Tensor:
+        return expand_x(x)
+
+    def picture(self, items: Tensor) -> Tensor:
+        """Plot the expanded waves of items (n, C, T)."""
+        return plot_waves(expand(items))
 
     def load(self, path: Path) -> Tensor:
         """Read the middle of a 16-bit .wav file; shorter sounds are padded with silence."""
@@ -78,8 +93,12 @@ def compand(waves: Tensor) -> Tensor:
 
 def expand(items: Tensor) -> Tensor:
     """Expand uint8 to waves in [-1, 1], float32: the inverse of `compand`."""
-    y = normalize(items)
-    return y.sign() * torch.expm1(y.abs() * math.log1p(MU)) / MU
+    return expand_x(normalize(items))
+
+
+def expand_x(x: Tensor) -> Tensor:
+    """Expand companded waves in [-1, 1] to waves in [-1, 1]. Any shape."""
+    return x.sign() * torch.expm1(x.abs() * math.log1p(MU)) / MU
 
 
 def write_wav(path: Path, waves: Tensor, sample_rate: int) -> None:

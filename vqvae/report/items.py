@@ -74,10 +74,6 @@ class Decoder:
         items, _ = next(iter(self.items.batches([indices])))
         return x_of(center_crop(items, self.run.data.size))
 
-    def show(self, x: Tensor) -> Tensor:
-        """x (n, C, *S) in [-1, 1] -> pictures uint8 (n, 1 or 3, H, W)."""
-        return self.run.data.picture(self.run.data.to_items(x))
-
     @torch.no_grad()
     def decoded(self, indices: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Reconstructions (n, C, *S) in [-1, 1] of items, and their code maps, M x (n, *s_m)."""
@@ -98,7 +94,8 @@ class Decoder:
         titles = [f"{t}, {names[label]}" if 0 <= label < len(names) else t for t, label in zip(titles, labels)]
         titles = [title[:LONGEST] for title in titles]
         originals, reconstructions = (
-            [Picture(image) for image in self.show(x)] for x in (self.originals(indices), self.decoded(indices)[0])
+            [Picture(image) for image in self.run.data.picture_of(x)]
+            for x in (self.originals(indices), self.decoded(indices)[0])
         )
         return list(map(Pair, titles, psnr.tolist(), originals, reconstructions))
 
@@ -140,7 +137,8 @@ def look_at(
             neighborhoods.add(x_hat, codes[m])
     vectors = trained.model.code_vectors(run.data.size) if counts else []
     maps = [
-        code_map(m, counts[m], codes, vectors[m].cpu(), drawn.get(m), decoder.show) for m, codes in enumerate(chosen)
+        code_map(m, counts[m], codes, vectors[m].cpu(), drawn.get(m), run.data.picture_of)
+        for m, codes in enumerate(chosen)
     ]
     if len(maps) == 1:
         maps[0].title = "Codes"

@@ -67,7 +67,7 @@ def evaluate_run(
     trained, variance = run.trained_model(), run.variance()
     judgment = None if wanted.backbone is None else Judgment.of(run, trained, split, wanted)
     loader = run.loader(split)
-    stage = AutoencoderStage(trained.model, Objective(trained.head, {}), variance, run.data.picture)
+    stage = AutoencoderStage(trained.model, Objective(trained.head, {}), variance, run.data.picture_of)
     metrics = evaluate(stage, ItemEvaluationSet(run.data, loader), batch_size, len(loader), "reconstructing")
     metrics |= searched_figures(run, trained, split, search)
     if "perceptual" in wanted.metrics and len(run.data.size) == 2 and scales_of(run.data.size) > 1:

@@ -18,7 +18,6 @@ from vqvae.data.base import Data, Split
 from vqvae.data.code_store import CodeStore
 from vqvae.data.loader import ItemLoader
 from vqvae.errors import UserError
-from vqvae.images import to_uint8
 from vqvae.inference.inputs import DataInfo
 from vqvae.inference.trained_model import TrainedModel
 from vqvae.judging.judge import Judge
@@ -90,7 +89,7 @@ class Run:
         objective = build_objective(self.cfg, head, self.data, variance).to(self.device)
         if self.cfg.train == "decoder":
             model.freeze_codes()
-        parts = (model, objective, variance, self.data.picture, epoch_steps, self.observer())
+        parts = (model, objective, variance, self.data.picture_of, epoch_steps, self.observer())
         adversary = build_adversary(self.cfg.adversary, self.data)
         stage = AutoencoderStage(*parts) if adversary is None else AdversarialStage(adversary, *parts)
         if stage.observer is not None and self.cfg.evaluation.monitor == "frechet":
@@ -144,7 +143,7 @@ class Run:
         node, names = self.cfg.prior, self.data.class_names
 
         def draw(codes: list[Tensor]) -> Tensor:
-            return self.data.picture(to_uint8(tokenizer.decode(codes)))
+            return self.data.picture_of(tokenizer.decode(codes))
 
         return PriorStage(prior, draw, self.sampling(), node.class_dropout, node.label_smoothing, names)
 

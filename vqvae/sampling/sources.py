@@ -12,7 +12,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vqvae import distributed
-from vqvae.data.images import Images
 from vqvae.data.items import center_crop
 from vqvae.data.tree import list_tree
 from vqvae.errors import UserError
@@ -61,12 +60,10 @@ def read_many(run: Run, folder: str | None, count: int | None) -> Iterator[tuple
 
 
 def read_originals(run: Run, folder: str, count: int | None) -> Iterator[tuple[str, Tensor | OSError]]:
-    """The first `count` files below a folder (None: all) -> names, and items (C, H, W) of their own size, or why not.
+    """The first `count` files below a folder (None: all) -> names, and items (C, *S) of their own size, or why not.
 
-    Raises UserError for data that is no images, and where there is no such folder, or nothing in it.
+    Raises UserError for data of one size alone, and where there is no such folder, or nothing in it.
     """
-    if not isinstance(run.data, Images):
-        raise UserError(f"size=original is for images, and this run's data is {type(run.data).__name__}")
     readers = [(name, partial(run.data.load_whole, path)) for name, path in files_below(run, folder)]
     yield from read_each(readers[:count])
 

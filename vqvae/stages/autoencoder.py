@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae.data.items import ItemBatch
-from vqvae.images import Captions, Show, grid, to_uint8
+from vqvae.images import Captions, Show, grid
 from vqvae.losses.objective import Objective
 from vqvae.metrics.codebook import CodeCounts, binned, count_codes, declare_use, describe, histogram
 from vqvae.metrics.reconstruction import MSE, PSNR, reconstruction_metrics, reconstruction_sums
@@ -69,7 +69,7 @@ class Observer(Protocol):
 class AutoencoderStage(Stage):
     """Trains a VQ-VAE on ItemBatches. Loss: terms of the objective + every loss of the quantizers, weighted.
 
-    `variance` is that of the training data in [-1, 1]. `show` draws items for previews. `epoch_steps`: steps that one pass
+    `variance` is that of the training data in [-1, 1]. `show` draws x for previews. `epoch_steps`: steps that one pass
     over the training data takes; None where nothing is trained. `observer` adds a figure to evaluations.
     """
 
@@ -170,7 +170,7 @@ class AutoencoderStage(Stage):
     def preview(self, batch: ItemBatch) -> dict[str, Tensor]:
         x_hat = self.objective.head.to_image(self.model(batch.x).decoded)
         captions = Captions(rows=("original", "reconstruction"))
-        return {"reconstructions": grid([self.show(to_uint8(row)) for row in (batch.x, x_hat)], captions)}
+        return {"reconstructions": grid([self.show(row) for row in (batch.x, x_hat)], captions)}
 
     def warnings(self, metrics: dict[str, Any], best: dict[str, Any]) -> dict[str, str]:
         return collapse_warnings(self.model, metrics, self.vectors, *self.done)

@@ -1,0 +1,290 @@
+"""Laws of sound files: parts at one rate, crops of every place, silence and damage counted, both stages and what follows."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import wave
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL_CODEBOOK, TINY, assert_same_result, error_of, run, stop_at, train_inside
+from test_data import CPU
+
+import vqvae
+from vqvae.data import sound_files
+from vqvae.data.audio import Audio
+from vqvae.data.items import ItemEvaluationSet, ItemTrainingSet
+from vqvae.data.loader import ItemLoader
+from vqvae.data.sound_files import length_of, read_sound
+from vqvae.data.wave_plot import HEIGHT, INK, PAPER, ROWS, plot_sounds
+from vqvae.errors import UserError
+
+sf = pytest.importorskip("soundfile")
+soxr = pytest.importorskip("soxr")
+RATE = 8000
+TINY_DATA = [one for one in TINY if not one.startswith("data.")]
+
+
+def sound(seconds: float, rate: int = RATE, channels: int = 1, seed: int = 0) -> np.ndarray:
+    """Noise below a quarter of the rate, so that resampling loses nothing: (samples, channels)."""
+    noise = np.random.default_rng(seed).standard_normal((round(seconds * rate), channels))
+    spectrum = np.fft.rfft(noise, axis=0)
+    spectrum[len(spectrum) // 4 :] = 0
+    wave_form = np.fft.irfft(spectrum, len(noise), axis=0)
+    return (0.5 * wave_form / np.abs(wave_form).max()).astype(np.float32)
+
+
+def write(file: Path, values: np.ndarray, rate: int = RATE, **settings: Any) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    sf.write(file, values, rate, **settings)
+    return file
+
+
+def folder_of(root: Path, *seconds: float, rate: int = RATE, channels: int = 1, suffix: str = ".wav") -> Path:
+    for seed, one in enumerate(seconds):
+        write(root / f"{seed}{suffix}", sound(one, rate, channels, seed), rate)
+    return root
+
+
+def audio(root: Path, cache: Path, **settings: Any) -> Audio:
+    plain: dict[str, Any] = {"ndim": 1, "channels": 1, "rate": RATE, "seconds": 0.1, "flip": False, "limit": None}
+    more = {"workers": 0, "cache_dir": str(cache), "root": str(root), "val_share": 0.25, "split_seed": 0}
+    return Audio(**{**plain, "resident": "stream", **more, **settings})
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".mp3", ".aiff", ".opus"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_every_format_is_read_as_what_was_written(suffix: str, channels: int, tmp_path: Path) -> None:
+    """Lossy ones within their loss, and a part as the whole has it."""
+    values = sound(1.0, channels=channels)
+    settings = {"format": "OGG", "subtype": "OPUS"} if suffix == ".opus" else {}
+    file = write(tmp_path / f"x{suffix}", values, **settings)
+    read = read_sound(file, 0, None, channels, RATE)
+    assert read.shape[0] == channels
+    assert abs(read.shape[1] - RATE) <= 0.1 * RATE  # mp3 ends with a whole frame
+    shift = read[:, : RATE // 2] - values[: RATE // 2].T
+    lossy = suffix in (".ogg", ".mp3", ".opus")
+    assert np.sqrt(np.square(shift).mean()) < (0.03 if lossy else 1e-4)
+    part = read_sound(file, 2000, 1500, channels, RATE)
+    assert np.abs(part - read[:, 2000:3500]).max() < (0.02 if lossy else 1e-6)
+
+
+@pytest.mark.parametrize("own", [8000, 11025, 16000, 22050, 44100, 48000, 44099])
+@pytest.mark.parametrize("start", [-50, 0, 1, 777, 7000])
+def test_a_part_of_any_rate_is_that_part_of_the_whole_at_the_rate_asked_for(
+    own: int, start: int, tmp_path: Path
+) -> None:
+    values = sound(1.5, own)
+    file = write(tmp_path / "x.wav", values, own, subtype="FLOAT")
+    whole = soxr.resample(values, own, RATE)[:, 0] if own != RATE else values[:, 0]
+    assert length_of(file, 1, RATE) == len(values) * RATE // own
+    part = read_sound(file, start, 900, 1, RATE)[0]
+    assert np.abs(part[max(0, -start) :] - whole[max(0, start) : start + 900]).max() < 1e-4
+    assert not part[: max(0, -start)].any()
+
+
+def test_beyond_its_end_a_sound_is_silent(tmp_path: Path) -> None:
+    file = write(tmp_path / "x.wav", sound(0.1), subtype="FLOAT")
+    part = read_sound(file, 700, 300, 1, RATE)[0]
+    assert part[:100].any()
+    assert not part[100:].any()
+    assert not read_sound(file, 2000, 300, 1, RATE).any()
+
+
+def test_one_channel_is_the_mean_and_two_are_made_by_repetition(tmp_path: Path) -> None:
+    both, one = sound(0.2, channels=2), sound(0.2, seed=5)
+    stereo, mono = write(tmp_path / "s.wav", both, subtype="FLOAT"), write(tmp_path / "m.wav", one, subtype="FLOAT")
+    assert np.allclose(read_sound(stereo, 0, None, 1, RATE)[0], both.mean(1), atol=1e-6)
+    assert np.array_equal(read_sound(stereo, 0, None, 2, RATE), both.T)
+    assert np.array_equal(read_sound(mono, 0, None, 2, RATE), np.repeat(one.T, 2, 0))
+    with pytest.raises(OSError, match="3 channels, which are not made two"):
+        read_sound(write(tmp_path / "t.wav", sound(0.2, channels=3)), 0, None, 2, RATE)
+
+
+def test_crops_reach_every_place_of_a_file_that_is_long_enough(tmp_path: Path) -> None:
+    data = audio(folder_of(tmp_path / "p", 0.5, 0.53, 0.1, 0.12), tmp_path, val_share=0.01)
+    room = data.read_size[0] - data.size[0] + 1
+    assert data.read_size[0] == 2 * data.size[0] - 1
+    for number, (file, (length,)) in enumerate(data.shapes["train"].items()):
+        split = data.patches("train")
+        begun = {
+            start + offset for n, start in split.places.tolist() if split.files[n] == file for offset in range(room)
+        }
+        if begun and length >= data.read_size[0]:
+            assert begun == set(range(length - data.size[0] + 1)), number
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.125, 0.15, 0.19])
+def test_evaluation_hears_no_padding_of_a_short_file(seconds: float, tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "p", 1.0, seconds)
+    data = audio(root, tmp_path)
+    (length,) = data.dims_of(root / "1.wav")
+    (start,) = data.places_in((length,))[0]
+    middle = start + (data.read_size[0] - data.size[0]) // 2
+    assert 0 <= middle <= length - data.size[0]
+
+
+def test_files_of_one_length_are_not_padded(tmp_path: Path) -> None:
+    data = audio(folder_of(tmp_path / "p", 0.1, 0.1, 0.1), tmp_path)
+    assert data.read_size == data.size == (800,)
+
+
+def test_batches_are_the_same_wherever_items_lie_and_do_not_depend_on_where_one_starts(tmp_path: Path) -> None:
+    folder_of(tmp_path / "p", 0.5, 0.3, 0.11, 0.7, rate=11025, channels=2, suffix=".flac")
+    sets = []
+    for kind, workers, first in (
+        ("stream", 0, 0),
+        ("stream", 0, 3),
+        ("memory", 0, 3),
+        ("disk", 0, 3),
+        ("stream", 2, 3),
+    ):
+        data = audio(tmp_path / "p", tmp_path / "c", channels=2, resident=kind, workers=workers, flip=True)
+        train, val = (ItemLoader(data, data.split(name), CPU) for name in ("train", "val"))
+        batches = list(itertools.islice(ItemTrainingSet(data, train, 6, seed=1).batches_from(first), 7 - first))
+        sets.append([*batches[3 - first :], *ItemEvaluationSet(data, val).batches(5)])
+    for first_set, *others in zip(*sets):
+        assert first_set.x.shape[1:] == (2, 800)
+        assert all(torch.equal(first_set.x, other.x) for other in others)
+
+
+def test_silent_parts_are_left_out_on_request_and_counted(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "p" / "train", 0.4, 0.4)
+    folder_of(tmp_path / "p" / "val", 0.4)
+    quiet = np.concatenate([sound(0.4, seed=7), np.zeros((3200, 1), np.float32)])
+    write(root / "quiet.wav", quiet)
+    every, loud = (audio(tmp_path / "p", tmp_path, silence_db=limit) for limit in (None, -50.0))
+    splits = [one.split("train") for one in (every, loud)]
+    assert len(splits[1]) < len(splits[0])
+    assert splits[0].fingerprint != splits[1].fingerprint
+    assert all(float(splits[1].read(i).square().mean()) > 1e-5 for i in range(len(splits[1])))
+    assert any(f"left out as silent: {len(splits[0]) - len(splits[1])} of train" in note for note in loud.notes())
+    with pytest.raises(UserError, match=r"no part of the train sounds is louder than data\.silence_db=0"):
+        audio(tmp_path / "p", tmp_path, silence_db=0.0).split("train")
+
+
+def test_files_that_cannot_be_used_are_counted_and_left_out(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "p", *[0.3] * 6)
+    (root / "broken.wav").write_bytes(b"RIFF")
+    (root / "empty.mp3").write_bytes(b"")
+    write(root / "short.wav", sound(0.09))
+    data = audio(root, tmp_path, most_unreadable=0.5)
+    assert sum(map(len, data.shapes.values())) == 6
+    assert any("left out: 3 sounds, such as" in note for note in data.notes())
+    assert any("short.wav: it has 0.09 seconds, and an item has 0.1" in lost for lost in data.left_out)
+    with pytest.raises(UserError, match="3 of 9 sounds cannot be used"):
+        _ = audio(root, tmp_path, most_unreadable=0.1).shapes
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"), [(np.nan, "are NaN or infinite"), (np.inf, "are NaN or infinite"), (3e4, "lie in -1 .. 1")]
+)
+def test_a_part_with_values_that_are_no_sound_is_replaced_and_named(
+    value: float, reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = folder_of(tmp_path / "p" / "train", 0.5)
+    folder_of(tmp_path / "p" / "val", 0.5)
+    wrong = sound(0.5)
+    wrong[300] = value
+    write(root / "wrong.wav", wrong, subtype="FLOAT")
+    data = audio(tmp_path / "p", tmp_path, resident="memory")
+    loader = ItemLoader(data, data.split("train"), CPU)
+    assert 0 < len(loader.unreadable) < len(loader)
+    assert loader.images is not None
+    assert float(loader.images.abs().max()) <= 1
+    assert "wrong.wav" in caplog.text
+    assert reason in caplog.text
+
+
+def test_a_file_that_ends_before_its_header_says_is_no_silence(tmp_path: Path) -> None:
+    file = write(tmp_path / "x.flac", sound(2.0))
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert length_of(file, 1, RATE) == 2 * RATE
+    with pytest.raises(OSError):  # noqa: PT011 - libsndfile's words
+        read_sound(file, RATE, RATE, 1, RATE)
+
+
+def test_the_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = folder_of(tmp_path / "p", 0.3, 0.3, rate=11025)
+    for missing in ("soxr", "soundfile"):
+
+        def without(name: str, gone: str = missing) -> Any:
+            if name == gone:
+                raise ImportError(f"No module named {gone!r}")
+            return sf if name == "soundfile" else soxr
+
+        monkeypatch.setattr(sound_files.importlib, "import_module", without)
+        with pytest.raises(UserError, match=f"data=audio needs the package {missing}.*'.\\[audio\\]'"):
+            _ = audio(root, tmp_path).shapes
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"channels": 3}, "channels must be one of 1, 2"),
+        ({"rate": 0}, "rate must be at least 1"),
+        ({"seconds": 1e-6}, "is less than one sample at rate=8000"),
+        ({"root": "gone"}, "name the folder that holds the sounds"),
+    ],
+)
+def test_mistakes_are_one_sentence(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        audio(**{"root": tmp_path, "cache": tmp_path, **settings}).split("train")
+
+
+def test_louder_is_darker_and_higher_is_higher_in_a_spectrogram() -> None:
+    t = torch.arange(8000) / RATE
+    tones = torch.stack([torch.sin(2 * torch.pi * f * t) * a for f, a in ((500, 1.0), (500, 0.01), (3000, 1.0))])
+    pictures = plot_sounds(tones[:, None])[:, 0, HEIGHT:]
+    darkest = [picture.float().mean(1).argmin().item() for picture in pictures]
+    assert darkest == [pytest.approx(ROWS * (1 - f / 4000), abs=2) for f in (500, 500, 3000)]
+    assert INK <= int(pictures[0].min()) < int(pictures[1].min()) < PAPER
+    assert bool((plot_sounds(torch.zeros(1, 1, 800))[:, :, HEIGHT:] == PAPER).all())
+
+
+def test_both_stages_and_all_that_follows_take_sound_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split, name in itertools.product(("train", "val"), ("a", "b")):
+        folder_of(tmp_path / "p" / split / name, 0.2, 0.07, rate=11025, suffix=".flac")
+    own = [one for one in TINY_DATA if not one.startswith("prior.network")]
+    data = ["data=audio", f"data.root={tmp_path / 'p'}", "data.rate=8000", "data.seconds=0.04", "data.channels=2"]
+    data += ["data.workers=0", "data.resident=stream", f"data.cache_dir={tmp_path / 'c'}"]
+    prior = ["prior=wavenet", "prior.network.width=8", "prior.network.layers=2"]
+    overrides, path, again = [*own, *SMALL_CODEBOOK, *data, *prior], tmp_path / "run", tmp_path / "again"
+    train_inside(*overrides, f"run_dir={path}")
+    stop_at(monkeypatch, "autoencoder", 3)
+    with pytest.raises(SystemExit):
+        train_inside(*overrides, f"run_dir={again}")
+    monkeypatch.undo()
+    train_inside(*overrides, f"run_dir={again}")
+    assert_same_result(path, again)
+    assert {file.name for file in (path / "samples").iterdir()} == {"a.wav", "b.wav"}
+    run("sample.py", f"run_dir={path}", "n=2", "singles=true", f"out={tmp_path / 'drawn'}")
+    drawn = np.load(tmp_path / "drawn" / "samples.npz")["items"]
+    assert (drawn.shape, drawn.dtype) == ((2, 2, 320), np.dtype("float32"))
+    with wave.open(str(next((tmp_path / "drawn").glob("*.wav")))) as file:
+        assert (file.getframerate(), file.getnchannels(), file.getnframes()) == (8000, 2, 320)
+    run("scripts/evaluate.py", f"run_dir={path}")
+    run("scripts/export.py", f"run_dir={path}", f"out={tmp_path / 'export'}")
+    model = vqvae.load(tmp_path / "export")
+    assert model.data.sample_rate == 8000
+    assert model.values(model.sample([0])).dtype == np.dtype("float32")
+
+
+def test_the_command_line_refuses_seconds_that_the_stride_does_not_divide(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["data=audio", f"data.root={folder_of(tmp_path / 'p', 0.5, 0.5)}", "data.rate=8000", "data.seconds=0.05025"]
+    said = error_of(capsys, *TINY_DATA, *data, f"run_dir={tmp_path / 'run'}")
+    assert "data.seconds=0.05025: a size of 402 does not divide by the encoder's stride 4" in said
+    assert said.count("\n") == 1
+
+
+def test_facts_bring_back_the_data_without_its_files(tmp_path: Path) -> None:
+    data = audio(folder_of(tmp_path / "p", 0.5, 0.5), tmp_path)
+    again = audio(tmp_path / "gone", tmp_path)
+    again.recall(json.loads(json.dumps(data.facts())))
+    assert (again.read_size, again.class_names) == (data.read_size, [])
