@@ -246,29 +246,111 @@ def test_louder_is_darker_and_higher_is_higher_in_a_spectrogram() -> None:
     assert bool((plot_sounds(torch.zeros(1, 1, 800))[:, :, HEIGHT:] == PAPER).all())
 
 
-def test_both_stages_and_all_that_follows_take_sound_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A finished run on sounds of two classes at 11,025 samples per second, brought to 8,000; and what it was started with."""
+    folder = tmp_path_factory.mktemp("audio")
     for split, name in itertools.product(("train", "val"), ("a", "b")):
-        folder_of(tmp_path / "p" / split / name, 0.2, 0.07, rate=11025, suffix=".flac")
+        folder_of(folder / "p" / split / name, 0.2, 0.07, rate=11025, suffix=".flac")
     own = [one for one in TINY_DATA if not one.startswith("prior.network")]
-    data = ["data=audio", f"data.root={tmp_path / 'p'}", "data.rate=8000", "data.seconds=0.04", "data.channels=2"]
-    data += ["data.workers=0", "data.resident=stream", f"data.cache_dir={tmp_path / 'c'}"]
+    data = ["data=audio", f"data.root={folder / 'p'}", "data.rate=8000", "data.seconds=0.04", "data.channels=2"]
+    data += ["data.workers=0", "data.resident=stream", f"data.cache_dir={folder / 'c'}"]
     prior = ["prior=wavenet", "prior.network.width=8", "prior.network.layers=2"]
-    overrides, path, again = [*own, *SMALL_CODEBOOK, *data, *prior], tmp_path / "run", tmp_path / "again"
-    train_inside(*overrides, f"run_dir={path}")
+    overrides = [*own, *SMALL_CODEBOOK, *data, *prior]
+    train_inside(*overrides, f"run_dir={folder / 'run'}")
+    return folder / "run", overrides
+
+
+def heard(file: Path) -> tuple[int, int, np.ndarray]:
+    """Rate, channels, and samples (n, channels) of a .wav file of 16 bits."""
+    with wave.open(str(file)) as opened:
+        values = np.frombuffer(opened.readframes(opened.getnframes()), "<i2")
+        return opened.getframerate(), opened.getnchannels(), values.reshape(-1, opened.getnchannels()) / 32767
+
+
+def test_a_run_on_sound_files_that_was_stopped_ends_as_one_that_was_not(
+    trained: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, overrides = trained
     stop_at(monkeypatch, "autoencoder", 3)
     with pytest.raises(SystemExit):
-        train_inside(*overrides, f"run_dir={again}")
+        train_inside(*overrides, f"run_dir={tmp_path / 'again'}")
     monkeypatch.undo()
-    train_inside(*overrides, f"run_dir={again}")
-    assert_same_result(path, again)
-    assert {file.name for file in (path / "samples").iterdir()} == {"a.wav", "b.wav"}
-    run("sample.py", f"run_dir={path}", "n=2", "singles=true", f"out={tmp_path / 'drawn'}")
-    drawn = np.load(tmp_path / "drawn" / "samples.npz")["items"]
+    train_inside(*overrides, f"run_dir={tmp_path / 'again'}")
+    assert_same_result(path, tmp_path / "again")
+
+
+def test_samples_are_sounds_of_the_data_rate(trained: tuple[Path, list[str]], tmp_path: Path) -> None:
+    assert {file.name for file in (trained[0] / "samples").iterdir()} == {"a.wav", "b.wav"}
+    run("sample.py", f"run_dir={trained[0]}", "n=2", f"out={tmp_path}")
+    drawn = np.load(tmp_path / "samples.npz")["items"]
     assert (drawn.shape, drawn.dtype) == ((2, 2, 320), np.dtype("float32"))
-    with wave.open(str(next((tmp_path / "drawn").glob("*.wav")))) as file:
-        assert (file.getframerate(), file.getnchannels(), file.getnframes()) == (8000, 2, 320)
-    run("scripts/evaluate.py", f"run_dir={path}")
-    run("scripts/export.py", f"run_dir={path}", f"out={tmp_path / 'export'}")
+    for file, item in zip(sorted(tmp_path.glob("*.wav")), drawn, strict=True):
+        rate, channels, values = heard(file)
+        assert (rate, channels) == (8000, 2)
+        assert np.abs(values.T - item).max() <= 0.5 / 32767 + 1e-6
+    run("sample.py", f"run_dir={trained[0]}", "n=2", "singles=false", f"out={tmp_path / 'none'}")
+    assert not list((tmp_path / "none").glob("*.wav"))
+
+
+def test_a_sound_is_continued_after_the_seconds_that_are_kept(trained: tuple[Path, list[str]], tmp_path: Path) -> None:
+    given = write(tmp_path / "given.wav", sound(0.5, 11025), 11025)
+    run(
+        "sample.py",
+        f"run_dir={trained[0]}",
+        "mode=complete",
+        f"image={given}",
+        "keep=0.01",
+        "n=4",
+        f"out={tmp_path / 'o'}",
+    )
+    arrays = np.load(tmp_path / "o" / "completions.npz")
+    assert arrays["mask"].tolist() == [False] * 80 + [True] * 240
+    assert arrays["kept_0"].tolist() == [True] * 20 + [False] * 60
+    assert (arrays["codes_0"][:, :20] == arrays["given_0"][:20]).all()
+    assert len(np.unique(arrays["codes_0"], axis=0)) > 1
+    assert len(list((tmp_path / "o").glob("*.wav"))) == 4
+    model = vqvae.load(trained[0])
+    first = torch.from_numpy(read_sound(given, 0, 320, 2, 8000))[None]
+    assert np.array_equal(model.encode(first)[0][0].numpy(), arrays["given_0"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["keep=0.04"], "keep=0.04 leaves nothing to draw: sounds of this run have 0.04 seconds"),
+        (["keep=0.01", "mask=0,8"], "leave one out"),
+        (["keep=-1"], "keep=-1 must be above 0"),
+    ],
+)
+def test_what_cannot_be_kept_is_one_sentence(
+    settings: list[str], message: str, trained: tuple[Path, list[str]]
+) -> None:
+    said = run("sample.py", f"run_dir={trained[0]}", "mode=complete", "image=0", *settings, check=False)
+    assert said.returncode == 2
+    assert message in said.stderr
+    assert said.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("size", [[], ["size=original"]])
+def test_reconstructions_of_sound_files_are_written(
+    size: list[str], trained: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    """As items, or of the length that the files have."""
+    source = folder_of(tmp_path / "in", 0.1, 0.051, rate=11025)
+    (source / "no.wav").write_bytes(b"RIFF")
+    said = run(
+        "sample.py", f"run_dir={trained[0]}", "mode=reconstruct", f"folder={source}", f"out={tmp_path / 'o'}", *size
+    )
+    assert "1 files skipped" in said.stdout
+    lengths = {file.stem[0]: len(heard(file)[2]) for file in (tmp_path / "o").glob("*_reconstructed.wav")}
+    assert lengths == ({"0": 799, "1": 407} if size else {"0": 320, "1": 320})
+
+
+def test_a_run_on_sound_files_is_evaluated_and_exported(trained: tuple[Path, list[str]], tmp_path: Path) -> None:
+    run("scripts/evaluate.py", f"run_dir={trained[0]}", f"out={tmp_path / 'e.json'}")
+    assert "autoencoder/psnr_db" in (tmp_path / "e.json").read_text()
+    run("scripts/export.py", f"run_dir={trained[0]}", f"out={tmp_path / 'export'}")
     model = vqvae.load(tmp_path / "export")
     assert model.data.sample_rate == 8000
     assert model.values(model.sample([0])).dtype == np.dtype("float32")

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqvae.data.waveforms import Sounds
 from vqvae.errors import UserError, suggest
 from vqvae.images import Captions
 from vqvae.priors.sampling import Known
@@ -32,7 +33,7 @@ def complete(job: Job) -> None:
     names = names_in(settings["image"])
     if len(names) != 1:
         raise UserError(f"mode=complete needs one image, got image={settings['image']}")
-    region = region_of(settings["mask"] or "right_half", job.run.data.size)
+    region = region_to_draw(job)
     original, label = read_named(job.run, names[0])
     labels = choose_labels(settings["class"], job.run.data.class_names, job.seeds)
     if settings["class"] is None and label >= 0:
@@ -48,13 +49,28 @@ def complete(job: Job) -> None:
     arrays |= {f"given_{m}": own[0] for m, own in enumerate(given)}
     arrays |= {f"kept_{m}": mask for m, mask in enumerate(kept)}
     file = job.write_arrays("completions.npz", items=items, labels=labels, seeds=job.seeds, mask=region, **arrays)
-    if settings["singles"]:
+    if job.writes_singles:
         job.write_singles([f"{seed:06d}" for seed in job.seeds], items)
     count, every = sum(int(mask.sum()) for mask in kept), sum(mask.numel() for mask in kept)
     say(
         f"original, masked, reconstruction, and {n} completions that keep {count} of {every} codes: {png}\n"
         f"images, their codes, and those that were given and kept: {file}"
     )
+
+
+def region_to_draw(job: Job) -> Tensor:
+    """What the settings `keep` or `mask` leave to be drawn, (*S) bool. Raises UserError for what is no such region."""
+    settings, data = job.settings, job.run.data
+    if settings["keep"] is None:
+        return region_of(settings["mask"] or "right_half", data.size)
+    if not isinstance(data, Sounds):
+        raise UserError(f"keep= is for sounds, and this run's data is {type(data).__name__}: say mask=")
+    (length,), rate = data.size, data.sample_rate
+    if (kept := round(settings["keep"] * rate)) >= length:
+        raise UserError(
+            f"keep={settings['keep']:g} leaves nothing to draw: sounds of this run have {length / rate:g} seconds"
+        )
+    return torch.arange(length) >= kept
 
 
 def region_of(mask: Any, size: tuple[int, ...]) -> Tensor:

@@ -57,7 +57,7 @@ def generate(job: Job) -> None:
 def write(job: Job, start: int, labels: Tensor, items: Tensor, codes: list[Tensor]) -> Path:
     """Write the samples from number `start` on; returns the file of all."""
     names, seeds = job.run.data.class_names, job.seeds[start : start + len(items)]
-    if job.settings["singles"]:
+    if job.writes_singles:
         classes = [f"_{names[label]}" if label >= 0 else "" for label in labels.tolist()]
         job.write_singles([f"{seed:06d}{name}" for seed, name in zip(seeds, classes)], items)
     name = "samples.npz" if len(items) == job.settings["n"] else f"samples_{start:06d}.npz"

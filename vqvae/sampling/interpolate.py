@@ -28,7 +28,7 @@ def interpolate(job: Job) -> None:
     captions = Captions(tiles=["original", "decoded", *between_ends, "decoded", "original"])
     png = job.write_images("interpolation.png", shown, columns, captions)
     file = job.write_arrays("interpolation.npz", items=path, ends=job.run.data.values(ends))
-    if job.settings["singles"]:
+    if job.writes_singles:
         job.write_singles([f"{i:03d}" for i in range(len(path))], path)
     say(
         f"an original, its reconstruction, {n} images between, and the other's reconstruction and original: {png}\n"

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from vqvae.config.types import fits, mistake_in
 from vqvae.errors import UserError, suggest
-from vqvae.ranges import Count, CountOrZero, NonNegativeFloat, PositiveInt
+from vqvae.ranges import Count, CountOrZero, NonNegativeFloat, PositiveFloat, PositiveInt
 
 COMMON = ("mode", "run_dir", "n", "out", "data", "device", "allow_targets")
 DRAWING = (
@@ -24,9 +24,9 @@ DRAWING = (
 )
 KEYS = {  # of each mode, beside COMMON
     "generate": (*DRAWING, "columns", "singles", "gif"),
-    "complete": ("image", "mask", *DRAWING, "columns", "singles"),
+    "complete": ("image", "mask", "keep", *DRAWING, "columns", "singles"),
     "interpolate": ("image", "singles"),
-    "reconstruct": ("folder", "search", "columns", "size"),
+    "reconstruct": ("folder", "search", "columns", "size", "singles"),
     "nearest": DRAWING,
 }
 COUNTS = {"generate": 64, "complete": 5, "interpolate": 8, "reconstruct": 16, "nearest": 16}  # where n is null
@@ -37,6 +37,8 @@ TYPES: dict[
     "columns": PositiveInt,
     "image": str | int | list[str | int] | None,
     "mask": str | list[int] | None,
+    "keep": PositiveFloat | None,
+    "singles": bool | None,
     "folder": str | None,
     "search": CountOrZero | None,
     "size": Literal["original"] | None,
@@ -62,6 +64,8 @@ def check_mode(cfg: dict[str, Any], typed: Iterable[str]) -> None:
             raise UserError(message)
     if cfg["size"] is not None and cfg["folder"] is None:
         raise UserError("size=original needs folder=...: images as they are before they are resized")
+    if cfg["mask"] is not None and cfg["keep"] is not None:
+        raise UserError("keep= and mask= both say what is drawn anew: leave one out")
     if "image" in KEYS[mode] and cfg["image"] is None:
         example = "image=[0,1]" if mode == "interpolate" else "image=0"
         raise UserError(f"mode={mode} needs image=...: files, or numbers of validation images, such as {example}")

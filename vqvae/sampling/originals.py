@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from os.path import splitext
+
 from vqvae.images import x_of
 from vqvae.metrics.reconstruction import item_psnr
 from vqvae.sampling.job import Job
@@ -21,6 +23,6 @@ def reconstruct_originals(job: Job) -> None:
         x = x_of(item[None])
         x_hat = job.trained.reconstruct(x, sweeps_of(job), tile="auto").cpu()
         rows.append((name, float(item_psnr(x_hat, x))))
-        job.write_singles([f"{name.rpartition('.')[0]}_reconstructed"], job.run.data.to_items(x_hat))
+        job.write_singles([f"{splitext(name)[0]}_reconstructed"], job.run.data.to_items(x_hat))
     report(job, rows, skipped)
     say(f"reconstructions: {job.out}\nall PSNRs: {job.out / 'psnr.csv'}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Iterator
+from os.path import splitext
 
 import torch
 from torch import Tensor
@@ -23,15 +24,19 @@ MOST_SHOWN = 64  # images in the PNG, and lines of the table
 
 
 def reconstruct(job: Job) -> None:
-    """Writes reconstructions.png, each image beside its reconstruction, and psnr.csv, and prints a table."""
+    """Write reconstructions.png, each image beside its own, psnr.csv, and on request single files, and print a table."""
     search, skipped = sweeps_of(job), list[str]()
     shown, rows = [], []
     for names, items in chunks(read_many(job.run, job.settings["folder"], job.settings["n"]), skipped):
         x = job.x(items)
         x_hat = job.trained.in_chunks(lambda inputs: [job.trained.reconstruct(inputs[0], search)], [x])[0]
         rows += list(zip(names, item_psnr(x_hat, x.cpu()).tolist()))
+        made = job.run.data.to_items(x_hat)
+        if job.writes_singles:
+            for kind, of_kind in (("original", items), ("reconstructed", made)):
+                job.write_singles([f"{splitext(name)[0]}_{kind}" for name in names], of_kind)
         if len(rows) - len(names) < MOST_SHOWN:
-            shown.append(torch.stack([items, job.run.data.to_items(x_hat)], dim=1).flatten(0, 1))  # (2 b, C, *S)
+            shown.append(torch.stack([items, made], dim=1).flatten(0, 1))  # (2 b, C, *S)
     report(job, rows, skipped)
     columns = 2 * max(1, min(job.settings["columns"] // 2, len(rows)))
     tiles = [text for name, psnr in rows[:MOST_SHOWN] for text in (name.rpartition("/")[2], f"{psnr:.2f} dB")]
