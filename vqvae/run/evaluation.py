@@ -27,7 +27,7 @@ from vqvae.metrics.reconstruction import (
 from vqvae.metrics.registry import figure
 from vqvae.run.folder import STAGES
 from vqvae.run.judged import Judgment, Wanted
-from vqvae.run.run import Run
+from vqvae.run.run import Run, sound_observers
 from vqvae.stages.autoencoder import AutoencoderStage
 from vqvae.training.stage import evaluate
 
@@ -67,7 +67,8 @@ def evaluate_run(
     trained, variance = run.trained_model(), run.variance()
     judgment = None if wanted.backbone is None else Judgment.of(run, trained, split, wanted)
     loader = run.loader(split)
-    stage = AutoencoderStage(trained.model, Objective(trained.head, {}), variance, run.data.picture_of)
+    parts = (trained.model, Objective(trained.head, {}), variance, run.data.picture_of)
+    stage = AutoencoderStage(*parts, observers=sound_observers(run.data))
     metrics = evaluate(stage, ItemEvaluationSet(run.data, loader), batch_size, len(loader), "reconstructing")
     metrics |= searched_figures(run, trained, split, search)
     if "perceptual" in wanted.metrics and len(run.data.size) == 2 and scales_of(run.data.size) > 1:

@@ -17,6 +17,7 @@ from vqvae.config.build import build
 from vqvae.data.base import Data, Split
 from vqvae.data.code_store import CodeStore
 from vqvae.data.loader import ItemLoader
+from vqvae.data.waveforms import Sounds
 from vqvae.errors import UserError
 from vqvae.inference.inputs import DataInfo
 from vqvae.inference.trained_model import TrainedModel
@@ -25,6 +26,7 @@ from vqvae.judging.observer import FrechetObserver
 from vqvae.losses.heads import Head
 from vqvae.losses.likelihood import Likelihood
 from vqvae.losses.objective import Objective
+from vqvae.metrics.sounds import SoundObserver
 from vqvae.model import VQVAE
 from vqvae.priors.base import Prior
 from vqvae.priors.sampling import Sampling
@@ -34,7 +36,7 @@ from vqvae.run.known_data import KnownData
 from vqvae.run.lock import locked
 from vqvae.stages.adversarial import AdversarialStage
 from vqvae.stages.adversary import Adversary
-from vqvae.stages.autoencoder import AutoencoderStage
+from vqvae.stages.autoencoder import AutoencoderStage, Observer
 from vqvae.stages.prior import PriorStage
 from vqvae.storage import checkpoint
 
@@ -89,22 +91,23 @@ class Run:
         objective = build_objective(self.cfg, head, self.data, variance).to(self.device)
         if self.cfg.train == "decoder":
             model.freeze_codes()
-        parts = (model, objective, variance, self.data.picture_of, epoch_steps, self.observer())
+        parts = (model, objective, variance, self.data.picture_of, epoch_steps, self.observers())
         adversary = build_adversary(self.cfg.adversary, self.data)
         stage = AutoencoderStage(*parts) if adversary is None else AdversarialStage(adversary, *parts)
-        if stage.observer is not None and self.cfg.evaluation.monitor == "frechet":
-            stage.monitor = stage.observer.monitor
+        if self.cfg.evaluation.monitor == "frechet":
+            stage.monitor = stage.observers[-1].monitor
         return stage
 
-    def observer(self) -> FrechetObserver | None:
-        """What `evaluation.frechet` adds to evaluations. Raises UserError for what cannot be measured."""
+    def observers(self) -> list[Observer]:
+        """What sounds, and then `evaluation.frechet`, add to evaluations. Raises UserError for what cannot be measured."""
         node = self.cfg.evaluation
+        found: list[Observer] = list(sound_observers(self.data))
         if not node.frechet:
             if node.monitor == "frechet":
                 raise UserError("evaluation.monitor=frechet needs a number of images, such as evaluation.frechet=2000")
-            return None
+            return found
         judge = Judge.load(node.backbone, node.backbone_file, self.data.channels, self.data.size, self.device)
-        return FrechetObserver.of(judge, node.frechet, self.known.count("val"))
+        return [*found, FrechetObserver.of(judge, node.frechet, self.known.count("val"))]
 
     def tokenizer(self) -> TrainedModel:
         """Finished autoencoder, without a prior. Raises UserError if it is not finished."""
@@ -182,6 +185,11 @@ class Run:
         if len(store) and not -1 <= int(store.labels.min()) <= int(store.labels.max()) <= most:
             raise UserError(f"{path / 'labels.npy'} has labels that are no class; delete {path} to encode again")
         return store
+
+
+def sound_observers(data: Data) -> list[SoundObserver]:
+    """What measures reconstructions of sounds; nothing for other data."""
+    return [SoundObserver(data.waves, data.sample_rate)] if isinstance(data, Sounds) else []
 
 
 def info_of(data: Data) -> DataInfo:

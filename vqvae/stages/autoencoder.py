@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any, Protocol
 
@@ -70,7 +70,7 @@ class AutoencoderStage(Stage):
     """Trains a VQ-VAE on ItemBatches. Loss: terms of the objective + every loss of the quantizers, weighted.
 
     `variance` is that of the training data in [-1, 1]. `show` draws x for previews. `epoch_steps`: steps that one pass
-    over the training data takes; None where nothing is trained. `observer` adds a figure to evaluations.
+    over the training data takes; None where nothing is trained. `observers` add figures to evaluations.
     """
 
     meters: CodeCounts
@@ -85,11 +85,11 @@ class AutoencoderStage(Stage):
         variance: float,
         show: Show,
         epoch_steps: Fraction | None = None,
-        observer: Observer | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self.model, self.objective, self.variance, self.show = model, objective, variance, show
         self.epoch_steps, self.epochs = epoch_steps, Fraction(0)
-        self.observer = observer
+        self.observers = list(observers)
         self.networks: dict[str, nn.Module] = {"model": model}
         self.meters = CodeCounts(model.codebook_sizes, tuple(SPANS))
         self.done = 0, 0  # steps, and of how many
@@ -137,8 +137,8 @@ class AutoencoderStage(Stage):
         x, output = batch.x, self.model(batch.x)
         x_hat = self.objective.head.to_image(output.decoded)
         sums = reconstruction_sums(x_hat, x)
-        if self.observer is not None:
-            sums |= {f"observed:{name}": value for name, value in self.observer.sums(x, x_hat).items()}
+        for number, observer in enumerate(self.observers):
+            sums |= {f"observed{number}:{name}": value for name, value in observer.sums(x, x_hat).items()}
         terms = self._weigh(self.objective(output.decoded, x), output)
         sums |= {f"term:{name}": value.double() * len(x) for name, value in terms.items()}
         sums |= {f"histogram:{name}": counts for name, counts in output.histograms.items()}
@@ -153,11 +153,9 @@ class AutoencoderStage(Stage):
             elif kind == "histogram":
                 low, high = HISTOGRAM_RANGES[name.split("/")[-1]]
                 metrics[of_level(f"{name}_histogram")] = binned(value, low, high)
-        if self.observer is not None:
-            observed = {
-                name.removeprefix("observed:"): value for name, value in sums.items() if name.startswith("observed:")
-            }
-            metrics |= self.observer.figures(observed)
+        for number, observer in enumerate(self.observers):
+            own = f"observed{number}:"
+            metrics |= observer.figures({name[len(own) :]: sums[name] for name in sums if name.startswith(own)})
         means = {name: metrics[f"autoencoder/reconstruction_{name}"] for name in self.objective.weights}
         metrics |= self.objective.head.figures(means)
         maps = [sums[f"counts{m}"] for m in range(len(self.model.codebook_sizes))]
