@@ -38,7 +38,7 @@ def prior_of(name: str, shapes: list[tuple[int, ...]], sizes: list[int]) -> Auto
     small = [f"prior.network.{one}" for one in SMALL[name]]
     node = resolve(compose("train", [f"prior={name}", *small])).prior.network
     torch.manual_seed(0)
-    prior = build(node, "prior.network", code_shapes=shapes, codebook_sizes=sizes, num_classes=3).eval()
+    prior = build(node, "prior.network", code_shapes=shapes, digits=[[size] for size in sizes], num_classes=3).eval()
     with torch.no_grad():
         for parameter in prior.parameters():  # far from uniform
             parameter.mul_(1.5)
@@ -202,7 +202,7 @@ def test_priors_that_cannot_code_are_told(run_dir: Path, tmp_path: Path) -> None
         resolve(compose("train", ["prior=maskgit"])).prior.network,
         "prior.network",
         code_shapes=[(4, 4)],
-        codebook_sizes=[8],
+        digits=[[8]],
         num_classes=0,
     )
     model = vqvae.load(run_dir)

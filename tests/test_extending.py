@@ -99,34 +99,36 @@ EXTENSIONS = {
     ),
     "prior": (
         """
+        import math
         from torch import nn
         from vqvae.priors.autoregressive import AutoregressivePrior, MapNetwork
+        from vqvae.priors.heads import Head
 
 
         class Bigrams(MapNetwork):
-            def __init__(self, codebook_size: int, grid: tuple[int, ...], width: int) -> None:
+            def __init__(self, digits: list[int], grid: tuple[int, ...], width: int) -> None:
                 super().__init__()
-                self.grid, self.embedding = grid, nn.Embedding(codebook_size, width)
-                self.head = nn.Linear(width, codebook_size)
+                self.grid, self.embedding = grid, nn.Embedding(math.prod(digits), width)
+                self.head = Head(width, digits)
 
             def forward(self, codes, condition):
                 x = condition.flatten(2).transpose(1, 2).clone()  # (B, N, width)
                 x[:, 1:] += self.embedding(codes.flatten(1)[:, :-1])
-                return self.head(x.relu()).transpose(1, 2).unflatten(2, self.grid)  # (B, K, *s)
+                return x.relu().transpose(1, 2).unflatten(2, self.grid)  # (B, width, *s)
 
             def begin(self, condition):
                 return condition.flatten(2)  # (B, width, N)
 
-            def next_logits(self, cache, codes, position):
+            def next_hidden(self, cache, codes, position):
                 x = cache[:, :, position]
-                return self.head((x + self.embedding(codes[:, position - 1]) if position else x).relu())
+                return (x + self.embedding(codes[:, position - 1]) if position else x).relu()
 
 
         class BigramPrior(AutoregressivePrior):
             def __init__(
-                self, code_shapes: list[tuple[int, ...]], codebook_sizes: list[int], num_classes: int, width: int
+                self, code_shapes: list[tuple[int, ...]], digits: list[list[int]], num_classes: int, width: int
             ) -> None:
-                super().__init__(code_shapes, codebook_sizes, num_classes, width, lambda k, grid: Bigrams(k, grid, width))
+                super().__init__(code_shapes, digits, num_classes, width, lambda d, grid: Bigrams(d, grid, width))
         """,
         """
         defaults:

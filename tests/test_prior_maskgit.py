@@ -20,7 +20,7 @@ COARSE_AND_FINE: tuple[list[tuple[int, ...]], list[int]] = ([(2, 3), (4, 6)], [5
 
 def prior_of(shapes: list[tuple[int, ...]], sizes: list[int], classes: int = 3) -> MaskGIT:
     torch.manual_seed(0)
-    prior = MaskGIT(shapes, sizes, classes, width=8, layers=2, heads=2, dropout=0.0, steps=3)
+    prior = MaskGIT(shapes, [[size] for size in sizes], classes, width=8, layers=2, heads=2, dropout=0.0, steps=3)
     for parameter in prior.parameters():  # larger than usual, so that every path shows in the logits
         torch.nn.init.normal_(parameter, std=0.4)
     return prior.eval()
@@ -32,7 +32,8 @@ def nats_in_order(prior: MaskGIT, codes: Tensor, order: Tensor) -> Tensor:
     condition = prior.condition(0, [], torch.full((len(codes),), 2))
     nats = torch.zeros(len(codes), dtype=torch.float64)
     for position in order:
-        log_p = prior.networks[0](codes, known, condition).double().log_softmax(2)
+        hidden = prior.networks[0](codes, known, condition)
+        log_p = prior.networks[0].head.logits(hidden, dim=2).double().log_softmax(2)
         nats -= log_p[torch.arange(len(codes)), position, codes[:, position]]
         known[:, position] = True
     return nats
@@ -212,8 +213,8 @@ def test_the_most_confident_codes_come_first(tiny: MaskGIT, monkeypatch: pytest.
     settings = Sampling(method="confidence", temperature=0, steps=4)
     tiny.sample([0], torch.tensor([2]), settings, on_progress=watch)
     nothing = torch.zeros(1, 4, dtype=torch.int64)
-    logits = tiny.networks[0](nothing, nothing.bool(), tiny.condition(0, [], torch.tensor([2])))
-    assert first[0][0].nonzero().item() == logits.softmax(2).amax(2).argmax()
+    hidden = tiny.networks[0](nothing, nothing.bool(), tiny.condition(0, [], torch.tensor([2])))
+    assert first[0][0].nonzero().item() == tiny.networks[0].head.logits(hidden, dim=2).softmax(2).amax(2).argmax()
 
 
 # ---- the plan and the order
@@ -267,4 +268,4 @@ def test_the_halton_order_starts_as_the_sequence_does() -> None:
 def test_impossible_network_sizes_are_refused(key: str, value: float) -> None:
     good = {"width": 8, "layers": 1, "heads": 2, "dropout": 0.0, "steps": 8}
     with pytest.raises(ValueError, match=f"{key} must.* got {value}"):
-        MaskGIT([(2, 2)], [4], 0, **{**good, key: value})  # type: ignore[arg-type]
+        MaskGIT([(2, 2)], [[4]], 0, **{**good, key: value})  # type: ignore[arg-type]

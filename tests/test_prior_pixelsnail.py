@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_priors import logits_of
 from torch import Tensor
 
 from vqvae.priors.pixelsnail import CausalAttention, CausalConv2d, PixelSNAIL
@@ -25,7 +26,7 @@ MAPS = {
 def prior_of(shapes: list[tuple[int, ...]], sizes: list[int], **changed: Any) -> PixelSNAIL:
     torch.manual_seed(0)
     settings = {"num_classes": 3, "width": 8, "blocks": 2, "layers": 2, "heads": 2, "dropout": 0.1, **changed}
-    prior = PixelSNAIL(shapes, sizes, **settings)
+    prior = PixelSNAIL(shapes, [[size] for size in sizes], **settings)
     for parameter in prior.parameters():  # larger than usual, so that every path shows in the logits
         torch.nn.init.normal_(parameter, std=0.3)
     return prior.double().eval()
@@ -67,20 +68,20 @@ def test_logits_depend_on_every_code_before_and_on_no_other() -> None:
     shapes, sizes = [(5, 7)], [6]
     prior, labels = prior_of(shapes, sizes, blocks=1, layers=1), torch.tensor([1])
     codes = random_codes(shapes, sizes, 1)[0]
-    before = prior.logits([codes], labels)[0].flatten(2)
+    before = logits_of(prior, [codes], labels)[0].flatten(2)
     for position in range(35):
         changed = codes.clone()
         changed.view(-1)[position] = (changed.view(-1)[position] + 1) % 6
-        after = prior.logits([changed], labels)[0].flatten(2)
+        after = logits_of(prior, [changed], labels)[0].flatten(2)
         assert (before != after).any(1)[0].tolist() == [position < other for other in range(35)]
 
 
 def test_a_coarse_map_and_the_class_reach_every_code_of_a_fine_map() -> None:
     shapes, sizes = MAPS["coarse and fine"]
     prior, codes = prior_of(shapes, sizes), random_codes(*MAPS["coarse and fine"], batch=1)
-    before = prior.logits(codes, torch.tensor([0]))[1]
-    coarse = prior.logits([(codes[0] + 1) % sizes[0], codes[1]], torch.tensor([0]))[1]
-    other_class = prior.logits(codes, torch.tensor([-1]))[1]
+    before = logits_of(prior, codes, torch.tensor([0]))[1]
+    coarse = logits_of(prior, [(codes[0] + 1) % sizes[0], codes[1]], torch.tensor([0]))[1]
+    other_class = logits_of(prior, codes, torch.tensor([-1]))[1]
     assert (before != coarse).any(1).all()
     assert (before != other_class).any(1).all()
 
@@ -89,13 +90,13 @@ def test_a_coarse_map_and_the_class_reach_every_code_of_a_fine_map() -> None:
 def test_cached_logits_are_those_of_the_whole_network_and_read_no_later_code(maps: str) -> None:
     shapes, sizes = MAPS[maps]
     prior, codes, labels = prior_of(shapes, sizes), random_codes(*MAPS[maps], batch=4), torch.tensor([0, 1, 2, -1])
-    for m, (network, expected) in enumerate(zip(prior.networks, prior.logits(codes, labels))):
+    for m, (network, expected) in enumerate(zip(prior.networks, logits_of(prior, codes, labels))):
         with torch.no_grad():
             cache = network.begin(prior.condition(m, codes, labels))
             for position in range(codes[m][0].numel()):
                 flat = codes[m].flatten(1).clone()
                 flat[:, position:] = torch.randint(sizes[m], flat[:, position:].shape)
-                logits = network.next_logits(cache, flat, position)
+                logits = network.head.logits(network.next_hidden(cache, flat, position))
                 assert torch.allclose(logits, expected.flatten(2)[..., position], rtol=0, atol=1e-12)
 
 
@@ -128,9 +129,9 @@ def test_a_cache_is_not_shared_between_two_samplings() -> None:
 
 def test_dropout_acts_in_training_only() -> None:
     prior, codes, labels = prior_of([(3, 3)], [5], dropout=0.5), torch.randint(5, (1, 3, 3)), torch.tensor([0])
-    assert torch.equal(prior.logits([codes], labels)[0], prior.logits([codes], labels)[0])
+    assert torch.equal(logits_of(prior, [codes], labels)[0], logits_of(prior, [codes], labels)[0])
     prior.train()
-    assert not torch.equal(prior.logits([codes], labels)[0], prior.logits([codes], labels)[0])
+    assert not torch.equal(logits_of(prior, [codes], labels)[0], logits_of(prior, [codes], labels)[0])
 
 
 @pytest.mark.parametrize(

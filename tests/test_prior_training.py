@@ -156,7 +156,9 @@ class Plain(Prior):
     bits_name = "bits_per_code_bound"
 
     def __init__(self) -> None:
-        super().__init__(SHAPES, [256, 256], num_classes=0, width=1, network=lambda size, shape: torch.nn.Identity())
+        super().__init__(
+            SHAPES, [[256], [256]], num_classes=0, width=1, network=lambda digits, shape: torch.nn.Identity()
+        )
 
     def forward(self, codes: list[Tensor], labels: Tensor, label_smoothing: float = 0.0) -> Scored:
         nats = [one.float() for one in codes]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_priors import logits_of
 from torch import Tensor, nn
 
 from vqvae.priors.sampling import Known, Sampling
@@ -24,7 +25,8 @@ MAPS = {
 def transformer(maps: tuple[list[tuple[int, ...]], list[int]], **changes: Any) -> Transformer:
     torch.manual_seed(0)
     settings = {"width": 16, "layers": 2, "heads": 2, "dropout": 0.0, "random_order_until": 0.5, **changes}
-    prior = Transformer(*maps, num_classes=3, **settings)
+    shapes, sizes = maps
+    prior = Transformer(shapes, [[size] for size in sizes], num_classes=3, **settings)
     for parameter in prior.parameters():  # larger than usual, so that every path shows in the logits
         nn.init.normal_(parameter, std=0.3)
     return prior.eval()
@@ -62,9 +64,11 @@ def test_the_cache_draws_the_codes_of_the_whole_network(name: str, guidance: flo
 def test_logits_from_the_cache_are_those_of_the_whole_network(name: str) -> None:
     prior, labels = transformer(MAPS[name]), torch.tensor([1, 0, -1])
     codes = random_codes(MAPS[name], 3)
-    for m, (network, whole) in enumerate(zip(prior.networks, prior.logits(codes, labels))):
+    for m, (network, whole) in enumerate(zip(prior.networks, logits_of(prior, codes, labels))):
         cache, flat = network.begin(prior.condition(m, codes, labels)), codes[m].flatten(1)
-        cached = torch.stack([network.next_logits(cache, flat, i) for i in range(flat.shape[1])], dim=2)
+        cached = torch.stack(
+            [network.head.logits(network.next_hidden(cache, flat, i)) for i in range(flat.shape[1])], dim=2
+        )
         assert (cached - whole.flatten(2)).abs().max() <= 1e-4 * max(1, whole.abs().max())
 
 
@@ -81,7 +85,7 @@ def test_the_cache_does_one_position_of_work_for_a_code() -> None:
         torch.zeros(2, 6, dtype=torch.int64),
     )
     for position in range(6):
-        network.next_logits(cache, codes, position)
+        network.next_hidden(cache, codes, position)
     assert rows == {2}
 
 
@@ -98,8 +102,10 @@ def test_the_likelihood_in_any_order_sums_to_one(order: list[int]) -> None:
     prior = transformer(([(2, 2)], [3]))
     codes = every_code(4, 3)  # (81, 4)
     condition = prior.condition(0, [], torch.full((len(codes),), 2))
-    logits = prior.networks[0].logits_in_order(codes, condition, torch.tensor(order).expand(len(codes), -1))
-    log_p = logits.double().log_softmax(2).gather(2, codes[:, :, None]).sum((1, 2))
+    hidden = prior.networks[0].hidden_in_order(codes, condition, torch.tensor(order).expand(len(codes), -1))
+    log_p = (
+        prior.networks[0].head.logits(hidden, dim=2).double().log_softmax(2).gather(2, codes[:, :, None]).sum((1, 2))
+    )
     assert log_p.exp().sum().item() == pytest.approx(1, abs=1e-6)
 
 
@@ -109,11 +115,11 @@ def test_in_a_random_order_a_code_depends_on_all_codes_before_it_in_that_order_a
     (network,), condition = prior.networks, prior.condition(0, [], torch.tensor([1]))
     (codes,) = (one.flatten(1) for one in random_codes(MAPS["three dims"], 1))
     order = torch.randperm(12)[None]
-    before = network.logits_in_order(codes, condition, order)
+    before = network.hidden_in_order(codes, condition, order)
     for rank, position in enumerate(order[0].tolist()):
         changed = codes.clone()
         changed[0, position] = (changed[0, position] + 1) % 5
-        differs = (network.logits_in_order(changed, condition, order) != before).any(2)[0]
+        differs = (network.hidden_in_order(changed, condition, order) != before).any(2)[0]
         assert set(differs.nonzero()[:, 0].tolist()) == set(order[0, rank + 1 :].tolist())
 
 
@@ -123,12 +129,12 @@ def test_conditions_stay_with_their_positions_in_a_random_order() -> None:
     prior = transformer(([(2, 3)], [4]))
     (network,), codes = prior.networks, torch.zeros(1, 6, dtype=torch.int64)
     order, condition = torch.tensor([[4, 1, 0, 5, 2, 3]]), torch.randn(1, 16, 2, 3)
-    before, delta = network.logits_in_order(codes, condition, order), torch.randn(16)
+    before, delta = network.hidden_in_order(codes, condition, order), torch.randn(16)
     for position in range(6):
         changed = condition.clone()
         changed.view(16, 6)[:, position] += delta
         changed.view(16, 6)[:, 3 if position != 3 else 5] -= delta  # their mean modulates all; it stays
-        first = network.logits_in_order(codes, changed, order)[0, 4]
+        first = network.hidden_in_order(codes, changed, order)[0, 4]
         assert torch.allclose(first, before[0, 4], rtol=1e-4, atol=1e-4) == (position != 4)
 
 
@@ -137,8 +143,8 @@ def test_an_explicit_raster_order_equals_no_order() -> None:
     prior = transformer(MAPS["three dims"])
     (network,), condition = prior.networks, prior.condition(0, [], torch.tensor([1, 0]))
     (codes,) = (one.flatten(1) for one in random_codes(MAPS["three dims"], 2))
-    written = network.logits_in_order(codes, condition, torch.arange(12).expand(2, -1))
-    torch.testing.assert_close(written, network.logits_in_order(codes, condition, None))
+    written = network.hidden_in_order(codes, condition, torch.arange(12).expand(2, -1))
+    torch.testing.assert_close(written, network.hidden_in_order(codes, condition, None))
 
 
 def test_the_share_of_random_orders_falls_linearly_from_one_to_zero_and_stays_there() -> None:
@@ -220,7 +226,7 @@ def test_random_orders_leave_no_trace_in_the_saved_state() -> None:
 def test_it_learns_to_copy_the_row_above(until: float) -> None:
     """The second row repeats the first: log(4) nats for each code of the first, and 0 for those of the second."""
     torch.manual_seed(0)
-    prior = Transformer([(2, 4)], [4], 0, 32, 2, 2, 0.0, until).train()
+    prior = Transformer([(2, 4)], [[4]], 0, 32, 2, 2, 0.0, until).train()
     optimizer = torch.optim.AdamW(prior.parameters(), lr=3e-3)
     row, labels = torch.randint(4, (2048, 1, 4)), torch.full((64,), -1)
     codes = row.repeat(1, 2, 1)  # (2048, 2, 4)
@@ -254,6 +260,6 @@ def test_impossible_network_sizes_are_refused(changes: dict[str, Any], message: 
 def test_logits_have_the_shape_of_the_grid() -> None:
     for shapes, sizes in MAPS.values():
         prior = transformer((shapes, sizes))
-        logits = prior.logits(random_codes((shapes, sizes), 2), torch.tensor([0, -1]))
+        logits = logits_of(prior, random_codes((shapes, sizes), 2), torch.tensor([0, -1]))
         assert [one.shape for one in logits] == [(2, size, *shape) for shape, size in zip(shapes, sizes)]
         assert all(isinstance(network, TransformerMap) for network in prior.networks)

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from test_priors import logits_of
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,7 +27,7 @@ MAPS = {
 def network_of(shapes: list[tuple[int, ...]], sizes: list[int], layers: int = 6, cycle: int = 3) -> WaveNet:
     """Dilations 1, 2, 4, 1, 2, 4: a code sees the 15 before it."""
     torch.manual_seed(0)
-    prior = WaveNet(shapes, sizes, num_classes=3, width=6, layers=layers, cycle=cycle, dropout=0.0)
+    prior = WaveNet(shapes, [[size] for size in sizes], num_classes=3, width=6, layers=layers, cycle=cycle, dropout=0.0)
     for parameter in prior.parameters():  # larger than usual, so that every path shows in the logits
         torch.nn.init.normal_(parameter, std=0.4)
     return prior.double().eval()
@@ -39,12 +40,12 @@ def random_codes(shapes: list[tuple[int, ...]], sizes: list[int], batch: int = 1
 def seen_from(prior: WaveNet, shape: tuple[int, ...], size: int, position: int) -> list[int]:
     """Flat positions whose code has an influence on the logits at `position`."""
     codes, labels = random_codes([shape], [size]), torch.tensor([1])
-    before = prior.logits(codes, labels)[0].flatten(2)[..., position]
+    before = logits_of(prior, codes, labels)[0].flatten(2)[..., position]
     seen = []
     for index in range(codes[0].numel()):
         changed = codes[0].clone()
         changed.view(-1)[index] = (changed.view(-1)[index] + 1) % size
-        if not torch.equal(prior.logits([changed], labels)[0].flatten(2)[..., position], before):
+        if not torch.equal(logits_of(prior, [changed], labels)[0].flatten(2)[..., position], before):
             seen.append(index)
     return seen
 
@@ -70,7 +71,7 @@ def test_no_dilation_reaches_beyond_the_sequence_and_a_cycle_still_covers_it(sha
 
 def test_the_receptive_field_of_the_default_covers_1024_codes() -> None:
     node = resolve(compose("train", ["prior=wavenet"])).prior.network
-    prior = build(node, "prior.network", code_shapes=[(4096,)], codebook_sizes=[8], num_classes=0)
+    prior = build(node, "prior.network", code_shapes=[(4096,)], digits=[[8]], num_classes=0)
     assert prior.networks[0].receptive_field >= 1024
 
 
@@ -92,10 +93,10 @@ def test_cached_logits_are_those_of_the_whole_network(maps: str, dtype: torch.dt
     shapes, sizes = MAPS[maps]
     prior, labels = network_of(shapes, sizes).to(dtype), torch.tensor([0, 1, 2, -1])
     codes = random_codes(shapes, sizes, batch=4)
-    for m, (network, wanted) in enumerate(zip(prior.networks, prior.logits(codes, labels))):
+    for m, (network, wanted) in enumerate(zip(prior.networks, logits_of(prior, codes, labels))):
         assert isinstance(network, WaveNetMap)
         flat, cache = codes[m].flatten(1), network.begin(prior.condition(m, codes, labels))
-        logits = [network.next_logits(cache, flat, position) for position in range(flat.shape[1])]
+        logits = [network.head.logits(network.next_hidden(cache, flat, position)) for position in range(flat.shape[1])]
         tolerance = 1e-12 if dtype == torch.float64 else 1e-5
         torch.testing.assert_close(torch.stack(logits, 2), wanted.flatten(2), atol=tolerance, rtol=tolerance)
 
@@ -111,7 +112,7 @@ def test_a_code_costs_the_same_work_at_every_position(maps: str) -> None:
     cache, work = network.begin(prior.condition(m, codes, labels)), []
     for position in range(flat.shape[1]):
         with FlopCounterMode(display=False) as counter:
-            network.next_logits(cache, flat, position)
+            network.next_hidden(cache, flat, position)
         work.append(counter.get_total_flops())
     with FlopCounterMode(display=False) as counter:
         network(codes[m], prior.condition(m, codes, labels))
@@ -123,4 +124,4 @@ def test_a_code_costs_the_same_work_at_every_position(maps: str) -> None:
 def test_impossible_network_sizes_are_refused(key: str, value: float) -> None:
     sizes = {"width": 8, "layers": 2, "cycle": 2, "dropout": 0.0, key: value}
     with pytest.raises(ValueError, match=key):
-        WaveNet([(4,)], [4], 0, **sizes)  # type: ignore[arg-type]
+        WaveNet([(4,)], [[4]], 0, **sizes)  # type: ignore[arg-type]

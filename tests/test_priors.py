@@ -48,7 +48,7 @@ def prior_of(name: str, shapes: list[tuple[int, ...]], sizes: list[int], classes
     node.update(
         {key: min(most, node[key]) for key, most in {"width": 16, "layers": 4, "blocks": 2}.items() if key in node}
     )
-    prior = build(node, "prior.network", code_shapes=shapes, codebook_sizes=sizes, num_classes=classes)
+    prior = build(node, "prior.network", code_shapes=shapes, digits=[[size] for size in sizes], num_classes=classes)
     for parameter in prior.parameters():  # larger than usual, so that every path shows in the logits
         torch.nn.init.normal_(parameter, std=0.3)
     return prior.eval()
@@ -61,6 +61,11 @@ def autoregressive(name: str, shapes: list[tuple[int, ...]], sizes: list[int]) -
     return prior
 
 
+def logits_of(prior: AutoregressivePrior, codes: list[Tensor], labels: Tensor) -> list[Tensor]:
+    """M maps (B, *s_m) -> M logits (B, K_m, *s_m) of the first digit of each code."""
+    return [network.head.logits(h) for network, h in zip(prior.networks, prior.hidden(codes, labels))]
+
+
 def random_codes(shapes: list[tuple[int, ...]], sizes: list[int], batch: int = 1) -> list[Tensor]:
     return [torch.randint(size, (batch, *shape)) for shape, size in zip(shapes, sizes)]
 
@@ -70,12 +75,12 @@ def test_changing_a_code_never_changes_its_own_logits_or_those_before(name: str,
     shapes, sizes = MAPS[maps]
     prior, labels = autoregressive(name, shapes, sizes), torch.tensor([1])
     codes, order = random_codes(shapes, sizes), list(prior.order())
-    before = prior.logits(codes, labels)
+    before = logits_of(prior, codes, labels)
     for count, (index, position) in enumerate(order):
         changed = [m.clone() for m in codes]
         flat = changed[index].view(1, -1)
         flat[0, position] = (flat[0, position] + 1) % sizes[index]
-        after = prior.logits(changed, labels)
+        after = logits_of(prior, changed, labels)
         for m, p in order[: count + 1]:
             assert torch.equal(before[m].flatten(2)[..., p], after[m].flatten(2)[..., p])
 
@@ -86,11 +91,11 @@ def test_there_is_no_blind_spot(name: str) -> None:
     shapes, sizes = [(4, 4)], [7]
     prior, labels = autoregressive(name, shapes, sizes), torch.tensor([0])
     codes = random_codes(shapes, sizes)
-    before = prior.logits(codes, labels)[0].flatten(2)
+    before = logits_of(prior, codes, labels)[0].flatten(2)
     for position in range(15):
         changed = codes[0].clone()
         changed.view(-1)[position] = (changed.view(-1)[position] + 1) % 7
-        after = prior.logits([changed], labels)[0].flatten(2)
+        after = logits_of(prior, [changed], labels)[0].flatten(2)
         assert (before[..., -1] != after[..., -1]).any(), position
 
 
@@ -131,7 +136,7 @@ def test_label_smoothing_changes_the_loss_as_its_formula_says_and_not_the_likeli
     shapes, sizes = [(3, 3)], [5]
     prior, codes, labels = autoregressive(name, shapes, sizes), random_codes([(3, 3)], [5], 4), torch.zeros(4).long()
     plain, smoothed = prior(codes, labels), prior(codes, labels, 0.3)
-    wanted = torch.nn.functional.cross_entropy(prior.logits(codes, labels)[0], codes[0], label_smoothing=0.3)
+    wanted = torch.nn.functional.cross_entropy(logits_of(prior, codes, labels)[0], codes[0], label_smoothing=0.3)
     torch.testing.assert_close(smoothed.loss, wanted)
     assert torch.equal(plain.nats[0], smoothed.nats[0])
     torch.testing.assert_close(plain.loss, plain.nats[0].mean())
@@ -159,9 +164,11 @@ def test_logits_from_the_cache_are_those_of_the_whole_network(name: str, maps: s
     shapes, sizes = MAPS[maps]
     prior, labels = autoregressive(name, shapes, sizes), torch.tensor(LABELS)
     codes = random_codes(shapes, sizes, len(labels))
-    for m, (network, whole) in enumerate(zip(prior.networks, prior.logits(codes, labels))):
+    for m, (network, whole) in enumerate(zip(prior.networks, logits_of(prior, codes, labels))):
         cache, flat = network.begin(prior.condition(m, codes, labels)), codes[m].flatten(1)
-        cached = torch.stack([network.next_logits(cache, flat, p).clone() for p in range(flat.shape[1])], dim=2)
+        cached = torch.stack(
+            [network.head.logits(network.next_hidden(cache, flat, p)) for p in range(flat.shape[1])], dim=2
+        )
         assert (cached - whole.flatten(2)).abs().max() <= 1e-4 * max(1, whole.abs().max())
 
 
@@ -292,7 +299,7 @@ def test_sampling_refuses_values_out_of_range(key: str, value: object) -> None:
 
 def test_three_dims_are_refused() -> None:
     with pytest.raises(ValueError, match="1 or 2 dims"):
-        GatedPixelCNN([(2, 2, 2)], [4], 0, 8, 2, 3, 0.0)
+        GatedPixelCNN([(2, 2, 2)], [[4]], 0, 8, 2, 3, 0.0)
 
 
 def test_a_method_of_another_prior_and_guidance_without_classes_are_refused() -> None:

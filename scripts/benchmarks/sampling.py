@@ -24,7 +24,7 @@ def prior_of(name: str, grid: tuple[int, ...], overrides: list[str]) -> Prior:
     """A prior with the weights it starts from: what it draws is noise, and costs as much as anything else."""
     torch.manual_seed(0)
     node = resolve(compose("train", [f"prior={name}", *overrides])).prior.network
-    sizes = {"code_shapes": [grid], "codebook_sizes": [CODEBOOK_SIZE], "num_classes": CLASSES}
+    sizes = {"code_shapes": [grid], "digits": [[CODEBOOK_SIZE]], "num_classes": CLASSES}
     return build(node, "prior.network", **sizes).eval()
 
 

@@ -81,8 +81,9 @@ def through(
 ) -> list[Tensor]:
     """Visit each code of `rows` images in order -> M maps (rows, *s_m).
 
-    The network always sees `batch` images, the further ones made of zeros. code: (rows, weights (batch, K), the right codes
-    (batch,)) -> the codes (batch,); known: the right maps, None where they are to be found.
+    The network always sees `batch` images, the further ones made of zeros. A code is one digit or several: see heads.Head.
+    code: (rows, weights (batch, K), the right digits (batch,)) -> the digits (batch,); known: the right maps, None where they
+    are to be found.
     """
     device = prior.classes.weight.device
     labels = torch.full((batch,), -1, device=device)
@@ -94,8 +95,12 @@ def through(
             right[:rows] = known[m].flatten(1).to(device)
         cache = network.begin(prior.condition(m, maps, labels))
         for position in range(flat.shape[1]):
-            logits = network.next_logits(cache, flat, position)  # (batch, K)
-            flat[:, position] = code(rows, weights_of(logits), right[:, position]).to(device)
+            digits = network.head.split(right[:, position])
+
+            def pick(logits: Tensor, digit: int) -> Tensor:
+                return code(rows, weights_of(logits[:, :, 0]), digits[digit]).to(device)[:, None]  # noqa: B023
+
+            flat[:, position] = network.head.choose(network.next_hidden(cache, flat, position), pick)[:, 0]
             flat[rows:, position] = 0
     return [m[:rows].cpu() for m in maps]
 

@@ -56,7 +56,7 @@ BUILT: dict[str, tuple[type, Collection[str]]] = {
     "adversary.loss": (AdversarialLoss, ()),
     "adversary.optimizer": (Optimizer, ["params"]),
     "adversary.schedule": (Schedule, ()),
-    "prior.network": (Prior, ["code_shapes", "codebook_sizes", "num_classes"]),
+    "prior.network": (Prior, ["code_shapes", "digits", "num_classes"]),
     "prior.optimizer": (Optimizer, ["params"]),
     "prior.schedule": (Schedule, ()),
     "prior.trainer": (TrainerConfig, ()),

@@ -75,7 +75,7 @@ def load_export(path: str | Path, device: str | torch.device, allow_targets: Seq
         config = parts["prior"]
         if config["tokenizer"] != trained.fingerprint:
             raise UserError(f"{folder}: its prior belongs to another tokenizer ({config['tokenizer']})")
-        codes = {"code_shapes": trained.code_shapes, "codebook_sizes": trained.codebook_sizes}
+        codes = {"code_shapes": trained.code_shapes, "digits": [[size] for size in trained.codebook_sizes]}
         prior = construct("network", config["network"], Prior, allowed, **codes, num_classes=len(class_names))
         trained.prior = fill(prior, read_weights(folder, "prior", config), folder / "prior.safetensors")
         trained.sampling, trained.guidable = Sampling(guidance=config["guidance"]), config["guidable"]

@@ -9,11 +9,11 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae.devices.graphs import captures_on
 from vqvae.priors.base import Prior, Scored, graphs_of
+from vqvae.priors.heads import CodeSampler, Head
 from vqvae.priors.sampling import Drawing, Known, OnProgress, Way
 
 GUESSES_IN_A_GRAPH = 4  # before the host looks whether all codes are final
@@ -22,23 +22,25 @@ GUESSES_IN_A_GRAPH = 4  # before the host looks whether all codes are final
 class MapNetwork(nn.Module, ABC):
     """The network of one code map: p(codes | condition), one code after another in raster order.
 
-    A variant writes `forward` for all codes at once, and `begin` and `next_logits` for one after another: its cache
-    keeps what every layer knows of the past, so that a code costs one position's work. `grid` are the map's dims *s.
+    A variant writes `forward` for all codes at once, and `begin` and `next_hidden` for one after another: its cache
+    keeps what every layer knows of the past, so that a code costs one position's work. What they give are hidden states
+    of C channels, from which `head` predicts the codes. `grid` are the map's dims *s.
     """
 
     grid: tuple[int, ...]
+    head: Head
 
     @abstractmethod
     def forward(self, codes: Tensor, condition: Tensor) -> Tensor:
-        """codes (B, *s), condition (B, width, *s) -> logits (B, K, *s), each of the codes before it."""
+        """codes (B, *s), condition (B, width, *s) -> hidden states (B, C, *s), each of the codes before it."""
 
     @abstractmethod
     def begin(self, condition: Tensor) -> Any:
         """condition (B, width, *s) -> the cache for a batch of samples, before their first code."""
 
     @abstractmethod
-    def next_logits(self, cache: Any, codes: Tensor, position: int) -> Tensor:
-        """codes (B, N), those before `position` drawn -> logits (B, K) at `position`. Called once for each, in order."""
+    def next_hidden(self, cache: Any, codes: Tensor, position: int) -> Tensor:
+        """codes (B, N), those before `position` drawn -> state (B, C) at `position`. Called once for each, in order."""
 
 
 class AutoregressivePrior(Prior):
@@ -59,29 +61,26 @@ class AutoregressivePrior(Prior):
             for position in range(math.prod(shape)):
                 yield m, position
 
-    def logits(self, codes: list[Tensor], labels: Tensor) -> list[Tensor]:
-        """M maps (B, *s_m), labels (B,) -> M logits (B, K_m, *s_m), aligned: those of a code see only codes before it."""
+    def hidden(self, codes: list[Tensor], labels: Tensor) -> list[Tensor]:
+        """M maps (B, *s_m), labels (B,) -> M states (B, C, *s_m), aligned: that of a code sees only codes before it."""
         return [network(codes[m], self.condition(m, codes, labels)) for m, network in enumerate(self.networks)]
 
     def forward(self, codes: list[Tensor], labels: Tensor, label_smoothing: float = 0.0) -> Scored:
-        nats, losses = [], []
-        for logits, target in zip(self.logits(codes, labels), codes):
-            log_p = logits.float().log_softmax(1)  # (B, K, *s)
-            nats.append(F.nll_loss(log_p, target, reduction="none"))  # (B, *s)
-            losses.append(nats[-1] if not label_smoothing else torch.lerp(nats[-1], -log_p.mean(1), label_smoothing))
-        return Scored(sum(m.sum() for m in losses) / sum(m.numel() for m in losses), nats)  # type: ignore[arg-type]
+        hidden = self.hidden(codes, labels)
+        scored = [n.head.score(h, m, label_smoothing) for n, h, m in zip(self.networks, hidden, codes)]
+        nats, losses = ([*maps] for maps in zip(*scored))  # M x (B, *s)
+        return Scored(sum(m.sum() for m in losses) / sum(m.numel() for m in losses), nats)
 
     def sample_chunk(
         self, noise: Tensor, labels: Tensor, drawing: Drawing, known: Known | None, on_progress: OnProgress | None
     ) -> list[Tensor]:
-        progress = torch.arange(self.codes_per_sample, device=labels.device) / self.codes_per_sample
+        noises, progress = self.parts_of_maps(noise)
         codes, done = self.start_codes(labels, known)
-        method, start = drawing.way.method or self.methods[0], 0
+        method = drawing.way.method or self.methods[0]
         for m, network in enumerate(self.networks):
             flat, known_here = codes[m].flatten(1), done[m].flatten(1)  # (B, N), views
-            span = slice(start, start + flat.shape[1])
             kept = known_here.clone() if known is not None else None
-            draw = CodeSampler(drawing, noise[:, span], progress[span], flat.clone(), kept)
+            draw = CodeSampler(drawing, noises[m], progress[m], flat.clone(), kept)
             condition = self.sampling_condition(m, codes, labels, drawing.way)
             if method == "jacobi":
                 counts = draw_by_guesses(self.guesses(m, drawing.way, len(flat)), condition, flat, draw)
@@ -91,7 +90,6 @@ class AutoregressivePrior(Prior):
                 if on_progress is not None:
                     known_here[:, :count] = True
                     on_progress(codes, done)
-            start += flat.shape[1]
         return codes
 
     def guesses(self, m: int, way: Way, size: int) -> Callable[[Any], Any]:
@@ -110,30 +108,11 @@ class AutoregressivePrior(Prior):
         draw, count = CodeSampler(Drawing(way, numbers), *parts), flat.shape[1]
         places = torch.arange(count, device=flat.device)
         for _ in range(rounds):
-            guesses = draw(all_logits(self.networks[m], condition, flat, draw.copies), slice(None))  # (B, N)
+            guesses = draw(self.networks[m].head, all_hidden(self.networks[m], condition, flat, draw.copies))  # (B, N)
             changed = (guesses != flat).any(0) & (places >= final)  # (N,)
             final = torch.where(changed.any(), changed.int().argmax() + 1, count)
             flat = guesses
         return flat, final
-
-
-class CodeSampler:
-    """Codes of one map from their logits, by guidance, the settings of a Drawing, and the noise; known codes stay.
-
-    noise (B, N), progress (N,), codes (B, N) of which those are kept where `kept` (B, N), if there are any.
-    """
-
-    def __init__(self, drawing: Drawing, noise: Tensor, progress: Tensor, codes: Tensor, kept: Tensor | None) -> None:
-        self.drawing, self.noise, self.progress = drawing, noise, progress
-        self.copies = 2 if drawing.way.guided else 1
-        self.codes, self.kept = codes, kept
-
-    def __call__(self, logits: Tensor, span: slice) -> Tensor:
-        """logits (copies B, K, n) of the positions in `span` -> their codes (B, n)."""
-        logits = self.drawing.guide(logits, self.progress[span])  # (B, K, n)
-        noise = self.noise[:, span]
-        drawn = self.drawing.draw(logits.transpose(1, 2).flatten(0, 1), noise.flatten()).view(noise.shape)  # (B, n)
-        return drawn if self.kept is None else torch.where(self.kept[:, span], self.codes[:, span], drawn)
 
 
 # Each writes the codes of one map into flat (B, N), and yields how many are final. condition (copies B, width, *s).
@@ -143,16 +122,16 @@ def draw_cached(network: MapNetwork, condition: Tensor, flat: Tensor, draw: Code
     """One position's work for every code."""
     cache = network.begin(condition)
     for position in range(flat.shape[1]):
-        logits = network.next_logits(cache, flat.repeat(draw.copies, 1) if draw.copies > 1 else flat, position)
-        flat[:, position : position + 1] = draw(logits[:, :, None], slice(position, position + 1))
+        hidden = network.next_hidden(cache, flat.repeat(draw.copies, 1) if draw.copies > 1 else flat, position)
+        flat[:, position : position + 1] = draw(network.head, hidden, slice(position, position + 1))
         yield position + 1
 
 
 def draw_uncached(network: MapNetwork, condition: Tensor, flat: Tensor, draw: CodeSampler) -> Iterator[int]:
     """The whole network for every code: slow, and needs no cache to be right."""
     for position in range(flat.shape[1]):
-        logits = all_logits(network, condition, flat, draw.copies)
-        flat[:, position : position + 1] = draw(logits[:, :, position : position + 1], slice(position, position + 1))
+        hidden = all_hidden(network, condition, flat, draw.copies).flatten(2)[:, :, position]  # (copies B, C)
+        flat[:, position : position + 1] = draw(network.head, hidden, slice(position, position + 1))
         yield position + 1
 
 
@@ -171,7 +150,6 @@ def draw_by_guesses(
         yield count
 
 
-def all_logits(network: MapNetwork, condition: Tensor, flat: Tensor, copies: int) -> Tensor:
-    """flat (B, N) -> logits (copies B, K, N)."""
-    codes = flat.repeat(copies, 1).view(-1, *network.grid)  # (copies B, *s)
-    return network(codes, condition).flatten(2)
+def all_hidden(network: MapNetwork, condition: Tensor, flat: Tensor, copies: int) -> Tensor:
+    """flat (B, N) -> hidden states (copies B, C, *s)."""
+    return network(flat.repeat(copies, 1).view(-1, *network.grid), condition)

@@ -121,10 +121,11 @@ class Prior(nn.Module, ABC):
 
     Args:
         code_shapes: dims of each map, coarse to fine.
-        codebook_sizes: K of each map.
+        digits: of each map, how many values the digits of its codes have, whose product is K: see heads.Head. [K] where a code
+            is predicted whole.
         num_classes: 0 for data without classes.
         width: channels of the condition.
-        network: (K, dims of a map) -> the network of that map.
+        network: (digits, dims of a map) -> the network of that map.
 
     bits_name says what the nats are; methods are the ways of drawing, the default first.
     """
@@ -139,25 +140,26 @@ class Prior(nn.Module, ABC):
     def __init__(
         self,
         code_shapes: list[tuple[int, ...]],
-        codebook_sizes: list[int],
+        digits: list[list[int]],
         num_classes: int,
         width: PositiveInt,
-        network: Callable[[int, tuple[int, ...]], nn.Module],
+        network: Callable[[list[int], tuple[int, ...]], nn.Module],
     ) -> None:
         super().__init__()
         if not code_shapes:
             raise UserError("a prior needs codes, and quantizer=identity has none: train with stages=[autoencoder]")
         self.code_shapes = [tuple(shape) for shape in code_shapes]
-        self.codebook_sizes, self.num_classes = list(codebook_sizes), num_classes
+        self.digits, self.codebook_sizes = digits, [math.prod(of_map) for of_map in digits]  # K of each map
+        self.num_classes = num_classes
         self.codes_per_sample = sum(math.prod(shape) for shape in self.code_shapes)
         self.classes = nn.Embedding(num_classes + 1, width)  # the last is "no class"
         self.positions = nn.ModuleList(Positions(shape, width) for shape in self.code_shapes)
         self.contexts = nn.ModuleList(
-            ContextNetwork(len(shape), codebook_sizes[:m], width) for m, shape in enumerate(self.code_shapes) if m
+            ContextNetwork(len(shape), self.codebook_sizes[:m], width) for m, shape in enumerate(self.code_shapes) if m
         )
 
         self.networks = nn.ModuleList(  # type: ignore[assignment]
-            network(size, shape) for size, shape in zip(self.codebook_sizes, self.code_shapes)
+            network(of_map, shape) for of_map, shape in zip(digits, self.code_shapes)
         )
 
     @property
@@ -170,7 +172,7 @@ class Prior(nn.Module, ABC):
         """
         if self.classes.weight.device.type != "cuda":
             return min(64, max(16, 16384 // self.codes_per_sample))
-        logits = sum(math.prod(shape) * size for shape, size in zip(self.code_shapes, self.codebook_sizes))
+        logits = sum(math.prod(shape) * max(of_map) for shape, of_map in zip(self.code_shapes, self.digits))
         return max(16, min(1024, 2**18 // self.codes_per_sample, 2**28 // logits))
 
     def begin_step(self, step: int, steps: int) -> Hashable:
@@ -253,8 +255,15 @@ class Prior(nn.Module, ABC):
         return self.sample_chunk(noise, labels, Drawing(way, numbers), Known(*known) if known else None, on_progress)
 
     def noise_count(self, way: Way) -> int:
-        """Uniform numbers that a sample takes."""
-        return self.codes_per_sample
+        """Uniform numbers that a sample takes: one for every digit of a code."""
+        return sum(math.prod(shape) * len(of_map) for shape, of_map in zip(self.code_shapes, self.digits))
+
+    def parts_of_maps(self, noise: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Noise (B, noise_count) -> that of each map, M x (B, N, digits), and the share of codes before each, M x (N,)."""
+        progress = torch.arange(self.codes_per_sample, device=noise.device) / self.codes_per_sample
+        counts, digits = [math.prod(shape) for shape in self.code_shapes], [len(of_map) for of_map in self.digits]
+        of_maps = noise.split([count * each for count, each in zip(counts, digits)], dim=1)
+        return [n.unflatten(1, (-1, each)) for n, each in zip(of_maps, digits)], list(progress.split(counts))
 
     @abstractmethod
     def sample_chunk(

@@ -14,6 +14,7 @@ from vqvae.devices.graphs import captures_on
 from vqvae.networks.attention import angles_of
 from vqvae.networks.blocks import Dropout
 from vqvae.priors.base import Prior, Scored
+from vqvae.priors.heads import Head
 from vqvae.priors.sampling import Drawing, Known, OnProgress, Way
 from vqvae.priors.transformer import Block, make_blocks
 from vqvae.ranges import Count, LessThanOne, PositiveInt, checked
@@ -35,19 +36,19 @@ class MaskedMap(nn.Module):
     blocks: Sequence[Block]
 
     def __init__(
-        self, codebook_size: int, grid: tuple[int, ...], width: int, layers: int, heads: int, dropout: float
+        self, digits: list[int], grid: tuple[int, ...], width: int, layers: int, heads: int, dropout: float
     ) -> None:
         super().__init__()
-        self.grid, self.mask_token = grid, codebook_size
-        self.embedding = nn.Embedding(codebook_size + 1, width)
+        self.grid, self.mask_token = grid, math.prod(digits)
+        self.embedding = nn.Embedding(self.mask_token + 1, width)
         self.dropout = Dropout(dropout)
         self.blocks = make_blocks(width, layers, heads, dropout)  # type: ignore[assignment]
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, codebook_size)
+        self.norm, self.head = nn.LayerNorm(width), Head(width, digits)
         self.register_buffer("angles", angles_of(grid, width // heads), persistent=False)
         self.register_buffer("halton_rank", halton_order(grid).argsort(), persistent=False)
 
     def forward(self, codes: Tensor, known: Tensor, condition: Tensor) -> Tensor:
-        """codes (B, N), bool known (B, N), condition (B, width, *s) -> logits (B, N, K).
+        """codes (B, N), bool known (B, N), condition (B, width, *s) -> hidden states (B, N, width).
 
         Codes that are not known have no influence.
         """
@@ -56,7 +57,7 @@ class MaskedMap(nn.Module):
         style, x = condition.mean(1), self.dropout(tokens + condition)
         for block in self.blocks:
             x = block(x, style, self.angles, causal=False)  # every position sees all
-        return self.head(self.norm(x))
+        return self.norm(x)
 
 
 @checked
@@ -74,7 +75,7 @@ class MaskGIT(Prior):
       falls with the share of codes that stay unknown (in MaskGIT linearly with the steps).
 
     Args:
-        code_shapes, codebook_sizes, num_classes: as in Prior; maps of any number of dims.
+        code_shapes, digits, num_classes: as in Prior; maps of any number of dims.
         width, layers, heads: of each transformer.
         dropout: share of the input's and of every branch's channels that are dropped.
         steps: network calls to draw a map, where Sampling has none; fewer where fewer codes are unknown.
@@ -89,7 +90,7 @@ class MaskGIT(Prior):
     def __init__(
         self,
         code_shapes: list[tuple[int, ...]],
-        codebook_sizes: list[int],
+        digits: list[list[int]],
         num_classes: int,
         width: PositiveInt,
         layers: Count,
@@ -98,10 +99,10 @@ class MaskGIT(Prior):
         steps: Count,
     ) -> None:
 
-        def network(size: int, shape: tuple[int, ...]) -> MaskedMap:
-            return MaskedMap(size, shape, width, layers, heads, dropout)
+        def network(digits: list[int], shape: tuple[int, ...]) -> MaskedMap:
+            return MaskedMap(digits, shape, width, layers, heads, dropout)
 
-        super().__init__(code_shapes, codebook_sizes, num_classes, width, network)
+        super().__init__(code_shapes, digits, num_classes, width, network)
         self.steps = steps
 
     def forward(self, codes: list[Tensor], labels: Tensor, label_smoothing: float = 0.0) -> Scored:
@@ -118,14 +119,11 @@ class MaskGIT(Prior):
         for m, (network, target) in enumerate(zip(self.networks, codes)):
             flat = target.flatten(1)  # (B, N)
             weight = draw_weights(flat, generator)
-            logits = network(flat, weight == 0, self.condition(m, codes, labels))  # (B, N, K)
-            log_p = logits.float().log_softmax(2)
-            cost = -log_p.gather(2, flat[:, :, None])[:, :, 0]  # (B, N)
+            hidden = network(flat, weight == 0, self.condition(m, codes, labels))  # (B, N, width)
+            cost, loss = network.head.score(hidden, flat, label_smoothing, dim=2)  # (B, N)
             nats.append((weight * cost).view(target.shape))  # (B, *s)
-            if label_smoothing:
-                cost = torch.lerp(cost, -log_p.mean(2), label_smoothing)
-            losses.append((weight * cost).sum())
-        return Scored(sum(losses) / sum(map(torch.numel, codes)), nats)
+            losses.append((weight * loss).sum())
+        return Scored(sum(losses) / sum(map(torch.numel, codes)), nats)  # type: ignore[arg-type]
 
     def rounds(self, way: Way) -> list[int]:
         """How often a position of each map is drawn."""
@@ -157,7 +155,8 @@ class MaskGIT(Prior):
             of_map = noises[m].unflatten(1, (rounds[m], 2, -1))  # (B, rounds, 2, N)
             for step, remaining in enumerate(plan(unknown, steps, calls)):
                 for_code, for_order = of_map[:, min(step, rounds[m] - 1)].unbind(1)  # (B, N)
-                logits = network(flat.repeat(copies, 1), here.repeat(copies, 1), condition)
+                hidden = network(flat.repeat(copies, 1), here.repeat(copies, 1), condition)
+                logits = network.head.logits(hidden, dim=2)  # (copies B, N, K)
                 progress = (sum(counts[:m]) + here.sum(1)) / self.codes_per_sample  # (B,)
                 logits = drawing.guide(logits, progress[:, None, None])  # (B, N, K)
                 drawn = drawing.draw(logits.flatten(0, 1), for_code.flatten()).view_as(flat)  # (B, N)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from vqvae.networks.blocks import Dropout, ShiftedConv2d, shift
 from vqvae.networks.linear import linear
 from vqvae.priors.autoregressive import AutoregressivePrior, MapNetwork
 from vqvae.priors.base import check_planes, plane_of
+from vqvae.priors.heads import Head
 from vqvae.ranges import Bound, Count, Ge, Le, LessThanOne, PositiveInt, checked
 
 ODD = Bound("be odd", lambda value: value % 2 == 1)
@@ -140,31 +142,35 @@ class PixelCNNMap(MapNetwork):
     layers: list[GatedLayer]
 
     def __init__(
-        self, codebook_size: int, grid: tuple[int, ...], width: int, layers: int, kernel: int, dropout: float
+        self, digits: list[int], grid: tuple[int, ...], width: int, layers: int, kernel: int, dropout: float
     ) -> None:
         super().__init__()
         self.grid, self.plane = grid, plane_of(grid)
-        self.embedding = nn.Embedding(codebook_size, width)
+        self.embedding = nn.Embedding(math.prod(digits), width)
         kernels = [kernel + 2] + [kernel] * (layers - 1)  # a wider first view, as in PixelCNN
         self.layers = nn.ModuleList(  # type: ignore[assignment]
             GatedLayer(width, size, index == 0, index == layers - 1, dropout) for index, size in enumerate(kernels)
         )
-        self.hidden, self.out = nn.Conv2d(width, 8 * width, 1), nn.Conv2d(8 * width, codebook_size, 1)
+        self.hidden, self.out = nn.Conv2d(width, 8 * width, 1), Head(8 * width, digits, planes=True, product=linear)
+
+    @property
+    def head(self) -> Head:  # type: ignore[override]  # older checkpoints call it out
+        return self.out
 
     def forward(self, codes: Tensor, condition: Tensor) -> Tensor:
         v = h = self.embedding(codes.view(-1, *self.plane)).movedim(-1, 1)  # (B, width, H, W)
         condition = condition.view(h.shape)
         for layer in self.layers:
             v, h = layer(v, h, condition)
-        logits = self.out(F.relu(self.hidden(F.relu(h))))  # (B, K, H, W)
-        return logits.view(*logits.shape[:2], *self.grid)  # (B, K, *s)
+        hidden = F.relu(self.hidden(F.relu(h)))  # (B, 8 width, H, W)
+        return hidden.view(*hidden.shape[:2], *self.grid)  # (B, 8 width, *s)
 
     def begin(self, condition: Tensor) -> list[LayerCache]:
         condition = condition.view(*condition.shape[:2], *self.plane)
         condition = condition.permute(2, 0, 3, 1).contiguous()  # (H, B, W, width): a row of it is read at a time
         return [LayerCache(layer, condition) for layer in self.layers]
 
-    def next_logits(self, cache: list[LayerCache], codes: Tensor, position: int) -> Tensor:
+    def next_hidden(self, cache: list[LayerCache], codes: Tensor, position: int) -> Tensor:
         r, c = divmod(position, self.plane[1])
         if c == 0 and r > 0:
             v = self.embedding(codes[:, position - self.plane[1] : position])  # (B, W, width)
@@ -175,8 +181,7 @@ class PixelCNNMap(MapNetwork):
         for layer, following in pairwise(cache):
             layer.code(c, out=following.places[c])
         h = cache[-1].code(c)  # (B, width)
-        hidden = linear(h.relu_(), self.hidden.weight.flatten(1), self.hidden.bias)  # (B, 8 width)
-        return linear(hidden.relu_(), self.out.weight.flatten(1), self.out.bias)  # (B, K)
+        return linear(h.relu_(), self.hidden.weight.flatten(1), self.hidden.bias).relu_()  # (B, 8 width)
 
 
 @checked
@@ -189,7 +194,7 @@ class GatedPixelCNN(AutoregressivePrior):
     def __init__(
         self,
         code_shapes: list[tuple[int, ...]],
-        codebook_sizes: list[int],
+        digits: list[list[int]],
         num_classes: int,
         width: PositiveInt,
         layers: Count,
@@ -198,7 +203,7 @@ class GatedPixelCNN(AutoregressivePrior):
     ) -> None:
         check_planes(code_shapes, "a PixelCNN")
 
-        def network(size: int, shape: tuple[int, ...]) -> PixelCNNMap:
-            return PixelCNNMap(size, shape, width, layers, kernel, dropout)
+        def network(digits: list[int], shape: tuple[int, ...]) -> PixelCNNMap:
+            return PixelCNNMap(digits, shape, width, layers, kernel, dropout)
 
-        super().__init__(code_shapes, codebook_sizes, num_classes, width, network)
+        super().__init__(code_shapes, digits, num_classes, width, network)

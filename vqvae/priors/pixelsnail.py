@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from vqvae.networks.blocks import Dropout, attend
 from vqvae.priors.autoregressive import AutoregressivePrior, MapNetwork
 from vqvae.priors.base import check_heads, check_planes, plane_of
+from vqvae.priors.heads import Head
 from vqvae.priors.pixelcnn import gate
 from vqvae.ranges import Count, LessThanOne, PositiveInt, checked
 
@@ -196,7 +199,7 @@ class PixelSNAILMap(MapNetwork):
 
     def __init__(
         self,
-        codebook_size: int,
+        digits: list[int],
         grid: tuple[int, ...],
         width: int,
         blocks: int,
@@ -206,26 +209,26 @@ class PixelSNAILMap(MapNetwork):
     ) -> None:
         super().__init__()
         self.grid, self.plane = grid, plane_of(grid)
-        self.embedding = nn.Embedding(codebook_size, width)
+        self.embedding = nn.Embedding(math.prod(digits), width)
         self.start = CausalConv2d(width, width, FIRST_KERNEL, own=False)  # a code never sees itself
         self.blocks = nn.ModuleList(  # type: ignore[assignment]
             Block(width, layers, heads, dropout) for _ in range(blocks)
         )
-        self.head = nn.Conv2d(width, codebook_size, 1)
+        self.head = Head(width, digits, planes=True)
 
     def forward(self, codes: Tensor, condition: Tensor) -> Tensor:
         x = self.embedding(codes.view(-1, *self.plane)).movedim(-1, 1)  # (B, width, H, W)
         h, condition = self.start(x), condition.view(x.shape)
         for block in self.blocks:
             h = block(h, x, condition)
-        return self.head(F.elu(h)).view(len(h), -1, *self.grid)  # (B, K, *s)
+        return F.elu(h).view(len(h), -1, *self.grid)  # (B, width, *s)
 
     def begin(self, condition: Tensor) -> tuple[ConvCache, list[BlockCache]]:
         condition, columns = condition.view(*condition.shape[:2], *self.plane), self.plane[1]  # (B, width, H, W)
         blocks = [BlockCache(block, columns, condition) for block in self.blocks]
         return ConvCache(self.start, columns, len(condition)), blocks
 
-    def next_logits(self, cache: tuple[ConvCache, list[BlockCache]], codes: Tensor, position: int) -> Tensor:
+    def next_hidden(self, cache: tuple[ConvCache, list[BlockCache]], codes: Tensor, position: int) -> Tensor:
         start, blocks = cache
         r, c = divmod(position, self.plane[1])
         x = self.embedding(codes[:, position - 1]) if position else None  # (B, width)
@@ -238,7 +241,7 @@ class PixelSNAILMap(MapNetwork):
             for layer in block.layers:
                 h = layer.code(r, c, h)
             h = block.attention.code(position, h, x)
-        return F.linear(F.elu(h), self.head.weight.flatten(1), self.head.bias)  # (B, K)
+        return F.elu(h)  # (B, width)
 
 
 @checked
@@ -264,7 +267,7 @@ class PixelSNAIL(AutoregressivePrior):
     def __init__(
         self,
         code_shapes: list[tuple[int, ...]],
-        codebook_sizes: list[int],
+        digits: list[list[int]],
         num_classes: int,
         width: PositiveInt,
         blocks: Count,
@@ -275,7 +278,7 @@ class PixelSNAIL(AutoregressivePrior):
         check_planes(code_shapes, "a PixelSNAIL")
         check_heads(heads, width)
 
-        def network(size: int, shape: tuple[int, ...]) -> PixelSNAILMap:
-            return PixelSNAILMap(size, shape, width, blocks, layers, heads, dropout)
+        def network(digits: list[int], shape: tuple[int, ...]) -> PixelSNAILMap:
+            return PixelSNAILMap(digits, shape, width, blocks, layers, heads, dropout)
 
-        super().__init__(code_shapes, codebook_sizes, num_classes, width, network)
+        super().__init__(code_shapes, digits, num_classes, width, network)

@@ -17,6 +17,7 @@ from vqvae.networks.attention import angles_of, rotate
 from vqvae.networks.blocks import Dropout, attend
 from vqvae.priors.autoregressive import AutoregressivePrior, MapNetwork
 from vqvae.priors.base import Positions
+from vqvae.priors.heads import Head
 from vqvae.ranges import Count, LessThanOne, PositiveInt, Share, checked
 
 
@@ -129,7 +130,7 @@ class TransformerMap(MapNetwork):
 
     def __init__(
         self,
-        codebook_size: int,
+        digits: list[int],
         grid: tuple[int, ...],
         width: int,
         layers: int,
@@ -139,21 +140,21 @@ class TransformerMap(MapNetwork):
     ) -> None:
         super().__init__()
         self.grid, self.codes_per_map, self.random_orders = grid, math.prod(grid), random_orders
-        self.embedding = nn.Embedding(codebook_size, width)
+        self.embedding = nn.Embedding(math.prod(digits), width)
         self.start = nn.Parameter(torch.zeros(width))
         self.place = Positions(grid, width)
         self.register_buffer("near", places_near(grid), persistent=False)
         self.mix_near = nn.Linear(self.near.shape[1] * width, width, bias=False)
         self.dropout = Dropout(dropout)
         self.blocks = make_blocks(width, layers, heads, dropout)  # type: ignore[assignment]
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, codebook_size)
+        self.norm, self.head = nn.LayerNorm(width), Head(width, digits)
         self.register_buffer("angles", angles_of(grid, width // heads), persistent=False)
         self.register_buffer("random_share", torch.zeros(()), persistent=False)
 
     def forward(self, codes: Tensor, condition: Tensor) -> Tensor:
         order = self.draw_order(len(codes)) if self.random_orders and self.training else None
-        logits = self.logits_in_order(codes.flatten(1), condition, order)  # (B, N, K)
-        return logits.transpose(1, 2).unflatten(2, self.grid)  # (B, K, *s)
+        hidden = self.hidden_in_order(codes.flatten(1), condition, order)  # (B, N, width)
+        return hidden.transpose(1, 2).unflatten(2, self.grid)  # (B, width, *s)
 
     def draw_order(self, batch: int) -> Tensor:
         """Orders (batch, N), rows of positions: a random permutation with probability `random_share`, else raster order."""
@@ -162,10 +163,10 @@ class TransformerMap(MapNetwork):
         chosen = distributed.draw_of_rank(lambda rows: torch.rand(rows, 1, device=device), batch) < self.random_share
         return torch.where(chosen, permuted, torch.arange(count, device=device))
 
-    def logits_in_order(self, codes: Tensor, condition: Tensor, order: Tensor | None) -> Tensor:
-        """codes (B, N), condition (B, width, *s) -> logits (B, N, K), each of the codes before it in
+    def hidden_in_order(self, codes: Tensor, condition: Tensor, order: Tensor | None) -> Tensor:
+        """codes (B, N), condition (B, width, *s) -> hidden states (B, N, width), each of the codes before it in
 
-        `order` (B, N), rows of positions; None is raster order. Codes and logits themselves lie in raster order.
+        `order` (B, N), rows of positions; None is raster order. Codes and hidden states themselves lie in raster order.
         """
         condition = condition.flatten(2).transpose(1, 2)  # (B, N, width)
         style, angles = condition.mean(1), self.angles
@@ -178,9 +179,9 @@ class TransformerMap(MapNetwork):
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x, style, angles, causal=True)
-        if order is not None:  # back to raster order before the head: width channels are fewer than K logits
+        if order is not None:  # back to raster order
             x = x.take_along_dim(order.argsort(1)[:, :, None], dim=1)  # (B, N, width)
-        return self.head(self.norm(x))
+        return self.norm(x)
 
     def beside(self, codes: Tensor, order: Tensor | None) -> Tensor:
         """codes (B, N) -> what lies next to each position in `order`, of codes before it (B, N, width)."""
@@ -201,7 +202,7 @@ class TransformerMap(MapNetwork):
         modulations = [block.modulation(condition.mean(1)) for block in self.blocks]
         return Cache(keys, values, condition, self.place().flatten(1).t(), modulations)
 
-    def next_logits(self, cache: Cache, codes: Tensor, position: int) -> Tensor:
+    def next_hidden(self, cache: Cache, codes: Tensor, position: int) -> Tensor:
         i = position
         seen = self.embedding(codes[:, i - 1]) + cache.place[i - 1] if i else self.start  # (B, width) or (width,)
         near = self.near[i]  # (neighbors,)
@@ -209,7 +210,7 @@ class TransformerMap(MapNetwork):
         x = (seen + self.mix_near(beside.flatten(1)) + cache.condition[:, i])[:, None]  # (B, 1, width)
         for block, modulation, keys, values in zip(self.blocks, cache.modulations, cache.keys, cache.values):
             x = block.step(x, modulation, self.angles, keys, values, i)
-        return self.head(self.norm(x[:, 0]))  # (B, K)
+        return self.norm(x[:, 0])  # (B, width)
 
 
 def places_near(grid: tuple[int, ...]) -> Tensor:
@@ -233,7 +234,7 @@ class Transformer(AutoregressivePrior):
     TransformerMap.
 
     Args:
-        code_shapes, codebook_sizes, num_classes: as in Prior; maps of any number of dims.
+        code_shapes, digits, num_classes: as in Prior; maps of any number of dims.
         width, layers, heads: of each transformer.
         dropout: share of the input's and of every branch's channels that are dropped.
         random_order_until: share of the training steps during which orders are random, with a probability that falls
@@ -248,7 +249,7 @@ class Transformer(AutoregressivePrior):
     def __init__(
         self,
         code_shapes: list[tuple[int, ...]],
-        codebook_sizes: list[int],
+        digits: list[list[int]],
         num_classes: int,
         width: PositiveInt,
         layers: Count,
@@ -257,10 +258,10 @@ class Transformer(AutoregressivePrior):
         random_order_until: Share = 0.0,
     ) -> None:
 
-        def network(size: int, shape: tuple[int, ...]) -> TransformerMap:
-            return TransformerMap(size, shape, width, layers, heads, dropout, random_orders=random_order_until > 0)
+        def network(digits: list[int], shape: tuple[int, ...]) -> TransformerMap:
+            return TransformerMap(digits, shape, width, layers, heads, dropout, random_orders=random_order_until > 0)
 
-        super().__init__(code_shapes, codebook_sizes, num_classes, width, network)
+        super().__init__(code_shapes, digits, num_classes, width, network)
         self.random_order_until = random_order_until
 
     def begin_step(self, step: int, steps: int) -> None:

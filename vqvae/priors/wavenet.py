@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vqvae.networks.blocks import Dropout
 from vqvae.priors.autoregressive import AutoregressivePrior, MapNetwork
+from vqvae.priors.heads import Head
 from vqvae.ranges import Count, LessThanOne, PositiveInt, checked
 
 SKIP = 4  # channels of the head over those of a layer: 256 over 64 in nv-wavenet; the paper names no number
@@ -101,18 +102,22 @@ class WaveNetMap(MapNetwork):
     layers: Sequence[GatedLayer]
 
     def __init__(
-        self, codebook_size: int, grid: tuple[int, ...], width: int, layers: int, cycle: int, dropout: float
+        self, digits: list[int], grid: tuple[int, ...], width: int, layers: int, cycle: int, dropout: float
     ) -> None:
         super().__init__()
         self.grid = grid
         cycle = min(cycle, max(1, (math.prod(grid) - 2).bit_length()))  # the last position has N - 1 codes before it
-        self.embedding = nn.Embedding(codebook_size, width)
+        self.embedding = nn.Embedding(math.prod(digits), width)
         self.project = nn.Linear(width, layers * 2 * width)  # the condition, for the gates of all layers
         self.layers = nn.ModuleList(  # type: ignore[assignment]
             GatedLayer(width, 2 ** (index % cycle), index == layers - 1, dropout) for index in range(layers)
         )
         self.skip = nn.Linear(layers * width, SKIP * width)  # the sum of a 1x1 of every layer
-        self.hidden, self.out = nn.Linear(SKIP * width, SKIP * width), nn.Linear(SKIP * width, codebook_size)
+        self.hidden, self.out = nn.Linear(SKIP * width, SKIP * width), Head(SKIP * width, digits)
+
+    @property
+    def head(self) -> Head:  # type: ignore[override]  # older checkpoints call it out
+        return self.out
 
     @property
     def receptive_field(self) -> int:
@@ -128,13 +133,13 @@ class WaveNetMap(MapNetwork):
             x, gated = layer(x, part)
             outputs.append(gated)
         summed = self.skip(torch.cat(outputs, dim=-1))  # (B, N, SKIP width)
-        logits = self.out(F.relu(self.hidden(F.relu(summed))))  # (B, N, K)
-        return logits.transpose(1, 2).unflatten(2, self.grid)  # (B, K, *s)
+        hidden = F.relu(self.hidden(F.relu(summed)))  # (B, N, SKIP width)
+        return hidden.transpose(1, 2).unflatten(2, self.grid)  # (B, SKIP width, *s)
 
     def begin(self, condition: Tensor) -> MapCache:
         return MapCache(self, self._as_sequence(condition))
 
-    def next_logits(self, cache: MapCache, codes: Tensor, position: int) -> Tensor:
+    def next_hidden(self, cache: MapCache, codes: Tensor, position: int) -> Tensor:
         if position > 0:
             cache.layers[0].place(position).copy_(self.embedding(codes[:, position - 1]).t())
         cache.begin_position(position)
@@ -143,7 +148,7 @@ class WaveNetMap(MapNetwork):
             layer.code(position, condition, out=following.place(position) if following else None)
         x = torch.addmm(self.skip.bias[:, None], self.skip.weight, cache.gated)  # (SKIP width, B)
         x = torch.addmm(self.hidden.bias[:, None], self.hidden.weight, x.relu_())
-        return F.linear(x.relu_().t(), self.out.weight, self.out.bias)  # (B, K)
+        return x.relu_().t()  # (B, SKIP width)
 
     def _as_sequence(self, condition: Tensor) -> Tensor:
         return condition.flatten(2).transpose(1, 2)  # (B, N, width)
@@ -161,7 +166,7 @@ class WaveNet(AutoregressivePrior):
     dilations that would reach beyond the sequence are left out of the cycle.
 
     Args:
-        code_shapes, codebook_sizes, num_classes: see Prior.
+        code_shapes, digits, num_classes: see Prior.
         width: channels of a layer; the head has 4 times as many.
         layers: of each map's network.
         cycle: how many layers it takes until the dilations 1, 2, 4, ... begin again. Together 2^cycle codes long.
@@ -173,7 +178,7 @@ class WaveNet(AutoregressivePrior):
     def __init__(
         self,
         code_shapes: list[tuple[int, ...]],
-        codebook_sizes: list[int],
+        digits: list[list[int]],
         num_classes: int,
         width: PositiveInt,
         layers: Count,
@@ -181,7 +186,7 @@ class WaveNet(AutoregressivePrior):
         dropout: LessThanOne,
     ) -> None:
 
-        def network(size: int, shape: tuple[int, ...]) -> WaveNetMap:
-            return WaveNetMap(size, shape, width, layers, cycle, dropout)
+        def network(digits: list[int], shape: tuple[int, ...]) -> WaveNetMap:
+            return WaveNetMap(digits, shape, width, layers, cycle, dropout)
 
-        super().__init__(code_shapes, codebook_sizes, num_classes, width, network)
+        super().__init__(code_shapes, digits, num_classes, width, network)

@@ -137,7 +137,7 @@ class Run:
             self.cfg.prior.network,
             "prior.network",
             code_shapes=model.code_shapes(self.data.size),
-            codebook_sizes=model.codebook_sizes,
+            digits=[[size] for size in model.codebook_sizes],
             num_classes=len(self.data.class_names),
         )
 
