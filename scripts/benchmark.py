@@ -5,6 +5,7 @@
     python scripts/benchmark.py precision                what bf16 costs in quality
     python scripts/benchmark.py quantizers               a quantizer's step against vector-quantize-pytorch, and its parts
     python scripts/benchmark.py sampling                 codes drawn from a cache against the whole network for each
+    python scripts/benchmark.py heads                    memory and time of a prior's step, by codes and heads: K to 2^18
     python scripts/benchmark.py distributed              bytes that two processes exchange, for every quantizer, and their speed
     python scripts/benchmark.py data                     items/s from memory, disk, folders, shards; torchvision's; decoders
     python scripts/benchmark.py gpu                      on a GPU: trainer, graphs, plain loop, priors, draws, lookups
@@ -31,6 +32,7 @@ import torch
 from scripts.benchmarks.data import data
 from scripts.benchmarks.distributed import processes
 from scripts.benchmarks.gpu import gpu
+from scripts.benchmarks.heads import heads
 from scripts.benchmarks.lookups import exactness, quantizers_on_gpu, tiles
 from scripts.benchmarks.quantizers import quantizers
 from scripts.benchmarks.sampling import sampling
@@ -42,6 +44,7 @@ PARTS = {
     "precision": precision,
     "quantizers": quantizers_on_gpu if torch.cuda.is_available() else quantizers,
     "sampling": sampling,
+    "heads": heads,
     "distributed": processes,
     "data": data,
 }

@@ -154,11 +154,11 @@ def test_replayed_steps_know_when_a_revival_is_due(revival: str, compared: list[
     assert len(compared[0].replays) >= 2
 
 
-@pytest.mark.parametrize("prior", choices("prior"))
+@pytest.mark.parametrize("prior", [*choices("prior"), "transformer prior/head=factors prior.head.largest=4"])
 def test_replayed_steps_of_a_prior_equal_those_that_run(
     prior: str, compared: list[Recorded], finished_run: Path, tmp_path: Path
 ) -> None:
-    more = [f"prior={prior}", *PRIOR, f"prior.trainer.steps={STEPS}", f"run_dir={tmp_path / 'run'}"]
+    more = [*f"prior={prior}".split(), *PRIOR, f"prior.trainer.steps={STEPS}", f"run_dir={tmp_path / 'run'}"]
     with pytest.raises(Compared):
         train_inside("logger=off", "debug=fast", f"tokenizer={finished_run}", *more)
 
@@ -210,6 +210,7 @@ def draws(monkeypatch: pytest.MonkeyPatch) -> Callable[[Prior], Recorded]:
     return turn_on
 
 
+IN_DIGITS = [f"{name} prior/head=factors prior.head.largest=32" for name in ("pixelcnn", "transformer")]
 SETTINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [  # of one way
     ({}, {"temperature": 0.3}),
     ({"guidance": 2.0, "temperature": 0.5}, {"guidance": 0.5}),
@@ -217,13 +218,14 @@ SETTINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [  # of one way
 ]
 
 
-@pytest.mark.parametrize("name", choices("prior"))
+@pytest.mark.parametrize("name", [*choices("prior"), *IN_DIGITS])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("with_known", [False, True])
 def test_replayed_draws_equal_those_that_run_whatever_the_numbers_were_that_were_recorded(
     name: str, settings: tuple[dict[str, Any], ...], with_known: bool, draws: Callable[[Prior], Recorded]
 ) -> None:
-    prior, count = prior_of(name, (3, 2), ["prior.network.width=8"]), 16
+    name, *head = name.split()
+    prior, count = prior_of(name, (3, 2), ["prior.network.width=8", *head]), 16
     known = None
     if with_known:
         known = Known([torch.randint(5, (4 * count, 3, 2))], [torch.rand(4 * count, 3, 2) < 0.5])
@@ -238,12 +240,13 @@ def test_replayed_draws_equal_those_that_run_whatever_the_numbers_were_that_were
 
 
 @pytest.mark.parametrize("with_known", [False, True])
-@pytest.mark.parametrize("name", [name for name in choices("prior") if name != "maskgit"])
+@pytest.mark.parametrize("name", [*(name for name in choices("prior") if name != "maskgit"), *IN_DIGITS])
 def test_replayed_guesses_of_jacobi_end_with_the_codes_of_those_that_run(
     name: str, with_known: bool, draws: Callable[[Prior], Recorded]
 ) -> None:
     """Several guesses are one graph there, so that some are made when all codes are final."""
-    prior, count = prior_of(name, (4, 3), ["prior.network.width=8"]), 8
+    name, *head = name.split()
+    prior, count = prior_of(name, (4, 3), ["prior.network.width=8", *head]), 8
     known = Known([torch.randint(5, (4 * count, 4, 3))], [torch.rand(4 * count, 4, 3) < 0.5]) if with_known else None
     seeds, labels = list(range(4 * count)), torch.arange(4 * count) % 3
     ways = [Sampling(method="jacobi", temperature=temperature, chunk=count) for temperature in (1.0, 0.5)]

@@ -42,13 +42,16 @@ def test_every_code_of_the_maps_before_has_a_part_in_the_condition_whatever_the_
     assert (gradient[: codes.numel()] != 0).any(1).all()
 
 
-def prior_of(name: str, shapes: list[tuple[int, ...]], sizes: list[int], classes: int = 3) -> Prior:
+def prior_of(
+    name: str, shapes: list[tuple[int, ...]], sizes: list[int], classes: int = 3, digits: list[list[int]] | None = None
+) -> Prior:
     torch.manual_seed(0)
     node = resolve(compose("train", [f"prior={name}"])).prior.network
     node.update(
         {key: min(most, node[key]) for key, most in {"width": 16, "layers": 4, "blocks": 2}.items() if key in node}
     )
-    prior = build(node, "prior.network", code_shapes=shapes, digits=[[size] for size in sizes], num_classes=classes)
+    digits = digits or [[size] for size in sizes]
+    prior = build(node, "prior.network", code_shapes=shapes, digits=digits, num_classes=classes)
     for parameter in prior.parameters():  # larger than usual, so that every path shows in the logits
         torch.nn.init.normal_(parameter, std=0.3)
     return prior.eval()

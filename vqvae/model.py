@@ -118,6 +118,10 @@ class VQVAE(nn.Module):
         """True if some parameters get no gradient, because a quantizer passes none to its encoder. Read by distributed.wrap."""
         return not all(q.trains_encoder for q in self.quantizers)
 
+    def factors(self) -> list[list[int]]:
+        """Of each code map, the numbers that K is the product of: see Quantizer.factors."""
+        return [factors for q in reversed(self.quantizers) for factors in q.factors()]
+
     def codebooks(self) -> list[Tensor | None]:
         """The vectors (K, d) behind each code map, in the order of `codebook_sizes`; None where there are none."""
         return [codes for q in reversed(self.quantizers) for codes in q.codebooks()]

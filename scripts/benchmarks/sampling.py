@@ -20,12 +20,12 @@ RATIOS = [((8, 8), 64), ((32, 32), 16)]  # grid, samples
 GROWTH = [(8, 8), (16, 16), (32, 32)]
 
 
-def prior_of(name: str, grid: tuple[int, ...], overrides: list[str]) -> Prior:
+def prior_of(name: str, grid: tuple[int, ...], overrides: list[str], size: int = CODEBOOK_SIZE) -> Prior:
     """A prior with the weights it starts from: what it draws is noise, and costs as much as anything else."""
     torch.manual_seed(0)
-    node = resolve(compose("train", [f"prior={name}", *overrides])).prior.network
-    sizes = {"code_shapes": [grid], "digits": [[CODEBOOK_SIZE]], "num_classes": CLASSES}
-    return build(node, "prior.network", **sizes).eval()
+    node = resolve(compose("train", [f"prior={name}", *overrides])).prior
+    digits = build(node.head, "prior.head").of(size, [size])
+    return build(node.network, "prior.network", code_shapes=[grid], digits=[digits], num_classes=CLASSES).eval()
 
 
 def seconds_of(prior: Prior, count: int, method: str | None = None) -> float:

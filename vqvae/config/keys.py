@@ -44,7 +44,7 @@ ADVERSARY_SETTINGS: dict[str, Any] = {
 }
 LOSS = ["head", "terms"]
 ADVERSARY = ["network", "loss", "terms", "optimizer", "schedule", *ADVERSARY_SETTINGS]
-PRIOR = ["network", "optimizer", "schedule", "trainer", *PRIOR_SETTINGS]
+PRIOR = ["network", "head", "optimizer", "schedule", "trainer", *PRIOR_SETTINGS]
 
 
 def check_keys(path: str, keys: list[Any], valid: list[str], required: list[str] | None = None) -> None:

@@ -51,6 +51,7 @@ EARLIER_DATA: dict[str, dict[str, Any]] = {
     "vqvae.data.webdataset.WebDataset": {"held_out": "shuffle", "value_range": None, **ANY_TYPE},
 }
 EARLIER_EVALUATION = {"frechet": 0, "backbone": "efficientnet_lite0", "backbone_file": None, "monitor": "mse"}
+EARLIER_HEAD = {"_target_": "vqvae.priors.digits.Flat"}  # of a prior
 KEPT = ("held_out", "value_range")  # of these, what decides the items of a run
 SCHEDULES = (("schedule",), ("prior", "schedule"))
 
@@ -107,6 +108,9 @@ def rename_keys(config: dict[str, Any]) -> dict[str, Any]:
     data = config.get("data")
     if isinstance(data, dict):
         config = {**config, "data": {**EARLIER_DATA.get(str(data.get("_target_")), {}), **data}}
+    prior = config.get("prior")
+    if isinstance(prior, dict):
+        config = {**config, "prior": {"head": dict(EARLIER_HEAD), **prior}}
     earlier = {
         "device": "auto",
         "train": "all",
@@ -122,6 +126,8 @@ def rename_export(config: dict[str, Any]) -> dict[str, Any]:
     loss = config.get("loss")
     if isinstance(loss, dict) and "_target_" in loss:
         config = {**config, "head": {**split_loss(loss)["head"], "variance": loss.get("variance")}}
+    if "network" in config:  # of a prior
+        config = {"head": dict(EARLIER_HEAD), **config}
     return {"fit": "crop", "levels": None, **rename_keys(config)}
 
 

@@ -33,6 +33,7 @@ from vqvae.losses.terms import Term
 from vqvae.model import VQVAE
 from vqvae.networks.discriminator import Discriminator
 from vqvae.priors.base import Prior
+from vqvae.priors.digits import Digits
 from vqvae.quantizers.base import Quantizer
 from vqvae.quantizers.init import Init
 from vqvae.ranges import argument_types, is_union
@@ -43,7 +44,7 @@ from vqvae.training.settings import TrainerConfig
 ALLOWED_PREFIXES = ("vqvae.", "torch.optim.", "torch.nn.")
 SPECIAL_KEYS = {"_target_", "_partial_"}
 DOTTED = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\._?[A-Za-z][A-Za-z0-9_]*)+")  # no look-alike letters, no __names__
-BASES = (nn.Module, Optimizer, Data, Init, Schedule, TrainerConfig, LogSettings)  # what a `_target_` may be at all
+BASES = (nn.Module, Optimizer, Data, Digits, Init, Schedule, TrainerConfig, LogSettings)  # what a `_target_` may be
 # What a group's `_target_` must be, and the arguments that only the run knows.
 BUILT: dict[str, tuple[type, Collection[str]]] = {
     "data": (Data, ()),
@@ -57,6 +58,7 @@ BUILT: dict[str, tuple[type, Collection[str]]] = {
     "adversary.optimizer": (Optimizer, ["params"]),
     "adversary.schedule": (Schedule, ()),
     "prior.network": (Prior, ["code_shapes", "digits", "num_classes"]),
+    "prior.head": (Digits, ()),
     "prior.optimizer": (Optimizer, ["params"]),
     "prior.schedule": (Schedule, ()),
     "prior.trainer": (TrainerConfig, ()),

@@ -23,6 +23,7 @@ from vqvae.inference.trained_model import TrainedModel
 from vqvae.losses.heads import Head
 from vqvae.model import VQVAE
 from vqvae.priors.base import Prior
+from vqvae.priors.digits import Digits
 from vqvae.priors.sampling import Sampling
 from vqvae.storage import checkpoint
 
@@ -48,6 +49,7 @@ KEYS: dict[str, dict[str, Any]] = {
         "fingerprint": str,
         "tokenizer": str,
         "network": dict,
+        "head": dict,
         "guidance": float,
         "guidable": bool,
     },
@@ -75,7 +77,9 @@ def load_export(path: str | Path, device: str | torch.device, allow_targets: Seq
         config = parts["prior"]
         if config["tokenizer"] != trained.fingerprint:
             raise UserError(f"{folder}: its prior belongs to another tokenizer ({config['tokenizer']})")
-        codes = {"code_shapes": trained.code_shapes, "digits": [[size] for size in trained.codebook_sizes]}
+        head = construct("head", config["head"], Digits, allowed)
+        digits = [head.of(*codes) for codes in zip(trained.codebook_sizes, model.factors())]
+        codes = {"code_shapes": trained.code_shapes, "digits": digits}
         prior = construct("network", config["network"], Prior, allowed, **codes, num_classes=len(class_names))
         trained.prior = fill(prior, read_weights(folder, "prior", config), folder / "prior.safetensors")
         trained.sampling, trained.guidable = Sampling(guidance=config["guidance"]), config["guidable"]

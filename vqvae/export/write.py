@@ -113,6 +113,7 @@ def prior_config(run: Run, trained: TrainedModel) -> dict[str, Any]:
         "guidance": float(trained.sampling.guidance),
         "guidable": trained.guidable,
         "network": plain(run.cfg)["prior"]["network"],
+        "head": plain(run.cfg)["prior"]["head"],
     }
 
 

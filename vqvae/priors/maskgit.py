@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vqvae import distributed
 from vqvae.devices.graphs import captures_on
+from vqvae.errors import UserError
 from vqvae.networks.attention import angles_of
 from vqvae.networks.blocks import Dropout
 from vqvae.priors.base import Prior, Scored
@@ -98,6 +99,9 @@ class MaskGIT(Prior):
         dropout: LessThanOne,
         steps: Count,
     ) -> None:
+
+        if any(len(of_map) > 1 for of_map in digits):
+            raise UserError("a masked prior predicts each code whole: take prior/head=flat, or an autoregressive prior")
 
         def network(digits: list[int], shape: tuple[int, ...]) -> MaskedMap:
             return MaskedMap(digits, shape, width, layers, heads, dropout)

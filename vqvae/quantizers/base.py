@@ -157,6 +157,10 @@ class Quantizer(nn.Module):
         """Latent dims *s -> the dims of each code map."""
         return [tuple(grid) for _ in self.codebook_sizes]
 
+    def factors(self) -> list[list[int]]:
+        """Numbers whose product is K, of which the index of each map's codes is made, the fastest first; or [K]."""
+        return [[size] for size in self.codebook_sizes]
+
     def codebooks(self) -> list[Tensor | None]:
         """The vectors (K, d) behind each code map, for monitors; None where codes are not rows of a matrix."""
         return [None for _ in self.codebook_sizes]

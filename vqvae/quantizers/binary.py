@@ -81,6 +81,9 @@ class LFQ(Quantizer):
             losses["commitment"] = Loss(mean_square_error(z, q), self.commitment_weight)
         return FlatQuantized(q, codes, losses)
 
+    def factors(self) -> list[list[int]]:
+        return [[2] * self.bits_per_map for _ in self.codebook_sizes]
+
     def estimate(self, z: Tensor, q: Tensor) -> Tensor:
         return super().estimate(self.normalize(z), q)
 

@@ -34,6 +34,9 @@ class Composition(Quantizer):
             if part.outermost_because:
                 raise UserError(f"{type(part).__name__} can only be outermost, because {part.outermost_because}")
 
+    def factors(self) -> list[list[int]]:
+        return [factors for part in self.uses for factors in part.factors()]
+
     def codebooks(self) -> list[Tensor | None]:
         return [codes for part in self.uses for codes in part.codebooks()]
 

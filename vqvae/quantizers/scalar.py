@@ -33,6 +33,9 @@ class ScalarQuantizer(Quantizer):
     def lookup(self, codes: Tensor) -> Tensor:
         return self.values(codes // self.basis % self.levels)  # (N, 1) -> (N, d)
 
+    def factors(self) -> list[list[int]]:
+        return [[levels for levels in self.levels.tolist() if levels > 1] or [1]]
+
     def index(self, level: Tensor) -> Tensor:
         """Levels (N, d), 0 .. levels - 1 -> codes (N, 1)."""
         return (level * self.basis).sum(1, keepdim=True)

@@ -29,6 +29,7 @@ from vqvae.losses.objective import Objective
 from vqvae.metrics.sounds import SoundObserver
 from vqvae.model import VQVAE
 from vqvae.priors.base import Prior
+from vqvae.priors.digits import Digits
 from vqvae.priors.sampling import Sampling
 from vqvae.run.encoding import encode
 from vqvae.run.folder import RunFolder
@@ -132,12 +133,13 @@ class Run:
         return trained
 
     def new_prior(self, model: VQVAE) -> Prior:
-        """Untrained prior for the codes of `model`."""
+        """Untrained prior for the codes of `model`. Raises UserError for a head or a network that does not fit them."""
+        head: Digits = build(self.cfg.prior.head, "prior.head")
         return build(
             self.cfg.prior.network,
             "prior.network",
             code_shapes=model.code_shapes(self.data.size),
-            digits=[[size] for size in model.codebook_sizes],
+            digits=[head.of(*codes) for codes in zip(model.codebook_sizes, model.factors())],
             num_classes=len(self.data.class_names),
         )
 
