@@ -99,4 +99,4 @@ def figures_of(run: Run) -> str:
 def safe(text: str) -> str:
     """Text that may be a stranger's, on one line, without what Markdown or HTML would make of it."""
     plain = html.escape(" ".join(text.split()), quote=False)
-    return "".join(f"\\{letter}" if letter in "|[]`*_\\" else letter for letter in plain)
+    return "".join(f"\\{letter}" if letter in "|[]`*\\" else letter for letter in plain)
