@@ -11,6 +11,7 @@ from typing import Any
 
 from vqvae.config.compose import check_keys_of, plain, resolve
 from vqvae.config.program import entry_point, typed_overrides
+from vqvae.errors import UserError
 from vqvae.sampling.modes import COUNTS, check_mode, folder_name
 from vqvae.surroundings.own_folder import own_folder
 
@@ -29,6 +30,8 @@ def run_mode(cfg: Any) -> None:
     typed = [override.lstrip("+~").split("=")[0] for override in typed_overrides()]
     settings = plain(cfg)
     check_mode(settings, typed)
+    if cfg.out is not None and os.path.isfile(os.path.expanduser(cfg.out)):
+        raise UserError(f"out={cfg.out} is a file: name a folder for the results")
 
     with own_folder():  # no library finds its code or settings in the current one
         from tqdm.contrib.logging import logging_redirect_tqdm

@@ -38,6 +38,8 @@ def main(cfg: Any) -> None:
             raise UserError(problem)
     if problem := mistake_in("metrics", cfg.metrics, list[str] | None):
         raise UserError(problem)
+    if cfg.out is not None and Path(cfg.out).is_dir():
+        raise UserError(f"out={cfg.out} is a folder: name a file, such as out={Path(cfg.out) / 'figures.json'}")
     if cfg.batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {cfg.batch_size}")
 

@@ -178,7 +178,9 @@ def make(options: argparse.Namespace) -> None:
     temporary.rename(out)
     say("\n".join(f"{out}: {line}" for line in lines))
     validation = next((f" 'data.val_urls={out}/{name}-*.tar'" for name in layout.folders if name != "train"), "")
-    say(f"python train.py data=webdataset 'data.urls={out}/train-*.tar'{validation}")
+    size = f" 'data.image_size=[{','.join(map(str, options.size))}]'" if options.size else ""
+    size = f" data.image_size={options.size[0]}" if options.size and len(options.size) == 1 else size
+    say(f"python train.py data=webdataset 'data.urls={out}/train-*.tar'{validation}{size}")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -26,6 +26,8 @@ def main(cfg: Any) -> None:
     for key, kind in kinds.items():
         if problem := mistake_in(key, values[key], kind):
             raise UserError(problem)
+    if cfg.out is not None and Path(cfg.out).is_dir():
+        raise UserError(f"out={cfg.out} is a folder: name a file, such as out={Path(cfg.out) / 'report.html'}")
     named = [values["run_dir"]] if isinstance(values["run_dir"], str) else values["run_dir"]
     if not named:
         raise UserError("run_dir=[] names no run: name one or several, such as run_dir=[runs/a,runs/b]")

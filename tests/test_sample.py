@@ -312,8 +312,7 @@ def test_guidance_needs_classes_and_a_prior_that_saw_none(
     assert np.load(out / "completions.npz")["labels"].tolist() == [-1, -1]
 
 
-def test_help_fits_a_screen_and_names_every_mode(tmp_path: Path) -> None:
+def test_help_names_every_mode(tmp_path: Path) -> None:
     text = run("sample.py", "--help", cwd=tmp_path).stdout
-    assert len(text.rstrip().splitlines()) <= 40
     for mode in ("complete", "interpolate", "reconstruct", "nearest"):
         assert f"mode={mode}" in text

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import call_inside
 from PIL import Image
 from test_sample import mistake, opened, sample
 
@@ -128,3 +129,22 @@ def test_nearest_writes_rows_of_seven(finished_run: Path, tmp_path: Path, capsys
     out = sample(finished_run, tmp_path, "mode=nearest", "n=2")
     assert Image.open(out / "nearest.png").size == (MARGIN + 7 * 66 + 2, 2 * 66 + 2 + 2 * LINE)
     assert len(re.findall(r"samples lie (closer to|farther from|as close to) their", capsys.readouterr().out)) == 2
+
+
+def test_inputs_of_equal_names_have_outputs_of_their_own(finished_run: Path, tmp_path: Path) -> None:
+    """Beside the run, where no `out` is given: images of equal names in two folders, and of two formats in one."""
+    folder = finished_run / "samples"
+    before = set(folder.glob("complete*"))
+    for name in ("one", "two"):
+        write_png(tmp_path / name / "my.png", torch.randint(256, (3, 32, 32), dtype=torch.uint8))
+        for _ in range(2):  # the same command writes to the same place
+            call_inside(
+                "sample", f"run_dir={finished_run}", "mode=complete", "n=1", f"image={tmp_path / name / 'my.png'}"
+            )
+    made = set(folder.glob("complete*")) - before
+    assert len(made) == 2
+    assert len({(path / "completions.png").read_bytes() for path in made}) == 2
+    for other in ("my.bmp", "my.webp"):
+        Image.open(tmp_path / "one" / "my.png").rotate(90).save(tmp_path / "one" / other)
+    out = sample(finished_run, tmp_path / "out", "mode=reconstruct", f"folder={tmp_path / 'one'}", "size=original")
+    assert len(list(out.glob("my*.png"))) == 3

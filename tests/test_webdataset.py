@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import logging
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -20,6 +21,8 @@ from conftest import ROOT, SMALL_CODEBOOK, TINY, assert_same_result, error_of, s
 from PIL import Image
 from test_data import folder, sets_of, write_image
 
+from vqvae.config.compose import compose
+from vqvae.config.typed import as_hydra_reads
 from vqvae.data.loader import ItemLoader
 from vqvae.data.webdataset import WebDataset, find_shards
 
@@ -334,6 +337,8 @@ def test_the_converter_says_in_one_sentence_what_it_cannot_do(
 
 MEASURE = """
 import resource, sys, torch
+from vqvae.config.compose import compose
+from vqvae.config.typed import as_hydra_reads
 from vqvae.data.loader import ItemLoader
 from vqvae.data.webdataset import WebDataset
 data = WebDataset(ndim=2, channels=3, image_size=64, flip=False, limit=None, resident="stream", workers=0,
@@ -359,6 +364,25 @@ def test_memory_does_not_grow_with_the_images_that_were_read(tmp_path: Path) -> 
     count, early, late = map(int, done.stdout.split())
     assert 18_900 < count < 19_100
     assert late - early < 10 * 1024, f"{late - early} kB more after 17,000 further images, which decoded are 204 MB"
+
+
+@pytest.mark.parametrize(
+    ("size", "said"), [([], []), (["8"], ["data.image_size=8"]), (["8", "12"], ["data.image_size=[8,12]"])]
+)
+def test_the_next_command_of_make_shards_takes_the_size_that_they_have(
+    size: list[str], said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "val"):
+        for seed in range(3):
+            (tmp_path / "images" / split).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "images" / split / f"{seed}.png").write_bytes(png(seed))
+    make(str(tmp_path / "images"), str(tmp_path / "shards"), *(["--size", *size] if size else []))
+    python, program, *arguments = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert (python, program, arguments[0]) == ("python", "train.py", "data=webdataset")
+    assert [one for one in arguments if one.startswith("data.image_size=")] == said
+    cfg = compose("train", as_hydra_reads(arguments))
+    wanted = [int(side) for side in size] or [64]
+    assert cfg.data.image_size == (wanted[0] if len(wanted) == 1 else wanted)
 
 
 @pytest.mark.slow

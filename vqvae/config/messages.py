@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
@@ -82,6 +83,12 @@ def explain(error: Exception, config_name: str) -> str:
         return f"{match[1]}: several values are a sweep, so add -m; a list is written in brackets"
     if match := re.search(r"Primary config module '([^']+)' not found", text):
         return f"--config-path={match[1]} is not needed: own configs are added by -cd <folder>"
+    if "Primary config directory not found" in text:
+        return "--config-path is not needed: own configs are added by -cd <folder>"
+    if match := re.search(r"Additional config directory '([^']+)' not found", text):
+        return (
+            f"-cd {match[1]} is no folder: it names that of own configs, which holds experiment/<name>.yaml and so on"
+        )
     return text.split("\n")[0]
 
 
@@ -91,9 +98,19 @@ def no_such_choice(group: str, choice: str) -> str:
         return (
             f"there is no config called {choice}: own settings are chosen by experiment=<name>, added by -cd <folder>"
         )
-    near = suggest(choice, choices(group))
+    near = suggest(choice, [*own_choices(group, sys.argv), *choices(group)])
     meant = None if near.startswith("did you mean") else absent_choice(group, choice)
     return f"{group}={choice} does not exist; {meant or near}"
+
+
+def own_choices(group: str, arguments: list[str]) -> list[str]:
+    """The options of a group in the folders that a command adds by -cd."""
+    folders = [
+        argument.partition("=")[2] or next(iter(arguments[place + 1 :]), "")
+        for place, argument in enumerate(arguments)
+        if argument.partition("=")[0] in ("-cd", "--config-dir")
+    ]
+    return sorted(file.stem for folder in folders for file in (Path(folder) / group).glob("*.yaml"))
 
 
 def unknown_key(key: str, config_name: str) -> str:

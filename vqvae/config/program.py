@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
 from vqvae.config.compose import CONFIGS, check_group_choices
+from vqvae.config.help import page
 from vqvae.config.hints import check_options
 from vqvae.config.messages import ANOTHER_HAS_ENDED, user_message
 from vqvae.config.sweep import in_sweep, record_job, sweep_folder
@@ -61,6 +62,9 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
             os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then raises errors instead of printing them
             try:
                 check_options(sys.argv[1:], config_name)
+                if config_name != "train" and {"--help", "-h"} & set(sys.argv[1:]):
+                    sys.stdout.write(f"{page(config_name)}\n")
+                    return
                 sys.argv[1:] = with_shipped(as_hydra_reads(sys.argv[1:]), config_name)
                 check_group_choices(sys.argv[1:])
                 trains = config_name == "train"

@@ -178,7 +178,14 @@ def find_target(path: str, target: Any, allowed: tuple[str, ...]) -> type:
     )
     if not isinstance(target, str) or not target.startswith(allowed) or not DOTTED.fullmatch(target):
         raise refused
-    cls = named(target)
+    try:
+        cls = named(target)
+    except ImportError as error:
+        package = target.partition(".")[0]
+        raise UserError(
+            f"{path}._target_={target} cannot be imported ({type(error).__name__}: {error}); {package} is found where it is "
+            f"installed, or with PYTHONPATH=<the folder that holds {package}>"
+        ) from error
     if not isinstance(cls, type) or not f"{cls.__module__}.".startswith(allowed) or not issubclass(cls, BASES):
         raise refused
     return cls
@@ -190,8 +197,8 @@ def named(dotted: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name, None)
     except ModuleNotFoundError as error:
-        if f"{module}.".startswith(f"{error.name}."):
-            return None
+        if f"{module}.".startswith(f"{error.name}.") and module.startswith(("vqvae.", "torch.")):
+            return None  # a name that is not there
         raise
 
 

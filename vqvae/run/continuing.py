@@ -64,13 +64,17 @@ def sentence(changes: list[tuple[str, Any, Any]], typed: list[str]) -> str:
     told = [(key[:-1], {"_target_": old}, {"_target_": new}) for key, (old, new) in outer.items()]
     told += [change for change in changes if not change[0].startswith(tuple(outer))]
     ordered = sorted(told, key=lambda change: not any(f"{change[0]}.".startswith(f"{key}.") for key in typed))
-    shown = [f"{key} is {named(old)} there, {named(new)} here" for key, old, new in ordered[:MOST_SHOWN]]
+    shown = [f"{key} is {named(old, new)} there, {named(new, old)} here" for key, old, new in ordered[:MOST_SHOWN]]
     return "; ".join(shown) + (f"; and {len(ordered) - MOST_SHOWN} more" if ordered[MOST_SHOWN:] else "")
 
 
-def named(value: Any) -> Any:
-    """The class of a part; any other value as it is."""
-    return str(value["_target_"]).split(".")[-1] if isinstance(value, dict) and "_target_" in value else value
+def named(value: Any, other: Any) -> Any:
+    """The class of a part, with its module where the other's has the same name; any other value as it is."""
+    names = [str(one["_target_"]).split(".") for one in (value, other) if isinstance(one, dict) and "_target_" in one]
+    if not isinstance(value, dict) or "_target_" not in value:
+        return value
+    alike = len(names) == 2 and names[0][-1] == names[1][-1]
+    return ".".join(names[0][-2:]) if alike else names[0][-1]
 
 
 def length_problem(before: int, now: int, done: int, stage: str, cfg: Any) -> str | None:

@@ -47,6 +47,8 @@ def locked(folder: Path | None) -> Iterator[Path]:
     place, error, held, made = folder, None, None, False
     if distributed.is_main():
         try:
+            if folder is not None and folder.is_file():
+                raise UserError(f"run_dir={folder} is a file: name a folder for the run")
             made = folder is None or not folder.is_dir()
             place = new_folder(Path("runs")) if folder is None else folder
             held = acquire(place)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -80,8 +82,15 @@ def folder_name(cfg: dict[str, Any], typed: Iterable[str]) -> str:
     for key in KEYS[mode]:
         if key in typed and key not in ("seed", "columns", "singles", "gif"):
             dash = "" if fits(cfg[key], float) else "-"
-            parts.append(f"{key}{dash}{plain_name(cfg[key])}")
+            parts.append(f"{key}{dash}{plain_name(cfg[key])}{digest_of_files(cfg[key])}")
     return "_".join(parts)
+
+
+def digest_of_files(value: Any) -> str:
+    """What tells files of equal names in different folders apart; nothing for a value that names no file or folder."""
+    paths = [os.path.expanduser(str(one)) for one in (value if isinstance(value, list) else [value])]
+    there = [os.path.abspath(path) for path in paths if not path.isdecimal() and os.path.exists(path)]
+    return f"-{hashlib.sha256(os.fsencode(os.pathsep.join(there))).hexdigest()[:6]}" if there else ""
 
 
 def plain_name(value: Any) -> str:

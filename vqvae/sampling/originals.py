@@ -16,6 +16,7 @@ def reconstruct_originals(job: Job) -> None:
     """Writes the reconstruction of every image in the data's own units and type, and psnr.csv, and prints a table."""
     rows: list[tuple[str, float]] = []
     skipped: list[str] = []
+    taken: set[str] = set()  # names without their endings
     for name, item in read_originals(job.run, job.settings["folder"], job.settings["n"]):
         if isinstance(item, OSError):
             skipped.append(f"{name}: {item}")
@@ -23,6 +24,8 @@ def reconstruct_originals(job: Job) -> None:
         x = x_of(item[None])
         x_hat = job.trained.reconstruct(x, sweeps_of(job), tile="auto").cpu()
         rows.append((name, float(item_psnr(x_hat, x))))
-        job.write_singles([f"{splitext(name)[0]}_reconstructed"], job.run.data.to_items(x_hat))
+        stem = splitext(name)[0]
+        job.write_singles([f"{name if stem in taken else stem}_reconstructed"], job.run.data.to_items(x_hat))
+        taken.add(stem)
     report(job, rows, skipped)
     say(f"reconstructions: {job.out}\nall PSNRs: {job.out / 'psnr.csv'}")
