@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--only", help="priors, separated by commas (default: all)")
     parser.add_argument("--probe", type=int, default=60, help="steps of the run that measures the speed")
     parser.add_argument("overrides", nargs="*", help="overrides of train.py, tokenizer=<run_dir> among them")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if not arguments.minutes > 0 or arguments.probe < 30:
         parser.error("--minutes must be above 0, and --probe at least 30")
     if not any(o.startswith("tokenizer=") for o in arguments.overrides):

@@ -75,10 +75,18 @@ def test_the_table_holds_what_the_log_holds_also_after_a_stop(tmp_path: Path, mo
 
 @pytest.mark.skipif(find_spec("tensorboard") is None, reason="needs tensorboard")
 @pytest.mark.parametrize("detail", ["summary", "full"])
-def test_tensorboard_shows_what_the_registry_marks_or_everything(tmp_path: Path, detail: str) -> None:
+def test_tensorboard_shows_what_the_registry_marks_or_everything(
+    tmp_path: Path, detail: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after a stop: each step once."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train_inside(*OWN, "logger=tensorboard", f"logger.detail={detail}", f"run_dir={tmp_path / 'run'}")
+    command = [*OWN, "logger=tensorboard", f"logger.detail={detail}", f"run_dir={tmp_path / 'run'}"]
+    with monkeypatch.context() as patched:
+        stop_at(patched, "prior", 1)
+        with pytest.raises(SystemExit):
+            train_inside(*command)
+    train_inside(*command)
     for stage in STAGES:
         shown = EventAccumulator(str(tmp_path / "run" / stage / "tensorboard")).Reload()
         logged = {
@@ -97,6 +105,8 @@ def test_tensorboard_shows_what_the_registry_marks_or_everything(tmp_path: Path,
             assert 6 <= len(seen) <= 13, seen
             assert not shown.Tags()["histograms"]
         for name in seen:
+            steps = [one.step for one in shown.Scalars(name)]
+            assert steps == sorted(set(steps))
             assert shown.Scalars(name)[-1].step == logged[name]["step"]
             assert shown.Scalars(name)[-1].value == pytest.approx(logged[name][name], rel=1e-6)
 

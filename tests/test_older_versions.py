@@ -20,7 +20,8 @@ from conftest import call_inside, lines, train_inside, weights
 
 import vqvae
 from vqvae.config.compose import compose, plain, resolve
-from vqvae.config.renames import rename_keys, rename_targets
+from vqvae.config.renames import ARGUMENTS, EARLIER_ARGUMENTS, TARGETS, rename_keys, rename_targets
+from vqvae.config.schema import named
 from vqvae.metrics.registry import find, without_split
 from vqvae.metrics.renames import rename, rename_checkpoint, rename_line
 from vqvae.training.logger import read_lines
@@ -78,6 +79,12 @@ def test_a_run_with_best_metrics_of_an_older_version_goes_on_with_those_of_today
     assert renamed["best"] == {"step": 4, "autoencoder/mse": 0.5, "codebook/usage_0": 1.0}
     assert renamed["window"]["names"] == ["autoencoder/loss", "autoencoder/grad_norm"]
     assert rename_checkpoint(renamed, "autoencoder") == renamed
+
+
+@pytest.mark.parametrize("target", [*TARGETS, *ARGUMENTS, *EARLIER_ARGUMENTS])
+def test_every_target_that_has_moved_is_found_under_its_name_of_today(target: str) -> None:
+    today = rename_targets({"_target_": target})["_target_"]
+    assert isinstance(named(today), type)
 
 
 def test_arguments_that_have_another_name_are_renamed_wherever_they_stand() -> None:
