@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vqvae.images import GAP, LINE, MARGIN, Captions, cut, font, grid, rows_of
 from vqvae.report.contents import strips
+from vqvae.run import plots
 from vqvae.sampling import job as jobs
 from vqvae.sampling.job import Job
 
@@ -69,3 +70,22 @@ def test_a_long_sheet_is_cut_and_says_so(tmp_path: Path, monkeypatch: pytest.Mon
     job.write_images("few.png", items[:8], 4, Captions())
     assert given[0] == (2, Captions(tiles=[str(i) for i in range(8)], note="the first 8 of 25 images"))
     assert given[1] == (2, Captions())
+
+
+def test_the_plot_of_codes_says_what_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
+    counts = [torch.tensor([6, 3, 0, 3])]
+    bins = {"edges": [0.0, 1.0, 2.0], "counts": [4, 2]}
+    histograms = {"codebook/spacing_histogram_0": bins, "autoencoder/similarity_histogram_1": bins}
+    for passed in (0.0, 0.25):
+        plots.plot_codes(counts, histograms, passed, tmp_path / "codebook.png")
+    plain, among = ([axis.get_xlabel() for axis in figure.axes] for figure in drawn)
+    assert plain[0] == "codes, most used first, by 12 validation vectors"
+    assert among[0] == f"{plain[0]}, 25% of them passed on"
+    titles = [axis.get_title() for axis in drawn[0].axes if axis.get_visible()]
+    assert titles[0] == "codebook 0: 3 of 4 codes used"
+    assert titles[1].startswith("codebook 0: pairs of codes by their distance")
+    assert titles[2].startswith("level 1: vectors of the split by their cosine with their code")
