@@ -11,7 +11,7 @@ from conftest import SMALL_CODEBOOK, TINY, call_inside, run, train_inside
 from PIL import Image
 
 from vqvae.config.compose import choices, compose, resolve
-from vqvae.images import normalize, to_uint8, write_png
+from vqvae.images import LINE, normalize, to_uint8, write_png
 from vqvae.priors.autoregressive import AutoregressivePrior
 from vqvae.run.folder import RunFolder
 from vqvae.run.run import Run
@@ -163,7 +163,7 @@ def test_many_samples_lie_in_several_files_and_are_those_of_one(
         np.testing.assert_array_equal(np.concatenate([shard[key] for shard in shards]), one[key])
     assert len(list(out.glob("0000*.png"))) == 70
     with Image.open(out / "grid.png") as grid:
-        assert grid.height == 2 + 5 * 66  # rows of 8: 40 of the 70
+        assert grid.height == 2 + 5 * (66 + LINE) + LINE  # rows of 8: 40 of the 70
 
 
 def test_a_grid_shows_all_or_of_many_the_first_of_each_class() -> None:
@@ -221,7 +221,7 @@ def test_a_gif_fills_in_codes_and_ends_with_the_samples(
         gray.append((abs(pixels - 128) < 3).all(-1).mean())
         error.append(abs(pixels - final).mean())
     assert gif.info["duration"] > 1000
-    assert gray[0] > 0.8
+    assert gray[0] > 0.7  # beside the names of classes
     assert gray[-1] < 0.1
     assert error[-1] < 4 < error[0]  # a palette of 256 colors
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vqvae.images import grid, rows_of
+from vqvae.images import Captions, grid, rows_of
 from vqvae.sampling.job import Job, paint
 from vqvae.storage.files import write_bytes
 
@@ -39,14 +39,15 @@ class Frames:
             self.next = int(share * MOST_FRAMES) + 1
 
 
-def render(frames: Frames, job: Job, columns: int) -> list[Tensor]:
+def render(frames: Frames, job: Job, columns: int, captions: Captions) -> list[Tensor]:
     """Images uint8 (1 or 3, H, W), one per frame: decoded codes, gray where the coarsest map is not drawn yet."""
     images = []
     for codes, drawn in frames.frames:
         shown = [m.masked_fill(~known, 0) for m, known in zip(codes, drawn)]  # what is not drawn may be no code at all
         open_codes = (~drawn[0]).float()[:, None]  # (n, 1, *s) of the coarsest map: later ones refine it
         open_places = F.interpolate(open_codes, size=job.run.data.size, mode="nearest")[:, 0] > 0  # (n, *S)
-        images.append(grid(rows_of(job.run.data.picture(paint(job.decode(shown), open_places)), columns)))
+        items = paint(job.decode(shown), open_places)
+        images.append(grid(rows_of(job.run.data.picture(items), columns), captions))
     return images
 
 

@@ -50,7 +50,8 @@ def generate(job: Job) -> None:
     say(f"images and codes: {files[0]}" + (f" .. {files[-1].name}" if len(files) > 1 else ""))
     if frames is not None:
         file = job.out / "progress.gif"
-        write_gif(file, render(frames, job, min(settings["columns"], frames.count)))
+        tiles = [names[label] for label in labels[: frames.count].tolist()] if names else []
+        write_gif(file, render(frames, job, min(settings["columns"], frames.count), Captions(tiles=tiles)))
         say(f"how the first {frames.count} came about: {file}")
 
 
