@@ -127,7 +127,7 @@ def row(name: str, folder: Path, steps: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, required=True, help="of training steps for each prior")
-    parser.add_argument("--only", help="priors, separated by commas (default: all)")
+    parser.add_argument("--only", help="priors, separated by commas (default: all that take any code maps)")
     parser.add_argument("--probe", type=int, default=60, help="steps of the run that measures the speed")
     parser.add_argument("overrides", nargs="*", help="overrides of train.py, tokenizer=<run_dir> among them")
     arguments = parser.parse_intermixed_args()
@@ -135,7 +135,7 @@ def main() -> None:
         parser.error("--minutes must be above 0, and --probe at least 30")
     if not any(o.startswith("tokenizer=") for o in arguments.overrides):
         parser.error("say which tokenizer: tokenizer=<run_dir of a finished run>")
-    names = arguments.only.split(",") if arguments.only else choices("prior")
+    names = arguments.only.split(",") if arguments.only else [name for name in choices("prior") if name != "next_scale"]
     unknown = [name for name in names if name not in choices("prior")]
     if unknown:
         parser.error(f"{unknown[0]} is not one of {', '.join(choices('prior'))}")

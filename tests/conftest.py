@@ -36,6 +36,7 @@ TINY = [
     "prior.network.layers=2",
 ]
 SMALL_CODEBOOK = ["quantizer.codebook.size=16"]
+SCALES = ["quantizer=multiscale", "quantizer.inner.codebook.size=16", "quantizer.shares=[0.25,0.5,1.0]"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -206,6 +207,14 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     forks = Forks(tmp_path_factory.mktemp("forks"), ROOT)
     yield forks
     forks.close()
+
+
+@pytest.fixture(scope="session")
+def scales_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of both stages on code maps from coarse to fine, a whole scale at a time."""
+    path = tmp_path_factory.mktemp("scales") / "run"
+    train_inside(*TINY, *SCALES, "prior=next_scale", f"run_dir={path}")
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -51,6 +51,7 @@ SMALL = {
     "prior=pixelsnail": ["prior.network.width=8", "prior.network.layers=1", "prior.network.blocks=1"],
     "prior=wavenet": ["prior.network.width=8", "prior.network.layers=2"],
     "prior=transformer": ["prior.network.width=8", "prior.network.layers=1"],
+    "prior=next_scale": ["prior.network.width=8", "prior.network.layers=1"],
     "prior=maskgit": ["prior.network.width=8", "prior.network.layers=1", "prior.network.steps=2"],
     "data=shapes": ["data.train_count=24", "data.val_count=9", "data.image_size=16"],
     "data=tones": ["data.train_count=24", "data.val_count=9", "data.length=256"],

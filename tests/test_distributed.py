@@ -82,6 +82,8 @@ BF16_METRICS = {
 }
 MUON = "maskgit, Muon"
 PRIORS = {**{name: name for name in choices("prior")}, MUON: "maskgit"}
+SCALES = ["quantizer=multiscale", "quantizer.inner.codebook.size=16"]
+CODES = {name: SCALES if name == "next_scale" else SMALL_CODEBOOK for name in choices("prior")}
 SIZES = {"pixelcnn": "layers=2", "pixelsnail": "blocks=1", "wavenet": "layers=2"}  # others: layers=1
 
 
@@ -95,11 +97,12 @@ def prior_settings(case: str) -> list[str]:
     network += {
         "transformer": ["random_order_until=1", "heads=2"],
         "maskgit": ["heads=2"],
+        "next_scale": ["heads=2"],
         "pixelsnail": ["layers=1"],
     }.get(name, [])
     return [
         f"prior={name}",
-        *SMALL_CODEBOOK,
+        *CODES[name],
         *[f"prior.{one}" for one in settings(STEPS)],
         *[f"prior.network.{one}" for one in network],
         "prior.class_dropout=0.3",
@@ -129,7 +132,8 @@ def train_all(base: Path, tokenizer: Path) -> list[str]:
     for name in PRIORS:
         run = run_of(base / name, *prior_settings(name), "prior.trainer.precision=fp32")
         if distributed.is_main():
-            shutil.copytree(tokenizer / "autoencoder", base / name / "autoencoder")
+            source = tokenizer / ("scales" if CODES[PRIORS[name]] is SCALES else "one map")
+            shutil.copytree(source / "autoencoder", base / name / "autoencoder")
         distributed.barrier()
         train_prior(run, run.tokenizer(), StopRequest())
     return written
@@ -155,7 +159,8 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
     """Folders of one and of two processes, and what each of the two wrote."""
     folder = tmp_path_factory.mktemp("both")
     tokenizer = folder / "tokenizer"
-    train_autoencoder(run_of(tokenizer, *settings(2), *SMALL_CODEBOOK), StopRequest())
+    for name, codes in (("one map", SMALL_CODEBOOK), ("scales", SCALES)):
+        train_autoencoder(run_of(tokenizer / name, *settings(2), *codes), StopRequest())
     written = in_a_group(folder, train_all, folder / "two", tokenizer)
     train_all(folder / "one", tokenizer)
     return folder / "one", folder / "two", written

@@ -156,11 +156,12 @@ def test_replayed_steps_know_when_a_revival_is_due(revival: str, compared: list[
 
 @pytest.mark.parametrize("prior", [*choices("prior"), "transformer prior/head=factors prior.head.largest=4"])
 def test_replayed_steps_of_a_prior_equal_those_that_run(
-    prior: str, compared: list[Recorded], finished_run: Path, tmp_path: Path
+    prior: str, compared: list[Recorded], finished_run: Path, scales_run: Path, tmp_path: Path
 ) -> None:
+    tokenizer = scales_run if prior == "next_scale" else finished_run
     more = [*f"prior={prior}".split(), *PRIOR, f"prior.trainer.steps={STEPS}", f"run_dir={tmp_path / 'run'}"]
     with pytest.raises(Compared):
-        train_inside("logger=off", "debug=fast", f"tokenizer={finished_run}", *more)
+        train_inside("logger=off", "debug=fast", f"tokenizer={tokenizer}", *more)
 
 
 @pytest.mark.parametrize(
@@ -228,19 +229,22 @@ def test_replayed_draws_equal_those_that_run_whatever_the_numbers_were_that_were
     prior, count = prior_of(name, (3, 2), ["prior.network.width=8", *head]), 16
     known = None
     if with_known:
-        known = Known([torch.randint(5, (4 * count, 3, 2))], [torch.rand(4 * count, 3, 2) < 0.5])
+        shapes = [(4 * count, *shape) for shape in prior.code_shapes]
+        known = Known([torch.randint(5, shape) for shape in shapes], [torch.rand(shape) < 0.5 for shape in shapes])
     recorded, other = (Sampling(**one, chunk=count) for one in settings)
     seeds, labels = list(range(4 * count)), torch.arange(4 * count) % 3
-    eager = [prior.sample(seeds, labels, sampling, known)[0] for sampling in (recorded, other)]
+    eager = [prior.sample(seeds, labels, sampling, known)[-1] for sampling in (recorded, other)]
     assert not torch.equal(*eager)
     drawn = draws(prior)
-    replayed = [prior.sample(seeds, labels, sampling, known)[0] for sampling in (recorded, other)]
+    replayed = [prior.sample(seeds, labels, sampling, known)[-1] for sampling in (recorded, other)]
     assert all(torch.equal(one, again) for one, again in zip(eager, replayed))
     assert (drawn.enabled, len(drawn.replays)) == (True, 1)
 
 
 @pytest.mark.parametrize("with_known", [False, True])
-@pytest.mark.parametrize("name", [*(name for name in choices("prior") if name != "maskgit"), *IN_DIGITS])
+@pytest.mark.parametrize(
+    "name", [*(name for name in choices("prior") if name not in ("maskgit", "next_scale")), *IN_DIGITS]
+)
 def test_replayed_guesses_of_jacobi_end_with_the_codes_of_those_that_run(
     name: str, with_known: bool, draws: Callable[[Prior], Recorded]
 ) -> None:

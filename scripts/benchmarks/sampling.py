@@ -21,11 +21,17 @@ GROWTH = [(8, 8), (16, 16), (32, 32)]
 
 
 def prior_of(name: str, grid: tuple[int, ...], overrides: list[str], size: int = CODEBOOK_SIZE) -> Prior:
-    """A prior with the weights it starts from: what it draws is noise, and costs as much as anything else."""
+    """A prior with the weights it starts from: what it draws is noise, and costs as much as anything else.
+
+    Of one map; next_scale has two coarser ones before it.
+    """
     torch.manual_seed(0)
     node = resolve(compose("train", [f"prior={name}", *overrides])).prior
     digits = build(node.head, "prior.head").of(size, [size])
-    return build(node.network, "prior.network", code_shapes=[grid], digits=[digits], num_classes=CLASSES).eval()
+    parts = (4, 2, 1) if name == "next_scale" else (1,)
+    shapes = [tuple(max(1, length // part) for length in grid) for part in parts]
+    codes = {"code_shapes": shapes, "digits": [digits for _ in shapes]}
+    return build(node.network, "prior.network", **codes, num_classes=CLASSES).eval()
 
 
 def seconds_of(prior: Prior, count: int, method: str | None = None) -> float:
@@ -48,7 +54,7 @@ def sampling(overrides: list[str], folder: str) -> None:
         rows.append([name, *cells])
     print(table(["prior", *(f"{h}x{w}" for h, w in GROWTH)], rows))
 
-    print("\nsamples/s of 64 samples of 8x8 codes, each prior as its YAML has it")
+    print("\nsamples/s of 64 samples of 8x8 codes (next_scale: 2x2 and 4x4 before them), each prior as its YAML has it")
     rows = []
     for name in choices("prior"):
         prior = prior_of(name, (8, 8), overrides)

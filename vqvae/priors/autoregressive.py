@@ -66,10 +66,7 @@ class AutoregressivePrior(Prior):
         return [network(codes[m], self.condition(m, codes, labels)) for m, network in enumerate(self.networks)]
 
     def forward(self, codes: list[Tensor], labels: Tensor, label_smoothing: float = 0.0) -> Scored:
-        hidden = self.hidden(codes, labels)
-        scored = [n.head.score(h, m, label_smoothing) for n, h, m in zip(self.networks, hidden, codes)]
-        nats, losses = ([*maps] for maps in zip(*scored))  # M x (B, *s)
-        return Scored(sum(m.sum() for m in losses) / sum(m.numel() for m in losses), nats)
+        return self.scored(self.hidden(codes, labels), codes, label_smoothing)
 
     def sample_chunk(
         self, noise: Tensor, labels: Tensor, drawing: Drawing, known: Known | None, on_progress: OnProgress | None

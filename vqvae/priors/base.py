@@ -135,7 +135,9 @@ class Prior(nn.Module, ABC):
     decided_by_host: tuple[
         str, ...
     ] = ()  # of them, those that look at values to know how to go on: no graph of a chunk
-    networks: Sequence[nn.Module]  # one a map, coarse to fine, each with the `embedding` of its codes
+    networks: Sequence[
+        nn.Module
+    ]  # one a map, coarse to fine, with the `embedding` of its codes where they are its inputs
 
     def __init__(
         self,
@@ -195,7 +197,8 @@ class Prior(nn.Module, ABC):
         """
         for m, network in enumerate(self.networks):
             coarser = list(self.contexts[m - 1].get_submodule("embeddings").children()) if m else []
-            for embedding, vectors in zip([*coarser, network.get_submodule("embedding")], code_vectors):
+            own = [network.get_submodule("embedding")] if hasattr(network, "embedding") else []
+            for embedding, vectors in zip([*coarser, *own], code_vectors):
                 assert isinstance(embedding, nn.Embedding)
                 centered = vectors.float().cpu() - vectors.float().cpu().mean(0)
                 spread = centered.square().mean().sqrt()
@@ -213,6 +216,12 @@ class Prior(nn.Module, ABC):
     @abstractmethod
     def forward(self, codes: list[Tensor], labels: Tensor, label_smoothing: float = 0.0) -> Scored:
         """M maps (B, *s_m), labels (B,) -> their score; `label_smoothing` changes the loss alone."""
+
+    def scored(self, hidden: list[Tensor], codes: list[Tensor], label_smoothing: float) -> Scored:
+        """Hidden states M x (B, C, *s_m) of the codes, M x (B, *s_m) -> what the head of each map's network makes of them."""
+        scored = [n.head.score(h, m, label_smoothing) for n, h, m in zip(self.networks, hidden, codes)]  # type: ignore[operator, union-attr]
+        nats, losses = ([*maps] for maps in zip(*scored))  # M x (B, *s_m)
+        return Scored(sum(m.sum() for m in losses) / sum(m.numel() for m in losses), nats)
 
     def sample(
         self,

@@ -28,7 +28,8 @@ LOSS = figure(
 for bound, meaning in (("", ""), ("_bound", "an upper bound, of a prior whose likelihood is not known: ")):
     figure(
         f"prior/bits_per_code{bound}",
-        f"{meaning}mean negative log2-likelihood of the prior over all codes of the split, teacher-forced",
+        f"{meaning}mean negative log2-likelihood of the prior over all codes of the split, teacher-forced"
+        + ("" if bound else " (prior=next_scale: codes of a scale are independent given the coarser ones)"),
         better="lower",
         panel="bits per code",
         sweep=True,
