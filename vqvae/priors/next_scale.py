@@ -84,7 +84,8 @@ class NextScale(Prior):
 
     def hidden(self, codes: list[Tensor], labels: Tensor) -> list[Tensor]:
         """M maps (B, *s_m), labels (B,) -> M hidden states (B, width, *s_m), each of the class and of coarser maps alone."""
-        x = torch.cat([self.inputs(self.condition(m, codes, labels)) for m in range(len(codes))], dim=1)
+        inputs = torch.cat([as_rows(self.condition(m, codes, labels)) for m in range(len(codes))], dim=1)
+        x = self.dropout(inputs)  # (B, all codes, width)
         for block, modulation in zip(self.blocks, self.modulations(labels)):
             q, k, v = block.attended(x, modulation, self.angles)
             scales = [attend(q[:, :, a:b], k[:, :, :b], v[:, :, :b], causal=False) for a, b in pairwise(self.ends)]
@@ -93,10 +94,6 @@ class NextScale(Prior):
             self.norm(x).transpose(1, 2).split([b - a for a, b in pairwise(self.ends)], dim=2)
         )  # M x (B, width, N_m)
         return [part.unflatten(2, shape) for part, shape in zip(parts, self.code_shapes)]
-
-    def inputs(self, condition: Tensor) -> Tensor:
-        """Condition (B, width, *s) -> the transformer's input (B, N, width)."""
-        return self.dropout(condition.flatten(2).transpose(1, 2))
 
     def modulations(self, labels: Tensor) -> list[tuple[Tensor, ...]]:
         """Labels (B,) -> what the class makes of the norms of each block."""
@@ -127,7 +124,7 @@ class NextScale(Prior):
         shape = (2, len(asked), heads, self.codes_per_sample, width // heads)  # keys and values
         caches = [self.classes.weight.new_empty(shape) for _ in self.blocks]
         for m, (a, b) in enumerate(pairwise(self.ends)):
-            x = self.inputs(self.sampling_condition(m, codes, labels, way))  # (copies B, N_m, width)
+            x = as_rows(self.sampling_condition(m, codes, labels, way))  # (copies B, N_m, width)
             for block, modulation, (keys, values) in zip(self.blocks, modulations, caches):
                 q, keys[:, :, a:b], values[:, :, a:b] = block.attended(x, modulation, self.angles[a:b])
                 x = block.add(x, attend(q, keys[:, :, :b], values[:, :, :b], causal=False), modulation)
@@ -138,3 +135,8 @@ class NextScale(Prior):
         for m in range(len(codes)):
             copies = [labels, torch.full_like(labels, -1)] if way.guided else [labels]
             yield self.hidden([one.repeat(len(copies), *[1] * (one.ndim - 1)) for one in codes], torch.cat(copies))[m]
+
+
+def as_rows(condition: Tensor) -> Tensor:
+    """Condition (B, width, *s) -> (B, N, width)."""
+    return condition.flatten(2).transpose(1, 2)
