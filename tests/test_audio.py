@@ -229,6 +229,7 @@ def test_the_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytes
         ({"rate": 0}, "rate must be at least 1"),
         ({"seconds": 1e-6}, "is less than one sample at rate=8000"),
         ({"root": "gone"}, "name the folder that holds the sounds"),
+        ({"root": Path(__file__).parent / "older_runs"}, "no sounds in"),
     ],
 )
 def test_mistakes_are_one_sentence(settings: dict[str, Any], message: str, tmp_path: Path) -> None:

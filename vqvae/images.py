@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from vqvae.storage.files import write_bytes
@@ -112,6 +114,16 @@ def rows_of(images: Tensor, columns: int) -> list[Tensor]:
     missing = -len(images) % columns
     white = images.new_full((missing, *images.shape[1:]), 255)
     return list(torch.cat([images, white]).split(columns))
+
+
+def write_gif(path: Path, images: list[Tensor], frame_ms: int = 80, last_ms: int = 2500) -> None:
+    """Images uint8 (1 or 3, H, W) -> a GIF that appears under its name when it is whole; the last is shown for `last_ms`."""
+    frames = [Image.fromarray(torch.movedim(image, 0, -1).squeeze(-1).numpy()) for image in images]
+    palettes = [frame.quantize(256, dither=Image.Dither.NONE) for frame in frames]
+    times = [frame_ms] * (len(palettes) - 1) + [last_ms]
+    gif = io.BytesIO()
+    palettes[0].save(gif, "GIF", save_all=True, append_images=palettes[1:], duration=times, loop=0)
+    write_bytes(path, gif.getvalue())
 
 
 def write_png(path: Path, image: Tensor) -> None:

@@ -100,13 +100,16 @@ class VQVAE(nn.Module):
                 part.eval()  # type: ignore[attr-defined]
         return self
 
+    def strides(self, ndim: int) -> tuple[int, ...]:
+        """Data positions per position of the coarsest latents, along each of `ndim` dims."""
+        return tuple(math.prod(own) for own in zip(*[encoder.strides(ndim) for encoder in self.encoders]))
+
     @property
     def stride(self) -> int:
-        """Data positions per position of the coarsest latents, along each dim."""
-        stride = 1
-        for encoder in self.encoders:
-            stride *= encoder.stride
-        return stride
+        """The same along every dim. Raises UserError where dims have strides of their own."""
+        if others := [encoder.stride for encoder in self.encoders if not isinstance(encoder.stride, int)]:
+            raise UserError(f"this needs one stride for all dims, and those of this model are {others[0]}")
+        return self.strides(1)[0]
 
     @property
     def codebook_sizes(self) -> list[int]:
@@ -132,12 +135,11 @@ class VQVAE(nn.Module):
 
     def code_shapes(self, size: tuple[int, ...]) -> list[tuple[int, ...]]:
         """Data dims *S -> the dims of each code map, coarse to fine. Raises UserError where *S does not divide."""
-        for length in size:
-            if length % self.stride:
-                below = max(self.stride, length - length % self.stride)
+        for length, stride in zip(size, self.strides(len(size))):
+            if length % stride:
+                below = max(stride, length - length % stride)
                 raise UserError(
-                    f"a size of {length} does not divide by the encoder's stride {self.stride}; "
-                    f"the nearest that does is {below}"
+                    f"a size of {length} does not divide by the encoder's stride {stride}; the nearest that does is {below}"
                 )
         shapes: list[list[tuple[int, ...]]] = []
         for encoder, quantizer in zip(self.encoders, self.quantizers):

@@ -112,6 +112,9 @@ class Data(ABC):
     """
 
     size_key: ClassVar[str]  # the config key that sets `size`, for messages
+    writes_singles: ClassVar[bool] = (
+        False  # sample.py writes each item to a file of its own: it must be heard, or moves
+    )
 
     ndim: int
     channels: int

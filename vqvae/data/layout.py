@@ -53,11 +53,14 @@ class Layout(Listing):
         splits: split -> its folder, relative to `root`; None: folders of the usual names, in any case.
         classes: auto or off.
         suffixes: of items, see `list_tree`.
+        kind: what items are, in messages.
 
     Raises UserError for folders that are not there, and where it is not clear what is meant.
     """
 
-    def __init__(self, root: Path, splits: dict[str, str] | None, classes: str, suffixes: Collection[str]) -> None:
+    def __init__(
+        self, root: Path, splits: dict[str, str] | None, classes: str, suffixes: Collection[str], kind: str = "image"
+    ) -> None:
         self.root, self.suffixes = root, suffixes
         self.beside: list[str] = []
         self.folders = self._find() if splits is None else self._named(splits)
@@ -65,7 +68,7 @@ class Layout(Listing):
         self._trees: dict[str, Tree] = {}
         train = self.tree("train")
         if not train.files:
-            raise UserError("; ".join([f"no image in {train.root} or its subfolders", *train.notes()]))
+            raise UserError("; ".join([f"no {kind} in {train.root} or its subfolders", *train.notes()]))
         self.class_names = train.groups if classes == "auto" else []
 
     def tree(self, split: str) -> Tree:

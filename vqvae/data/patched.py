@@ -82,7 +82,7 @@ class PatchedFiles(Data):
         if not path.is_dir():
             raise UserError(f"data.root={self.root} is not a folder; name the folder that holds the {self.kind}")
         without = self.recalled.get("class_names") == []
-        return Layout(path, self.splits, "off" if without else self.classes, self.suffixes)
+        return Layout(path, self.splits, "off" if without else self.classes, self.suffixes, self.kind)
 
     @cached_property
     def shapes(self) -> dict[str, dict[str, Size]]:

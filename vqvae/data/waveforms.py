@@ -28,6 +28,8 @@ MU = 255  # of the mu-law
 class Sounds(Data):
     """Base of sound data sets. ndim: 1. channels: C, 1 or 2. sample_rate: samples per second."""
 
+    writes_singles: ClassVar[bool] = True
+
     ndim: Annotated[int, In(1)]
     channels: Annotated[int, In(1, 2)]
     sample_rate: PositiveInt

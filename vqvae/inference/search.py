@@ -82,7 +82,7 @@ def better(current: list[Tensor], errors: Tensor, best: list[Tensor], least: Ten
 def check_places(model: VQVAE, size: tuple[int, ...]) -> None:
     """Raises UserError where codes have no place of their own among the latents."""
     for level, (encoder, quantizer) in enumerate(zip(model.encoders, model.quantizers)):
-        places, size = tuple(length // encoder.stride for length in size), encoder.latent_size(size)
+        places, size = encoder.places(size), encoder.latent_size(size)
         shapes = quantizer.code_shapes(size)
         if size != places:
             raise UserError(f"search needs codes with a place, and those of {type(encoder).__module__} have none")

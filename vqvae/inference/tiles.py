@@ -78,8 +78,7 @@ def has_fixed_size(model: VQVAE, trained: Size) -> bool:
     """True if decoders make data of one size alone, whatever was encoded."""
     size = trained
     for encoder in model.encoders:
-        places = tuple(length // encoder.stride for length in size)
-        size = encoder.latent_size(size)
+        places, size = encoder.places(size), encoder.latent_size(size)
         if size != places:
             return True
     return False
@@ -116,8 +115,7 @@ def reach_of(model: VQVAE, like: Tensor) -> int | None:
 def codes_have_places(model: VQVAE, size: Size) -> bool:
     """True if each code stands for one place of its level's latents."""
     for encoder, quantizer in zip(model.encoders, model.quantizers):
-        places = tuple(length // encoder.stride for length in size)
-        size = encoder.latent_size(size)
+        places, size = encoder.places(size), encoder.latent_size(size)
         if size != places or any(shape != size for shape in quantizer.code_shapes(size)):
             return False
     return True
@@ -129,7 +127,7 @@ def decoded_of_one_cell(model: VQVAE, size: Size) -> Tensor:
     device = next(model.parameters()).device
     factor = 1
     for encoder, quantizer in zip(model.encoders, model.quantizers):
-        size, factor = encoder.latent_size(size), factor * encoder.stride
+        size, factor = encoder.latent_size(size), factor * encoder.strides(1)[0]
         finer = model.stride // factor  # cells of this level in one of the coarsest
         z_q = torch.zeros(1, quantizer.dim, *size, device=device)
         z_q[within(slice(n // finer // 2 * finer, (n // finer // 2 + 1) * finer) for n in size)] = torch.nan

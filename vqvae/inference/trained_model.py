@@ -31,7 +31,7 @@ CHUNK = 32  # items go through the networks in padded chunks of this size, so th
 class TrainedModel:
     """Encodes, decodes, reconstructs and samples, in float32 on one device. Returned by `vqvae.load`.
 
-    x (B, C, *S) is in [-1, 1]. Codes are M maps (B, *s_m), coarse to fine. x of sounds are mu-law levels: see
+    x (B, C, *S) is in [-1, 1]. Codes are M maps (B, *s_m), coarse to fine. x of data=tones are mu-law levels: see
     vqvae.data.waveforms. On a GPU, convolutions may use TF32 unless torch.backends.cudnn.allow_tf32 is False.
 
     Args:
@@ -138,7 +138,7 @@ class TrainedModel:
         return self.head.to_image(self.model(self._checked_input(x)).decoded)
 
     def values(self, x: Tensor) -> np.ndarray:
-        """x (B, C, *S) in [-1, 1] -> the data's own units and type, such as uint16. Sounds: mu-law levels, uint8."""
+        """x (B, C, *S) in [-1, 1] -> the data's own units and type, such as uint16. Of data=tones mu-law levels, uint8."""
         return to_uint8(x).cpu().numpy() if self.data.levels is None else self.data.levels.values(x)
 
     def sample(

@@ -12,7 +12,7 @@ from vqvae.surroundings.own_folder import own_folder
 
 MSE = figure(
     "autoencoder/mse",
-    "mean squared error over all items of the split, values in [0, 1] (sounds: companded), reconstructions clamped, float32",
+    "mean squared error over all items of the split, values in [0, 1] (tones: companded), reconstructions clamped, float32",
     better="lower",
 )
 MSE_OVER_VARIANCE = figure(

@@ -33,13 +33,21 @@ def conv_transpose(ndim: int, *args: Any, **kwargs: Any) -> nn.Module:
 
 
 class Encoder(nn.Module):
-    """(B, C, *S) -> (B, D, *s). stride: what each of the data dims *S must divide by."""
+    """(B, C, *S) -> (B, D, *s). stride: what the data dims *S must divide by, one number for all or one for each."""
 
-    stride: int
+    stride: int | tuple[int, ...]
+
+    def strides(self, ndim: int) -> tuple[int, ...]:
+        """The stride along each of `ndim` data dims."""
+        return (self.stride,) * ndim if isinstance(self.stride, int) else self.stride
 
     def latent_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """Data dims *S -> dims *s of the latents: *S / stride, unless the encoder says otherwise."""
-        return tuple(length // self.stride for length in size)
+        return self.places(size)
+
+    def places(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Data dims *S -> *S / stride."""
+        return tuple(length // stride for length, stride in zip(size, self.strides(len(size))))
 
 
 class Decoder(nn.Module):

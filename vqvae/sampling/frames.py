@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import io
-from pathlib import Path
-
-import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from vqvae.images import Captions, grid, rows_of
 from vqvae.sampling.job import Job, paint
-from vqvae.storage.files import write_bytes
 
 MOST_FRAMES = 60
 MOST_SAMPLES = 16  # shown in a GIF: the first ones
-FRAME_MS, LAST_MS = 80, 2500
 
 
 class Frames:
@@ -49,13 +42,3 @@ def render(frames: Frames, job: Job, columns: int, captions: Captions) -> list[T
         items = paint(job.decode(shown), open_places)
         images.append(grid(rows_of(job.run.data.picture(items), columns), captions))
     return images
-
-
-def write_gif(path: Path, images: list[Tensor]) -> None:
-    """Images uint8 (1 or 3, H, W) -> a GIF that appears under its name when it is whole; the last is shown longer."""
-    frames = [Image.fromarray(torch.movedim(image, 0, -1).squeeze(-1).numpy()) for image in images]
-    palettes = [frame.quantize(256, dither=Image.Dither.NONE) for frame in frames]
-    times = [FRAME_MS] * (len(palettes) - 1) + [LAST_MS]
-    gif = io.BytesIO()
-    palettes[0].save(gif, "GIF", save_all=True, append_images=palettes[1:], duration=times, loop=0)
-    write_bytes(path, gif.getvalue())

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vqvae.images import Captions
+from vqvae.images import Captions, write_gif
 from vqvae.sampling.classes import choose_labels
-from vqvae.sampling.frames import Frames, render, write_gif
+from vqvae.sampling.frames import Frames, render
 from vqvae.sampling.job import MOST_SHOWN, Drawn, Job, join
 from vqvae.surroundings.terminal import say
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from vqvae.data.items import center_crop
-from vqvae.data.waveforms import Sounds
 from vqvae.errors import UserError
 from vqvae.images import Captions, grid, rows_of, write_png, x_of
 from vqvae.inference.trained_model import TrainedModel
@@ -44,9 +43,9 @@ class Job:
 
     @property
     def writes_singles(self) -> bool:
-        """True if each item is also written to a file of its own: on request, and of sounds unless that is unwanted."""
+        """True if each item is also written to a file of its own: on request, and of sounds and clips by default."""
         wanted = self.settings["singles"]
-        return isinstance(self.run.data, Sounds) if wanted is None else wanted
+        return self.run.data.writes_singles if wanted is None else wanted
 
     def draw(self, labels: Tensor, known: Known | None = None, on_progress: OnProgress | None = None) -> Drawn:
         """Draw from the prior with this command's settings -> items (n, C, *S), and their M code maps.
