@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL_CODEBOOK, assert_same_result, error_of, run, stop_at, train_inside
+from conftest import assert_same_result, error_of, run, stop_at, train_inside
 from PIL import Image
 
 import vqvae
@@ -136,8 +136,15 @@ def test_strides_that_the_layers_cannot_make_are_one_sentence(strides: list[int]
 
 
 def test_the_experiment_on_clips_does_all_that_it_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = ["debug=fast", "logger=off", *SMALL_CODEBOOK, "data.train_count=24", "data.val_count=8", "data.frames=4"]
-    small += ["data.image_size=16", "model.encoders.0.widths=[4,4,4]", "model.encoders.0.residual_width=4"]
+    small = [
+        "debug=fast",
+        "logger=off",
+        "quantizer.levels=[4,4]",
+        "data.train_count=24",
+        "data.val_count=8",
+        "data.frames=4",
+    ]
+    small += ["data.image_size=16", "model.encoders.0.widths=[4,4]", "model.encoders.0.residual_width=4"]
     small += ["quantizer.dim=8", "prior.network.width=16", "prior.network.layers=1", f"data.cache_dir={tmp_path / 'c'}"]
     path, again = tmp_path / "run", tmp_path / "again"
     train_inside("experiment=video", *small, f"run_dir={path}")
@@ -147,7 +154,7 @@ def test_the_experiment_on_clips_does_all_that_it_promises(tmp_path: Path, monke
     monkeypatch.undo()
     train_inside("experiment=video", *small, f"run_dir={again}")
     assert_same_result(path, again)
-    assert json.loads((path / "codes" / "val" / "header.json").read_text())["code_shapes"] == [[2, 2, 2]]
+    assert json.loads((path / "codes" / "val" / "header.json").read_text())["code_shapes"] == [[2, 4, 4]]
     run("sample.py", f"run_dir={path}", "n=2", "gif=true", f"out={tmp_path / 'drawn'}")
     drawn = np.load(tmp_path / "drawn" / "samples.npz")["items"]
     assert drawn.shape == (2, 3, 4, 16, 16)
@@ -163,18 +170,18 @@ def test_the_experiment_on_clips_does_all_that_it_promises(tmp_path: Path, monke
         "mask=0,0,2,16,16,4",
         f"out={tmp_path / 'o'}",
     )
-    assert np.load(tmp_path / "o" / "completions.npz")["kept_0"].tolist() == [[[True] * 2] * 2, [[False] * 2] * 2]
+    assert np.load(tmp_path / "o" / "completions.npz")["kept_0"].tolist() == [[[True] * 4] * 4, [[False] * 4] * 4]
     run("scripts/evaluate.py", f"run_dir={path}", "search=1")
     run("scripts/export.py", f"run_dir={path}", f"out={tmp_path / 'export'}")
     model = vqvae.load(tmp_path / "export")
-    assert model.code_shapes == [(2, 2, 2)]
+    assert model.code_shapes == [(2, 4, 4)]
     with pytest.raises(UserError, match="one stride for all dims"):
         model.reconstruct(torch.zeros(1, 3, 4, 32, 32), tile="auto")
 
 
 def test_a_size_that_the_strides_do_not_divide_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = error_of(capsys, "experiment=video", "logger=off", "data.image_size=36", f"run_dir={tmp_path / 'run'}")
+    said = error_of(capsys, "experiment=video", "logger=off", "data.image_size=34", f"run_dir={tmp_path / 'run'}")
     assert (
-        "data.image_size=36: a size of 36 does not divide by the encoder's stride 8; the nearest that does is 32"
+        "data.image_size=34: a size of 34 does not divide by the encoder's stride 4; the nearest that does is 32"
         in said
     )
