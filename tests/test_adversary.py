@@ -200,14 +200,16 @@ SMALL_MODELS = {
 @pytest.mark.parametrize("name", choices("model"))
 def test_the_last_weight_of_a_decoder_is_that_of_the_layer_that_puts_out_the_data(name: str) -> None:
     """The output is affine in it, and in no weight before."""
-    model = build(resolve(compose("train", [f"model={name}", *SMALL_MODELS.get(name, [])])).model, "model").eval()
+    model = (
+        build(resolve(compose("train", [f"model={name}", *SMALL_MODELS.get(name, [])])).model, "model").double().eval()
+    )
     codes = [torch.zeros(1, *shape, dtype=torch.int64) for shape in model.code_shapes((32, 32))]
     last = model.decoders[0].last_weight
     start, outputs = last.detach().clone(), []
     with torch.no_grad():
         for factor in (0.0, 1.0, 2.0):
             last.copy_(factor * start)
-            outputs.append(model.decode(codes).double())
+            outputs.append(model.decode(codes))
     torch.testing.assert_close(outputs[2] - outputs[1], outputs[1] - outputs[0])
     assert not torch.equal(outputs[1], outputs[0])
 
