@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from vqvae.storage.files import write_bytes
@@ -71,8 +71,6 @@ def grid(rows: list[Tensor], captions: Captions | None = None) -> Tensor:
 
 def captioned(sheet: Tensor, tile: torch.Size, captions: Captions) -> Tensor:
     """A grid (3, ., .) of images with this height and width -> the same with its captions."""
-    from PIL import Image, ImageDraw
-
     left, top, bottom = MARGIN * bool(captions.rows), LINE * bool(captions.columns), LINE * bool(captions.note)
     sheet = F.pad(sheet, (left, 0, top, bottom), value=255)
     height, width = tile[0] + GAP, tile[1] + GAP
@@ -102,8 +100,6 @@ def cut(name: str, width: float) -> str:
 @functools.cache
 def font() -> Any:
     """The font of the plots, which has more letters than Pillow's own."""
-    from PIL import ImageFont
-
     plots = find_spec("matplotlib")
     file = Path(plots.origin or "").parent / "mpl-data/fonts/ttf/DejaVuSans.ttf" if plots else None
     return ImageFont.truetype(str(file), 11) if file and file.is_file() else ImageFont.load_default(11)
