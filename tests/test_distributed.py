@@ -263,7 +263,7 @@ def test_two_ranks_drop_what_one_process_drops(
 
 def test_two_ranks_hide_the_codes_and_follow_the_orders_that_one_process_does(monkeypatch: pytest.MonkeyPatch) -> None:
     codes = torch.zeros(8, 12, dtype=torch.int64)
-    network = TransformerMap(5, (3, 4), width=8, layers=1, heads=2, dropout=0.0, random_orders=True)
+    network = TransformerMap([5], (3, 4), width=8, layers=1, heads=2, dropout=0.0, random_orders=True)
     network.random_share.fill_(0.5)
     draws: dict[str, Callable[[slice], torch.Tensor]] = {
         "hidden": lambda own: draw_weights(codes[own], None),

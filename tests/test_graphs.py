@@ -40,24 +40,30 @@ class Recorder(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[Any, Any, Any, Any, set[int]]] = []
+        self.calls: list[tuple[Any, Any, Any, Any, list[bool]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         assert "_local_scalar_dense" not in str(func), "the host reads a value, which a graph cannot"
         known = {storage(t) for t in tensors((args, kwargs))}
+        given = tree_map(view_of, (args, kwargs))  # before the operation, which may turn a tensor's dims
         out = func(*args, **kwargs)
-        fresh = {id(t) for t in tensors(out) if storage(t) not in known}
-        if fresh or func._schema.is_mutable:
-            self.calls.append((func, args, kwargs, out, fresh))
+        fresh = [storage(t) not in known for t in tensors(out)]
+        if any(fresh) or func._schema.is_mutable:
+            self.calls.append((func, *given, tree_map(view_of, out), fresh))
         return out
 
     @torch.no_grad()
     def replay(self) -> None:
         for func, args, kwargs, out, fresh in self.calls:
-            for kept, new in zip(tensors(out), tensors(func(*args, **kwargs))):
-                if id(kept) in fresh:
+            for kept, new, is_fresh in zip(tensors(out), tensors(func(*args, **kwargs)), fresh):
+                if is_fresh:
                     kept.copy_(new)
+
+
+def view_of(value: Any) -> Any:
+    """A tensor with the same memory, whose dims stay as they are."""
+    return torch.ops.aten.alias.default(value) if isinstance(value, Tensor) else value
 
 
 class Recorded(Graphs):

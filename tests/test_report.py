@@ -252,7 +252,7 @@ def test_a_sweeps_folder_is_a_page_of_its_jobs_and_of_those_that_failed(copied: 
     assert cells[:4] == ["seed", "0", "1", "0"]  # first what the runs differ in: key, values, default
 
 
-def test_a_finished_run_makes_its_report_again_only_with_its_data_and_none_with_report_false(
+def test_a_finished_run_keeps_its_report_and_makes_one_that_is_gone_unless_report_is_false(
     stranger: Path, copied: Path
 ) -> None:
     config = copied / "config.yaml"
@@ -260,8 +260,11 @@ def test_a_finished_run_makes_its_report_again_only_with_its_data_and_none_with_
     (copied / "report.html").write_text("with pictures")
     train_inside(f"run_dir={copied}")
     assert (copied / "report.html").read_text() == "with pictures"
-    train_inside(f"run_dir={copied}", f"data.root={stranger / 'images'}", "report=false")
+    train_inside(f"run_dir={copied}", f"data.root={stranger / 'images'}")
     assert (copied / "report.html").read_text() == "with pictures"
+    (copied / "report.html").unlink()
+    train_inside(f"run_dir={copied}", f"data.root={stranger / 'images'}", "report=false")
+    assert not (copied / "report.html").exists()
     train_inside(f"run_dir={copied}", f"data.root={stranger / 'images'}", "report=true")
     assert "Reconstructions" in Parsed(copied / "report.html").text
 

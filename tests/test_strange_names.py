@@ -219,10 +219,11 @@ def test_class_folders_with_line_ends_are_refused_where_names_become_lines(
 
 
 def test_no_folder_is_deleted_by_a_name_that_somebody_else_may_have_chosen() -> None:
-    """Only what temporary_name makes goes as a whole, and the code stores of a run that is begun anew (run/folder.py)."""
+    """Only what temporary_name makes goes as a whole, code stores of a run begun anew (run/folder.py), and a shipped run."""
     found = {
         path.relative_to(ROOT).as_posix()
         for path in [*(ROOT / "vqvae").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]
         if "rmtree(" in path.read_text()
     }
-    assert found == {"vqvae/storage/files.py", "vqvae/export/write.py", "vqvae/run/folder.py", "scripts/make_shards.py"}
+    scripts = {"scripts/make_shards.py", "scripts/shipped_run.py"}
+    assert found == {"vqvae/storage/files.py", "vqvae/export/write.py", "vqvae/run/folder.py", *scripts}

@@ -572,7 +572,7 @@ TRICKS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda run_dir: replace_weights(run_dir, "autoencoder", pickle.dumps(Payload(run_dir / "pwned"))),
         "does not hold tensors and plain values",
     ),
-    "a link": (lambda run_dir: (run_dir / "samples").symlink_to(run_dir.parent), "leads out of the run folder"),
+    "a link": (lambda run_dir: (run_dir / "elsewhere").symlink_to(run_dir.parent), "leads out of the run folder"),
 }
 
 

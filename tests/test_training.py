@@ -264,7 +264,7 @@ def test_weight_decay_leaves_out_codebooks_norms_and_biases() -> None:
 
 
 def test_weight_decay_leaves_the_sharpness_of_attention_alone_and_checkpoints_number_parameters_as_before() -> None:
-    prior = Transformer([(2,)], [3], num_classes=0, width=4, layers=2, heads=2, dropout=0.0, random_order_until=0.0)
+    prior = Transformer([(2,)], [[3]], num_classes=0, width=4, layers=2, heads=2, dropout=0.0, random_order_until=0.0)
     groups = parameter_groups(prior)
     for parameter in prior.parameters():
         parameter.grad = torch.zeros_like(parameter)

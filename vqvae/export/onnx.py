@@ -77,21 +77,23 @@ def write_encoder(trained: TrainedModel, file: Path) -> str:
     if not has_fixed_size(trained.model, trained.data.size):
         with contextlib.suppress(CannotExport):
             share = write_encoder_of(trained, file, any_size=True)
-            return f"{X_TO_CODES}, any size that divides by {trained.model.stride}; {share:.2%} {OWN_CODES}"
+            strides = trained.model.strides(len(trained.data.size))
+            return f"{X_TO_CODES}, any size that divides by {' x '.join(map(str, strides))}; {share:.2%} {OWN_CODES}"
     share = write_encoder_of(trained, file, any_size=False)
     return f"{X_TO_CODES}; {share:.2%} {OWN_CODES}"
 
 
 def write_encoder_of(trained: TrainedModel, file: Path, any_size: bool) -> float:
     """Writes the encoder for data of any size or the trained one -> the share of codes that are its own in onnxruntime."""
-    size, stride, names = trained.data.size, trained.model.stride, code_names(trained)
+    size, names = trained.data.size, code_names(trained)
+    strides = trained.model.strides(len(size))
     dims: dict[int, Any] = {0: torch.export.Dim("batch")}
     if any_size:
-        dims |= {2 + i: stride * torch.export.Dim(f"places_{i}", min=2) for i in range(len(size))}
+        dims |= {2 + i: stride * torch.export.Dim(f"places_{i}", min=2) for i, stride in enumerate(strides)}
     with written(file):
         network = copied(DataToCodes(trained))
         convert(network, [random_x(trained, TRACED, size)], (dims,), file, ["x"], names)
-        x = random_x(trained, CHECKED, tuple(side + stride for side in size) if any_size else size)
+        x = random_x(trained, CHECKED, tuple(map(sum, zip(size, strides))) if any_size else size)
         with torch.no_grad():
             equal = [(a == b).float() for a, b in zip(run_onnx(file, {"x": x}), network(x), strict=True)]
         share = float(torch.cat([one.flatten() for one in equal]).mean())
