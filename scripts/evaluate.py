@@ -72,6 +72,8 @@ def main(cfg: Any) -> None:
         file = Path(cfg.out or run.folder.path / f"evaluation_{cfg.split}.json")
         write_json(file, {**about, "figures": reported})
         print_figures(f"{cfg.run_dir}, {about['items']} items of split '{about['split']}'", reported)
+        if about["split"] != cfg.split:
+            say(f"this data has no split '{cfg.split}': its split '{about['split']}' was measured")
         if about["judged"]:
             say("\njudged by:\n" + "\n".join(f"  {key}: {value}" for key, value in about["judged"].items() if value))
         say(f"\nwritten to {file}")

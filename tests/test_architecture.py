@@ -18,7 +18,7 @@ LAYERS = {"backbones", "quantizers", "networks", "losses", "priors", "model", "r
 ALLOWED = {
     "surroundings": set(),
     "errors": set(),
-    "shipped": set(),
+    "shipped": {"errors"},
     "ranges": {"errors"},
     "seeding": set(),
     "distributed": {"errors"},

@@ -348,6 +348,29 @@ def test_reconstructions_of_sound_files_are_written(
     assert lengths == ({"0": 799, "1": 407} if size else {"0": 320, "1": 320})
 
 
+def test_a_header_that_tells_of_more_than_its_file_can_hold_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "lie.flac"
+    sf.write(file, sound(0.5), RATE)
+    data = bytearray(file.read_bytes())
+    assert data[:4] == b"fLaC"
+    data[21], data[22:26] = data[21] | 0x0F, b"\xff" * 4  # the number of samples, 36 bits
+    file.write_bytes(data)
+    with pytest.raises(OSError, match="more than a file of its size can hold"):
+        length_of(file, 1, RATE)
+
+
+def test_files_that_differ_in_their_endings_alone_have_results_of_their_own(
+    trained: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.wav", "a.flac"):
+        sf.write(tmp_path / "in" / name, sound(0.05), RATE)
+    own = [f"run_dir={trained[0]}", "mode=reconstruct", f"folder={tmp_path / 'in'}", f"out={tmp_path / 'o'}"]
+    run("sample.py", *own)
+    made = {file.name for file in (tmp_path / "o").glob("*_reconstructed.wav")}
+    assert len(made) == 2
+
+
 def test_a_run_on_sound_files_is_evaluated_and_exported(trained: tuple[Path, list[str]], tmp_path: Path) -> None:
     run("scripts/evaluate.py", f"run_dir={trained[0]}", f"out={tmp_path / 'e.json'}")
     assert "autoencoder/psnr_db" in (tmp_path / "e.json").read_text()

@@ -185,3 +185,11 @@ def test_a_size_that_the_strides_do_not_divide_is_named(tmp_path: Path, capsys: 
         "data.image_size=34: a size of 34 does not divide by the encoder's stride 4; the nearest that does is 32"
         in said
     )
+
+
+def test_a_clip_whose_frames_are_alike_is_read_back_whole(tmp_path: Path) -> None:
+    data = clips(tmp_path)
+    still = torch.zeros(3, 5, 16, 24, dtype=torch.uint8)
+    still[:, :, 4:9, 4:9] = 255
+    still[:, 2:] = 0
+    assert torch.equal(data.load(data.save(tmp_path / "still", still)), still)

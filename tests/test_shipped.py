@@ -11,6 +11,7 @@ from conftest import call_inside
 
 import vqvae
 from vqvae.config.compose import compose, plain, resolve
+from vqvae.errors import UserError
 from vqvae.run.folder import RunFolder
 from vqvae.shipped.runs import SHIPPED, shipped_run, with_shipped
 
@@ -56,6 +57,9 @@ def test_programs_take_its_name_for_a_copy_and_a_folder_of_that_name_comes_first
     assert [one.name for one in (tmp_path / "runs").iterdir()] == ["shapes"]
     assert with_shipped(["run_dir=shapes", "tokenizer=shapes"], "train") == ["run_dir=shapes", "tokenizer=runs/shapes"]
     assert with_shipped(["run_dir=other", "run_dir=../shapes"], "sample") == ["run_dir=other", "run_dir=../shapes"]
+    (next((tmp_path / "runs" / "shapes" / "prior").glob("weights-*.pt"))).rename(tmp_path / "runs" / "weights-0.pt")
+    with pytest.raises(UserError, match="runs/shapes is another run than the shapes of the package"):
+        with_shipped(["run_dir=shapes"], "sample")
     (tmp_path / "shapes").mkdir()
     assert with_shipped(["run_dir=shapes"], "sample") == ["run_dir=shapes"]
     assert shipped_run("shapes") is None

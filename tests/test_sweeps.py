@@ -41,6 +41,8 @@ def test_a_sweep_that_is_widened_by_a_key_trains_only_what_is_new(tmp_path: Path
     table = {(row["quantizer"], row["optimizer.lr"]): row["job"] for row in rows(tmp_path)}
     assert set(table) == {(name, lr) for name in ("ema", "fsq") for lr in ("0.002", "0.001")}
     assert table["ema", "0.002"] == "quantizer=ema"
+    sweep(tmp_path, "quantizer=ema,fsq", "optimizer.lr=0.002,0.001", "logger=csv")  # on which no result depends
+    assert jobs(tmp_path) == second
     head = next(line for line in printed.splitlines() if line.startswith("job "))
     assert head.split()[:4] == ["job", "quantizer", "optimizer.lr", "psnr_db"]
 

@@ -27,4 +27,4 @@ def suggest(name: str, valid: Iterable[str]) -> str:
     """Suggestion 'did you mean ...', or the list of valid names if none is near."""
     valid = list(dict.fromkeys(valid))
     near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else f"valid are: {', '.join(valid[:25])}"
+    return f"did you mean {near[0]}?" if near else f"valid are: {', '.join(valid[:50])}{', ...' * (len(valid) > 50)}"

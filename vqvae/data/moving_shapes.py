@@ -82,20 +82,23 @@ class MovingShapes(Data):
         return file
 
     def load(self, path: Path) -> Tensor:
-        """Read the first frames of a GIF. Raises OSError if it has fewer."""
+        """Read the first frames of a GIF, where a longer one stands for several equal ones. Raises OSError if it has fewer."""
         try:
             with open_image(path, MOST_PIXELS) as image:
-                if (there := getattr(image, "n_frames", 1)) < self.frames:
-                    raise OSError(f"it has {there} frames, and a clip has {self.frames}")
-                frames = []
-                for number in range(self.frames):
+                frames: list[Tensor] = []
+                for number in range(getattr(image, "n_frames", 1)):
                     image.seek(number)
-                    frames.append(as_item(image, sides(self.image_size), self.channels))
+                    times = max(1, round(image.info.get("duration", FRAME_MS) / FRAME_MS))
+                    frames += [as_item(image, sides(self.image_size), self.channels)] * min(times, self.frames)
+                    if len(frames) >= self.frames:
+                        break
+                else:
+                    raise OSError(f"it has {len(frames)} frames, and a clip has {self.frames}")
         except OSError:
             raise
         except (Image.DecompressionBombWarning, Exception) as error:  # Pillow's parsers raise many kinds
             raise OSError(f"{type(error).__name__}: {error}") from error
-        return torch.stack(frames, 1)  # (3, T, H, W)
+        return torch.stack(frames[: self.frames], 1)  # (3, T, H, W)
 
 
 def draw_clips(count: int, frames: int, size: Size, seed: int) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from vqvae.surroundings.own_folder import own_folder
 
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff"})
 MARGIN_SECONDS = 0.05  # read on both sides of a part that is resampled: longer than the resampler's filter
+MOST_SAMPLES_PER_BYTE = 5000  # of any format, silence among it: a header that tells of more is wrong
 MOST_PEAK = 2.0  # files of floats go somewhat beyond full scale, which is clipped; more than this is another unit
 
 
@@ -38,6 +39,8 @@ def open_sound(file: Path, channels: int, rate: int) -> Iterator[Any]:
     except (RuntimeError, TypeError) as error:  # LibsndfileError; a file without a format
         raise OSError(str(error)) from error
     with sound:
+        if sound.frames > MOST_SAMPLES_PER_BYTE * file.stat().st_size:
+            raise OSError(f"it tells of {sound.frames} samples, more than a file of its size can hold")
         if channels == 2 and sound.channels > 2:
             raise OSError(f"it has {sound.channels} channels, which are not made two: set data.channels=1")
         if sound.samplerate != rate:

@@ -116,6 +116,11 @@ def earlier_configs(folder: Path) -> dict[str, dict[str, Any]]:
         raise UserError(
             f"{folder} is neither a run (no config.yaml) nor an export (no {CONFIG}); train.py and export.py make them"
         )
+    for name, config in found.items():
+        if config["format"] != 1:
+            raise UserError(
+                f"{folder / name}.json has format {config['format']}, and this version of vqvae reads format 1 there"
+            )
     return {name: checked_config(folder / f"{name}.json", name, config) for name, config in found.items()}
 
 

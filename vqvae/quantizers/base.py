@@ -146,7 +146,11 @@ class Quantizer(nn.Module):
             return self.unflatten(self.decode_flat(flat), batch, grid)
 
     def flatten(self, z_e: Tensor) -> Tensor:
-        """(B, D, *s) -> (N, D) float32; no copy where the layout is channels_last already."""
+        """(B, D, *s) -> (N, D) float32; no copy where it is channels_last already. Raises UserError for other channels."""
+        if z_e.ndim < 2 or z_e.shape[1] != self.dim:
+            raise UserError(
+                f"this quantizer takes (B, {self.dim}, *s), channels in the second place, got {tuple(z_e.shape)}"
+            )
         return z_e.float().movedim(1, -1).reshape(-1, self.dim)  # (N, D)
 
     def unflatten(self, q: Tensor, batch: int, grid: torch.Size) -> Tensor:

@@ -160,7 +160,8 @@ def all_figures(run: Run, summary: dict[str, Any], lines: dict[str, list[dict[st
     for file in sorted(run.folder.path.glob("evaluation_*.json"))[:10]:
         about = read_json(file)
         items = f", {about['items']:,} items" if type(about.get("items")) is int else ""
-        found[f"{file.name}{items}"] = figures_in(about)
+        split = f", split '{about['split'][:LONGEST]}'" if isinstance(about.get("split"), str) else ""
+        found[f"{file.name}{items}{split}"] = figures_in(about)
     return {source: listed for source, listed in found.items() if listed}
 
 

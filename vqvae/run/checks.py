@@ -11,6 +11,7 @@ from vqvae.config.build import build
 from vqvae.errors import UserError
 from vqvae.inference.inputs import DataInfo
 from vqvae.inference.trained_model import TrainedModel
+from vqvae.run.folder import STAGES
 from vqvae.run.run import Run, build_model
 from vqvae.run.train import load_initial_weights
 from vqvae.training.settings import TrainerConfig
@@ -41,14 +42,16 @@ def check_run(run: Run) -> dict[str, nn.Module]:
         run.folder.weights("autoencoder")
     build(run.cfg.logger, "logger").check()
     check_data(run, bool(model.codebook_sizes))
-    check_settings(run.cfg, "", run.known.count("train"))
+    trains = {stage: run.folder.weights_file(stage) is None for stage in STAGES}
+    trains["autoencoder"] &= run.cfg.tokenizer is None
+    check_settings(run.cfg, "", run.known.count("train") if trains["autoencoder"] else None)
     if run.cfg.adversary.network is not None:
         check_adversary(run)
     networks: dict[str, nn.Module] = {"model": model}
     if "prior" in run.cfg.stages:
         networks["prior"] = prior = run.new_prior(model)
         run.prior_stage(prior, trained)
-        check_settings(run.cfg.prior, "prior.", run.known.count("train"))
+        check_settings(run.cfg.prior, "prior.", run.known.count("train") if trains["prior"] else None)
     return networks
 
 
@@ -73,12 +76,12 @@ def needs_data(run: Run, has_codes: bool) -> bool:
     return run.known.record is None or trains_items or run.cfg.search_sweeps > 0 or bool(folder.longer) or not made
 
 
-def check_settings(node: Any, prefix: str, train_size: int) -> None:
-    """Build the trainer's parts of a stage. Raises UserError, naming the key, for what does not fit."""
+def check_settings(node: Any, prefix: str, train_size: int | None) -> None:
+    """Build the trainer's parts of a stage. train_size: None where it trains no more. Raises UserError, naming the key."""
     settings: TrainerConfig = build(node.trainer, prefix + "trainer")
     build(node.schedule, prefix + "schedule")
     check_optimizer(node.optimizer, prefix)
-    if settings.batch_size > train_size:
+    if train_size is not None and settings.batch_size > train_size:
         raise UserError(
             f"{prefix}trainer.batch_size={settings.batch_size} is larger than the training set; at most {train_size} fits"
         )

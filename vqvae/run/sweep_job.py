@@ -13,7 +13,7 @@ from vqvae.errors import UserError
 from vqvae.run.continuing import FREE_KEYS, differences
 from vqvae.run.folder import STAGES, RunFolder
 
-PLACE = re.compile(r"run_dir$")
+NO_RESULT = re.compile(r"(run_dir|logger|report|device)(\.|$)")  # keys on which no result of a job depends
 
 
 def folder_of_job(cfg: Any) -> Path:
@@ -28,7 +28,7 @@ def folder_of_job(cfg: Any) -> Path:
     if has_config(own, wanted, may_differ=FREE_KEYS):
         return own
     for file in sorted(own.parent.glob("*/config.yaml")):
-        if has_config(file.parent, wanted, may_differ=PLACE):
+        if has_config(file.parent, wanted, may_differ=NO_RESULT):
             return file.parent
     return another(own) if any(RunFolder(own, cfg).has_begun(stage) for stage in STAGES) else own
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from os.path import splitext
-
 from vqvae.images import x_of
 from vqvae.metrics.reconstruction import item_psnr
 from vqvae.sampling.job import Job
 from vqvae.sampling.reconstruct import report, sweeps_of
-from vqvae.sampling.sources import read_originals
+from vqvae.sampling.sources import read_originals, single_name
 from vqvae.surroundings.terminal import say
 
 
@@ -24,8 +22,6 @@ def reconstruct_originals(job: Job) -> None:
         x = x_of(item[None])
         x_hat = job.trained.reconstruct(x, sweeps_of(job), tile="auto").cpu()
         rows.append((name, float(item_psnr(x_hat, x))))
-        stem = splitext(name)[0]
-        job.write_singles([f"{name if stem in taken else stem}_reconstructed"], job.run.data.to_items(x_hat))
-        taken.add(stem)
+        job.write_singles([f"{single_name(name, taken)}_reconstructed"], job.run.data.to_items(x_hat))
     report(job, rows, skipped)
     say(f"reconstructions: {job.out}\nall PSNRs: {job.out / 'psnr.csv'}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Iterator
-from os.path import splitext
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from vqvae.inference.trained_model import CHUNK
 from vqvae.metrics.reconstruction import item_psnr
 from vqvae.run.tables import table
 from vqvae.sampling.job import Job
-from vqvae.sampling.sources import read_many
+from vqvae.sampling.sources import read_many, single_name
 from vqvae.storage.files import write_bytes
 from vqvae.surroundings.terminal import say
 
@@ -26,15 +25,16 @@ MOST_SHOWN = 64  # images in the PNG, and lines of the table
 def reconstruct(job: Job) -> None:
     """Write reconstructions.png, each image beside its own, psnr.csv, and on request single files, and print a table."""
     search, skipped = sweeps_of(job), list[str]()
-    shown, rows = [], []
+    shown, rows, taken = [], [], set[str]()
     for names, items in chunks(read_many(job.run, job.settings["folder"], job.settings["n"]), skipped):
         x = job.x(items)
         x_hat = job.trained.in_chunks(lambda inputs: [job.trained.reconstruct(inputs[0], search)], [x])[0]
         rows += list(zip(names, item_psnr(x_hat, x.cpu()).tolist()))
         made = job.run.data.to_items(x_hat)
         if job.writes_singles:
+            singles = [single_name(name, taken) for name in names]
             for kind, of_kind in (("original", items), ("reconstructed", made)):
-                job.write_singles([f"{splitext(name)[0]}_{kind}" for name in names], of_kind)
+                job.write_singles([f"{name}_{kind}" for name in singles], of_kind)
         if len(rows) - len(names) < MOST_SHOWN:
             shown.append(torch.stack([items, made], dim=1).flatten(0, 1))  # (2 b, C, *S)
     report(job, rows, skipped)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from os.path import expanduser, isfile  # Path.is_file raises for names that are too long, such as lists of many numbers
+
+# os.path: methods of Path raise for names that are too long, such as lists of many numbers
+from os.path import expanduser, isfile, splitext
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,14 @@ def files_below(run: Run, folder: str) -> list[tuple[str, Path]]:
     for note in tree.notes():
         say(note)
     return [(printable(file), root / file) for file in tree.files]
+
+
+def single_name(name: str, taken: set[str]) -> str:
+    """The name of a file without its ending, or the whole of it where another file is called so. Goes into `taken`."""
+    stem = splitext(name)[0]
+    chosen = name if stem in taken else stem
+    taken.add(chosen)
+    return chosen
 
 
 def read_each(readers: Sequence[tuple[str, Callable[[], Tensor]]]) -> Iterator[tuple[str, Tensor | OSError]]:

@@ -8,6 +8,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from vqvae.errors import UserError
+
 SHIPPED = Path(__file__).resolve().parent
 KEYS = re.compile(r"(run_dir|tokenizer|init_from)='?(\w+)'?")
 
@@ -36,8 +38,12 @@ def replaced(argument: str, config_name: str) -> str:
 
 
 def copied(source: Path) -> Path:
-    """Copy a shipped run to runs/<name>, whole or not at all, unless it is there."""
+    """Copy a shipped run to runs/<name>, whole or not at all, unless it is there. Raises UserError for another run there."""
     target = Path("runs", source.name)
+    if target.exists() and weights_in(target) != weights_in(source):
+        raise UserError(
+            f"{target} is another run than the {source.name} of the package: name it by its path, or move it away"
+        )
     if not target.exists():
         target.parent.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
@@ -45,3 +51,8 @@ def copied(source: Path) -> Path:
             with contextlib.suppress(OSError):  # another process has made it meanwhile
                 copy.rename(target)
     return target
+
+
+def weights_in(run: Path) -> list[str]:
+    """The files of weights of a run, whose names have their checksums."""
+    return sorted(file.name for file in run.glob("*/weights-*.pt"))
