@@ -21,7 +21,7 @@ from vqvae.run.run import Run
 
 has_onnx = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 needs_onnx = pytest.mark.skipif(not has_onnx, reason="onnx is optional")
-NO_ENCODER = {"quantizer=l1", "quantizer=linf", "quantizer=cosine_knn"}
+NO_ENCODER = {f"quantizer={name}" for name in ("cosine_knn", "l1", "linf", "seeds")}
 NO_CODEBOOK = [one for one in TINY if not one.startswith("quantizer")]
 
 
