@@ -58,10 +58,11 @@ def main(cfg: Any) -> float | None:
             write_summary(Path(cfg.run_dir), error.counts, {})
             raise
         except Stopped as stopped:
-            where = f"with run_dir={cfg.run_dir} and the same overrides " if cfg.run_dir else ""
+            own = f"run_dir={cfg.run_dir}" if cfg.run_dir else "with the same overrides"
+            on = "the same command continues the sweep" if in_sweep() else f"python train.py {own} continues"
             if distributed.is_main():
                 with suppress(OSError):  # the terminal is closed
-                    sys.stderr.write(printable(f"{stopped}; python train.py {where}continues") + "\n")
+                    sys.stderr.write(printable(f"{stopped}; {on}") + "\n")
             stop.exit()
         finally:
             distributed.shutdown()

@@ -33,6 +33,9 @@ ANSWERS = {
     "--config-path nowhere": "own configs are added by -cd <folder>",
     "--config-path /nowhere": "own configs are added by -cd <folder>",
     "-cd nowhere": "nowhere is no folder: it names that of own configs",
+    "trainer.steps = 10": "there are no blanks around =: trainer.steps=10",
+    "trainer.steps= 10": "there are no blanks around =: trainer.steps=10",
+    "trainer.steps =10": "there are no blanks around =: trainer.steps=10",
     "sed=1": "did you mean seed?",
 }
 

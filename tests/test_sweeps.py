@@ -45,6 +45,7 @@ def test_a_sweep_that_is_widened_by_a_key_trains_only_what_is_new(tmp_path: Path
     assert jobs(tmp_path) == second
     head = next(line for line in printed.splitlines() if line.startswith("job "))
     assert head.split()[:4] == ["job", "quantizer", "optimizer.lr", "psnr_db"]
+    assert {line.split()[0] for line in printed.splitlines() if line.startswith("quantizer=")} == set(second)
 
 
 def test_a_job_of_another_config_has_another_folder_and_its_key_a_column(tmp_path: Path) -> None:

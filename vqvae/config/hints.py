@@ -71,6 +71,11 @@ def check_options(arguments: list[str], config_name: str) -> None:
             better = MEANT.get(key, f"{key}={value}")
             raise UserError(f"{name} is no option: settings are written key=value, without dashes; {better}")
         before = arguments[place - 1] if place else ""
+        after, *more = [*arguments[place + 1 : place + 3], ""]
+        if "=" not in argument and before.endswith("="):
+            raise UserError(f"there are no blanks around =: {before}{argument}")
+        if "=" not in argument and after.startswith("="):
+            raise UserError(f"there are no blanks around =: {argument}{after}{more[0] if after == '=' else ''}")
         if (
             "=" not in argument
             and argument[:1] not in "-~+"

@@ -70,7 +70,8 @@ def loading(trained: TrainedModel, name: str) -> str:
     lines = ["import vqvae", "", f"model = vqvae.load({json.dumps(name)})"]
     lines += ["codes = model.encode(x)  # x (B, C, *S) in [-1, 1]", "x_hat = model.decode(codes)"]
     if trained.prior is not None:
-        lines += ["items = model.sample(seeds=range(16))"]
+        labels = ", labels=[0] * 16" if trained.data.class_names else ""
+        lines += [f"items = model.sample(seeds=range(16){labels})"]
     return "\n".join(["```python", *lines, "```"])
 
 

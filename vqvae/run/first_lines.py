@@ -89,7 +89,8 @@ def revivals(run: Run, model: VQVAE) -> list[str]:
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type} with {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{device.type} with {threads} thread{'s' * (threads != 1)}"
 
 
 def parameters(network: nn.Module) -> str:

@@ -49,8 +49,7 @@ class SweepSummary(Callback):
         writer.writerows(rows)
         write_bytes(base / "summary.csv", text.getvalue().encode())
         shown = [*keys, *shown_columns(columns)]
-        labels = {job.name: ",".join(f"{key}={value}" for key, value in settings[job.name].items()) for job in jobs}
-        cells = [[labels.get(row["job"]) or row["job"], *(row.get(c, "") for c in shown)] for row in rows]
+        cells = [[row["job"], *(row.get(c, "") for c in shown)] for row in rows]
         counts = f"{len(rows) - len(failed)} finished jobs" + (f" and {len(failed)} failed" if failed else "")
         say(f"\n{counts} in {base}\n{table(['job', *(c.split('/')[-1] for c in shown)], cells)}")
         say(f"all figures: {base / 'summary.csv'}; side by side: python scripts/report.py run_dir={base}")

@@ -47,7 +47,9 @@ def generate(job: Job) -> None:
     )
     png = job.write_images("grid.png", torch.cat(shown), columns, captions)
     say(f"{n:,} samples: {png}{of_them}")
-    say(f"images and codes: {files[0]}" + (f" .. {files[-1].name}" if len(files) > 1 else ""))
+    if job.writes_singles:
+        say(f"a file of each: {job.out}")
+    say(f"items and codes: {files[0]}" + (f" .. {files[-1].name}" if len(files) > 1 else ""))
     if frames is not None:
         file = job.out / "progress.gif"
         tiles = [names[label] for label in labels[: frames.count].tolist()] if names else []
