@@ -221,3 +221,10 @@ def test_help_does_not_import_torch() -> None:
     code = f"import sys, atexit; sys.path.insert(0, {str(ROOT)!r}); {watch}; {code}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
     assert done.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize("key", ["tokenizer", "init_from", "report", "run_dir"])
+def test_a_node_is_no_text_and_no_truth(key: str) -> None:
+    cfg = resolve(compose("train", [f"{key}={{_target_:os.system}}"]))
+    with pytest.raises(UserError, match=key):
+        check_train(cfg)

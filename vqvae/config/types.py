@@ -20,7 +20,7 @@ def mistake_in(key: str, value: Any, annotation: Any) -> str | None:
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """True if a config value is of the annotated type. A node with a `_target_` fits any class."""
+    """True if a config value is of the annotated type. A node with a `_target_` fits any class but those of plain values."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         return fits(value, arguments[0])
@@ -44,7 +44,8 @@ def fits(value: Any, annotation: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     if annotation is Any or not isinstance(annotation, type):
         return True
-    return isinstance(value, annotation) or (isinstance(value, dict) and "_target_" in value)
+    is_node = isinstance(value, dict) and "_target_" in value and annotation not in (str, bool, type(None))
+    return isinstance(value, annotation) or is_node
 
 
 def describe(annotation: Any) -> str:
