@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vqvae.devices.graphs import captures_on
 from vqvae.metrics.registry import figure
 from vqvae.ranges import LessThanOne, NonNegativeFloat, checked
+from vqvae.training.hardware import choose_precision
 
 NORM = "gradient norm"  # the panel
 figure("{stage}/grad_norm", "norm of the whole gradient before it is clipped", panel=NORM, report=False, dashboard=True)
@@ -89,9 +90,12 @@ def guarded_step(optimizer: torch.optim.Optimizer, applied: Tensor) -> None:
 
 
 def orthogonal(matrix: Tensor, settings: dict[str, Any]) -> Tensor:
-    """U V^T of a matrix U S V^T, roughly, by Newton-Schulz steps in bfloat16. settings: a parameter group of torch's Muon."""
+    """U V^T of a matrix U S V^T, roughly, by Newton-Schulz steps. settings: a parameter group of torch's Muon.
+
+    In bfloat16, as published, where the hardware is fast at it; a CPU that is not would spend most of a small step here.
+    """
     a, b, c = settings["ns_coefficients"]
-    x = matrix.bfloat16()
+    x = matrix.bfloat16() if choose_precision("auto", matrix.device) == "bf16" else matrix.float()
     tall = len(x) > x.shape[1]
     x = x.T if tall else x
     x = x / x.norm().clamp(min=settings["eps"])
