@@ -6,7 +6,7 @@
 
 Each row has the same steps and seed. --judge is the pretrained network that judges, one that no loss was taken from: perceptual
 distance and Frechet distance of reconstructions of the validation images, and class accuracy by a linear classifier on its
-features. The last row is that of real images. --prior trains a PixelCNN on each row's codes for so many steps.
+features. The last row is that of real images. --prior trains a transformer on each row's codes for so many steps.
 
 Everything behind the options is an override of train.py, for all rows. Runs lie in run_dir (default
 runs/compare_losses); called again, it continues what was stopped and skips what is finished.
@@ -65,7 +65,7 @@ def main() -> int:
         "--judge", default="efficientnet_lite1", help="network that judges (default: efficientnet_lite1)"
     )
     parser.add_argument("--judge-file", help="its weights, where no installed package has them")
-    parser.add_argument("--prior", type=int, default=0, help="steps of a PixelCNN on the codes (default: none)")
+    parser.add_argument("--prior", type=int, default=0, help="steps of a transformer on the codes (default: none)")
     parser.add_argument("overrides", nargs="*", help="overrides of train.py")
     arguments = parser.parse_intermixed_args()
     given = [o for o in arguments.overrides if o.startswith("run_dir=")]
