@@ -48,5 +48,6 @@ if [ -n "${CIFAR:-}" ]; then
     result compare_quantizers 45 $python scripts/compare_quantizers.py "${cifar[@]}" "run_dir=$OUT/compare_quantizers"
     result compare_losses 10 $python scripts/compare_losses.py "${cifar[@]}" "run_dir=$OUT/compare_losses"
     result compare_priors 10 $python scripts/compare_priors.py --minutes 2 "tokenizer=$OUT/recipe" "run_dir=$OUT/compare_priors"
+    result codecs 10 $python scripts/compare_codecs.py "run_dir=$OUT/compare_priors/transformer"
 fi
 echo "results: $OUT/results.txt"

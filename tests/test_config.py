@@ -79,7 +79,6 @@ WRONG = {
     "+prior.flop=true": "prior.flop is not a config key; did you mean prior.flip?",
     "prior.trainer.early_stop_evals=0": "prior.trainer.early_stop_evals=0 must be at least 1 or null",
     "trainer.early_stop_evals=0.5": "trainer.early_stop_evals=0.5 is not an integer or null",
-    "prior.network.kernel=4": "prior.network.kernel=4 must be odd",
     "model.encoders.0.widths=[]": "model.encoders.0.widths=[] must not be empty",
     "stages=[autoencodr]": "stages may hold autoencoder and prior, got autoencodr; did you mean autoencoder?",
     "logger.mode=on": "logger.mode",
@@ -104,6 +103,7 @@ def own_folder(override: str, tmp_path: Path) -> list[str]:
 
 
 OF_ANOTHER_CHOICE = {
+    "prior=pixelcnn prior.network.kernel=4": "prior.network.kernel=4 must be odd",
     "quantizer=residual quantizer/lookup=cosine": "did you mean quantizer/lookup@quantizer.inner.lookup?",
     "quantizer=fsq quantizer/codebook=ema": "quantizer/codebook is not a part of this config",
     "quantizer=ema quantizer@quantizer.inner=fsq": "quantizer@quantizer.inner is not a part of this config",
