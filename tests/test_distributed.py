@@ -98,6 +98,7 @@ def prior_settings(case: str) -> list[str]:
         "transformer": ["random_order_until=1", "heads=2"],
         "maskgit": ["heads=2"],
         "next_scale": ["heads=2"],
+        "delayed": ["heads=2"],
         "pixelsnail": ["layers=1"],
     }.get(name, [])
     return [

@@ -146,12 +146,19 @@ def test_one_map_and_an_archive_are_refused_in_a_sentence(
 def test_a_run_resumes_samples_completes_is_evaluated_and_exported(
     scales_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert_all_programs_take(scales_run, [*TINY, *SCALES, "prior=next_scale"], tmp_path, monkeypatch)
+
+
+def assert_all_programs_take(
+    finished: Path, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of the same overrides that is stopped ends as the finished one, and is sampled, evaluated and exported."""
     with monkeypatch.context() as patched:
         stop_at(patched, "prior", 1)
         with pytest.raises(SystemExit):
-            train_inside(*TINY, *SCALES, "prior=next_scale", f"run_dir={tmp_path / 'stopped'}")
-    train_inside(*TINY, *SCALES, "prior=next_scale", f"run_dir={tmp_path / 'stopped'}")
-    assert_same_result(scales_run, tmp_path / "stopped")
+            train_inside(*overrides, f"run_dir={tmp_path / 'stopped'}")
+    train_inside(*overrides, f"run_dir={tmp_path / 'stopped'}")
+    assert_same_result(finished, tmp_path / "stopped")
     folder = f"run_dir={tmp_path / 'stopped'}"
     run("sample.py", folder, "n=4", "class=all", "guidance=2", "gif=true")
     out = tmp_path / "completed"

@@ -47,6 +47,8 @@ def prior_of(
 ) -> Prior:
     if name == "next_scale" and len(shapes) == 1:
         pytest.skip("next_scale predicts a map given coarser ones")
+    if name == "delayed" and len(set(shapes)) > 1:
+        pytest.skip("delayed predicts maps of one size")
     torch.manual_seed(0)
     node = resolve(compose("train", [f"prior={name}"])).prior.network
     node.update(

@@ -20,9 +20,7 @@ from vqvae.inference.tiles import in_tiles
 from vqvae.losses.heads import Head
 from vqvae.losses.likelihood import Likelihood
 from vqvae.model import VQVAE
-from vqvae.priors.autoregressive import AutoregressivePrior
 from vqvae.priors.base import Prior
-from vqvae.priors.next_scale import NextScale
 from vqvae.priors.sampling import Known, OnProgress, Sampling
 
 CHUNK = 32  # items go through the networks in padded chunks of this size, so that none depends on the number of items
@@ -217,9 +215,10 @@ class TrainedModel:
                 f"guidance={sampling.guidance} needs a prior that was also trained without the class, and this one had "
                 "prior.class_dropout=0: train one with prior.class_dropout=0.1"
             )
-        if sampling.steps is not None and isinstance(self.prior, (AutoregressivePrior, NextScale)):
-            one = "scale" if isinstance(self.prior, NextScale) else "code"
-            raise UserError(f"steps={sampling.steps} is for masked priors: this one draws one {one} after another")
+        if sampling.steps is not None and self.prior is not None and self.prior.draws is not None:
+            raise UserError(
+                f"steps={sampling.steps} is for masked priors: this one draws one {self.prior.draws} after another"
+            )
         return sampling
 
     @torch.no_grad()

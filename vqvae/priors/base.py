@@ -127,10 +127,12 @@ class Prior(nn.Module, ABC):
         width: channels of the condition.
         network: (digits, dims of a map) -> the network of that map.
 
-    bits_name says what the nats are; methods are the ways of drawing, the default first.
+    bits_name says what the nats are; draws, what is drawn after another, None where that is a setting; methods are the ways
+    of drawing, the default first.
     """
 
     bits_name = "bits_per_code"
+    draws: str | None = "code"
     methods: tuple[str, ...]
     decided_by_host: tuple[
         str, ...
@@ -196,7 +198,7 @@ class Prior(nn.Module, ABC):
         So codes that look alike are alike from the first step on. Every coordinate has variance 1, as nn.Embedding gives it.
         """
         for m, network in enumerate(self.networks):
-            coarser = list(self.contexts[m - 1].get_submodule("embeddings").children()) if m else []
+            coarser = list(self.contexts[m - 1].get_submodule("embeddings").children()) if m and self.contexts else []
             own = [network.get_submodule("embedding")] if hasattr(network, "embedding") else []
             for embedding, vectors in zip([*coarser, *own], code_vectors):
                 assert isinstance(embedding, nn.Embedding)

@@ -85,6 +85,7 @@ class MaskGIT(Prior):
     """
 
     bits_name = "bits_per_code_bound"
+    draws = None
     methods = ("confidence", "halton")
     networks: Sequence[MaskedMap]
 

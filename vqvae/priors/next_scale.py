@@ -49,6 +49,7 @@ class NextScale(Prior):
     Raises UserError for a single map, and for sizes that make no network.
     """
 
+    draws = "scale"
     methods = ("cached", "uncached")
     networks: Sequence[ScaleNetwork]
     blocks: Sequence[Block]

@@ -29,7 +29,7 @@ for bound, meaning in (("", ""), ("_bound", "an upper bound, of a prior whose li
     figure(
         f"prior/bits_per_code{bound}",
         f"{meaning}mean negative log2-likelihood of the prior over all codes of the split, teacher-forced"
-        + ("" if bound else " (prior=next_scale: codes of a scale are independent given the coarser ones)"),
+        + ("" if bound else " (of prior=next_scale and delayed: codes of a scale, or step, are independent)"),
         better="lower",
         panel="bits per code",
         sweep=True,
