@@ -162,6 +162,14 @@ def test_workers_give_the_same_batches(classes: Path, tmp_path: Path) -> None:
     assert all(torch.equal(a[0], b[0]) for a, b in zip(*firsts))
 
 
+def test_more_workers_than_cores_are_no_warning(
+    classes: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    many = (os.cpu_count() or 1) + 1
+    next(iter(sets_of(folder(classes, tmp_path, resident="stream", workers=many)).train.batches_from(0)))
+    assert not [one for one in recwarn if "worker" in str(one.message)]
+
+
 def test_a_broken_image_is_named_counted_and_replaced_by_the_next(
     classes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -7,6 +7,7 @@ import functools
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,19 +28,20 @@ def read_batches(
     A worker outlives the signals that terminals and Slurm send to all processes, because its parent may need it for a last
     step. It ends when its parent says so, and within seconds of its parent's death.
     """
-    loader = DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        pin_memory=pinned,
-        collate_fn=collate,
-        worker_init_fn=functools.partial(obey_parent_alone, os.getpid()),
-        generator=torch.Generator(),  # else it draws from torch's global generator
-    )
     # a signal waits until workers ignore it, because a new process has the handlers of its parent
     before = signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS) if POSIX else set()
     try:
-        with in_one_piece():
+        with warnings.catch_warnings(), in_one_piece():
+            warnings.filterwarnings("ignore", "This DataLoader will create")  # more than cores: the user may want that
+            loader = DataLoader(
+                dataset,
+                batch_sampler=batches,
+                num_workers=workers,
+                pin_memory=pinned,
+                collate_fn=collate,
+                worker_init_fn=functools.partial(obey_parent_alone, os.getpid()),
+                generator=torch.Generator(),  # else it draws from torch's global generator
+            )
             iterator = iter(loader)
     except OSError as error:
         if error.errno != errno.ENOSPC:
