@@ -117,9 +117,14 @@ def load(path: str | Path, device: str | torch.device = "cpu", allow_targets: Se
     A folder of that path comes before a name. Raises UserError for a folder that is neither, or is damaged, and for a name that
     the Hub does not know or cannot give.
     """
+    from vqvae.errors import UserError
     from vqvae.export.hub import download, is_hub_name
     from vqvae.shipped.runs import shipped_run
 
+    if not isinstance(path, (str, Path)):
+        raise UserError(f"path must be a text or a path, such as 'runs/mine', got {path!r}")
+    if isinstance(allow_targets, str):
+        raise UserError(f"allow_targets must be a list of texts, such as ['my_package.'], got {allow_targets!r}")
     path = shipped_run(path) or path
     if is_hub_name(path):
         path = download(str(path))

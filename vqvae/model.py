@@ -14,6 +14,7 @@ from vqvae import distributed
 from vqvae.errors import UserError
 from vqvae.networks.blocks import Block, Decoder, Encoder
 from vqvae.quantizers.base import Loss, Quantized, Quantizer
+from vqvae.quantizers.given_codes import check_maps
 from vqvae.ranges import checked
 
 
@@ -176,10 +177,15 @@ class VQVAE(nn.Module):
         return self._decoded(*self.quantize(self.features(x)))
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """x (B, C, *S) -> each level's encoder output, L x (B, D, *s_l), finest first: not quantized yet."""
+        """x (B, C, *S) -> each level's encoder output, L x (B, D, *s_l), finest first: not quantized yet.
+
+        Raises UserError for other channels.
+        """
         features: list[Tensor] = []
         for encoder in self.encoders:
-            features.append(encoder(features[-1] if features else x))  # (B, D, *s_l)
+            h = features[-1] if features else x
+            encoder.check(h)
+            features.append(encoder(h))  # (B, D, *s_l)
         return features
 
     def from_features(self, features: list[Tensor]) -> Output:
@@ -206,6 +212,7 @@ class VQVAE(nn.Module):
 
     def latents(self, codes: list[Tensor]) -> list[Tensor]:
         """Codes, coarse to fine -> the latents that each level's stand for, L x (B, D, *s_l), coarse to fine too."""
+        check_maps(codes, len(self.codebook_sizes), "this model")
         maps = iter(codes)
         return [q.decode([next(maps) for _ in q.codebook_sizes]) for q in reversed(self.quantizers)]
 

@@ -14,7 +14,17 @@ from tqdm import tqdm
 from vqvae import distributed
 from vqvae.errors import UserError, suggest
 from vqvae.images import to_uint8
-from vqvae.inference.inputs import DataInfo, Picture, as_input, check_codes
+from vqvae.inference.inputs import (
+    DataInfo,
+    Picture,
+    as_input,
+    as_labels,
+    as_seeds,
+    as_sides,
+    check_model_codes,
+    check_sweeps,
+    named_device,
+)
 from vqvae.inference.search import check_places, search
 from vqvae.inference.tiles import in_tiles
 from vqvae.losses.heads import Head
@@ -87,7 +97,8 @@ class TrainedModel:
         return next(self.model.parameters()).device
 
     def to(self, device: str | torch.device) -> TrainedModel:
-        """Move to a device, and return the model itself."""
+        """Move to a device, and return the model itself. Raises UserError for one that is not there."""
+        device = named_device(device)
         for network in (self.model, self.head, self.prior):
             if network is not None:
                 network.to(device).eval()
@@ -102,6 +113,7 @@ class TrainedModel:
         inference/search.py); None or 0: the encoder's codes, which priors learn. Raises UserError for another shape, type or
         range of x, and if there is nothing to search.
         """
+        check_sweeps(search)
         x = self._checked_input(x)
         codes = self.model.encode(x)
         return self._search(x, codes, search) if search else codes
@@ -109,10 +121,7 @@ class TrainedModel:
     @torch.no_grad()
     def decode(self, codes: list[Tensor]) -> Tensor:
         """Decode M code maps (B, *s_m) -> x_hat (B, C, *S) in [-1, 1]. Raises UserError for others than those of this model."""
-        if len(codes) != len(self.codebook_sizes):
-            raise UserError(f"this model has {len(self.codebook_sizes)} code maps, got {len(codes)}")
-        for m, size in zip(codes, self.codebook_sizes):
-            check_codes(m, size)
+        check_model_codes(codes, self.code_shapes, self.codebook_sizes)
         return self.head.to_image(self.model.decode([m.to(self.device) for m in codes]))
 
     @torch.no_grad()
@@ -127,9 +136,10 @@ class TrainedModel:
         tile: dims of a tile, or the side of all, or "auto". Then x has any size, pictures keep their own, and memory is needed
         for a tile at a time: see `in_tiles`.
         """
+        check_sweeps(search)
         if tile is not None:
             whole = as_input(x, self.data._replace(fit="keep")).to(self.device)
-            sides = None if tile == "auto" else tile if isinstance(tile, int) else tuple(map(int, tile))
+            sides = as_sides(tile, len(self.data.size))
             return in_tiles(lambda part: self.reconstruct(part, search), self.model, whole, self.data.size, sides)
         if search:
             return self.decode(self.encode(x, search))
@@ -186,7 +196,8 @@ class TrainedModel:
         if self.prior is None:
             raise UserError("this model has no prior: train one, and load or export the run when it is finished")
         sampling = self.sampling_with(settings)
-        chosen = self._check_labels(seeds, labels).to(self.device)
+        seeds = as_seeds(seeds)
+        chosen = as_labels(labels, self.class_names, len(seeds)).to(self.device)
         size = sampling.chunk or self.prior.samples_at_a_time
         starts = range(0, len(seeds), size)
         total = len(starts) * self.prior.codes_per_sample
@@ -247,22 +258,6 @@ class TrainedModel:
         x = as_input(x, self.data)
         self.model.code_shapes(tuple(x.shape[2:]))  # refuses sizes that the stride does not divide
         return x.to(self.device)
-
-    def _check_labels(self, seeds: Sequence[int], labels: Sequence[int | str] | Tensor | None) -> Tensor:
-        if labels is not None and not isinstance(labels, Tensor):
-            labels = [self._class_number(label) if isinstance(label, str) else label for label in labels]
-        chosen = torch.full((len(seeds),), -1) if labels is None else torch.as_tensor(labels)
-        if chosen.shape != (len(seeds),) or bool(((chosen < -1) | (chosen >= len(self.class_names))).any()):
-            raise UserError(
-                f"labels must be {len(seeds)} numbers (or class names), one per seed, of -1 .. {len(self.class_names) - 1}; "
-                f"got {labels}"
-            )
-        return chosen.long()
-
-    def _class_number(self, name: str) -> int:
-        if name not in self.class_names:
-            raise UserError(f"{name} is no class of this model's data; {suggest(name, self.class_names)}")
-        return self.class_names.index(name)
 
 
 class Progress:

@@ -33,9 +33,18 @@ def conv_transpose(ndim: int, *args: Any, **kwargs: Any) -> nn.Module:
 
 
 class Encoder(nn.Module):
-    """(B, C, *S) -> (B, D, *s). stride: what the data dims *S must divide by, one number for all or one for each."""
+    """(B, C, *S) -> (B, D, *s). stride: what the data dims *S must divide by, one number for all or one for each.
+
+    channels: C, where the encoder says it.
+    """
 
     stride: int | tuple[int, ...]
+    channels: int | None = None
+
+    def check(self, x: Tensor) -> None:
+        """Raise UserError for an input of other channels."""
+        if self.channels is not None and (x.ndim < 3 or x.shape[1] != self.channels):
+            raise UserError(f"x must be of shape (B, {self.channels}, *S), got {tuple(x.shape)}")
 
     def strides(self, ndim: int) -> tuple[int, ...]:
         """The stride along each of `ndim` data dims."""
@@ -210,9 +219,10 @@ class DepthToSpace(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         n, p = x.ndim - 2, self.patch
         grid = x.shape[2:]
-        x = x.reshape(x.shape[0], -1, *[p] * n, *grid)  # (B, C, p, p, ..., s1, s2, ...)
+        channels = x.shape[1] // p**n
+        x = x.reshape(x.shape[0], channels, *[p] * n, *grid)  # (B, C, p, p, ..., s1, s2, ...)
         order = [0, 1] + [axis for dim in range(n) for axis in (2 + n + dim, 2 + dim)]
-        return x.permute(order).reshape(x.shape[0], -1, *[length * p for length in grid])  # (B, C, *s p)
+        return x.permute(order).reshape(x.shape[0], channels, *[length * p for length in grid])  # (B, C, *s p)
 
 
 class ShiftedConv2d(nn.Module):

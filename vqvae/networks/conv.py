@@ -58,6 +58,7 @@ class Encoder(blocks.Encoder):
         strides: Strides = None,
     ) -> None:
         super().__init__()
+        self.channels = channels
         each = steps(ndim, len(widths), strides)
         whole = tuple(math.prod(halvings) for halvings in zip(*each))  # along each dim
         self.stride = whole if len(set(whole)) > 1 else whole[0]

@@ -36,6 +36,7 @@ class Encoder(blocks.Encoder):
         depth: Count,
     ) -> None:
         super().__init__()
+        self.channels = channels
         self.stride = patch
         self.layers = nn.Sequential(
             SpaceToDepth(patch),

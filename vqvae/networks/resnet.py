@@ -41,6 +41,7 @@ class Encoder(blocks.Encoder):
         dropout: LessThanOne = 0.0,
     ) -> None:
         super().__init__()
+        self.channels = channels
         check_attention_strides(widths, attention_strides)
         self.stride = 2 ** (len(widths) - 1)
         layers: list[nn.Module] = [conv(ndim, channels, widths[0], 3, padding=1)]

@@ -53,6 +53,7 @@ class Encoder(blocks.Encoder):
         kernel: Odd,
     ) -> None:
         super().__init__()
+        self.channels = channels
         self.stride = math.prod(strides)
         layers: list[nn.Module] = [conv(ndim, channels, width, 7, padding=3)]
         for stride in strides:

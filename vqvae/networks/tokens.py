@@ -43,6 +43,7 @@ class Encoder(blocks.Encoder):
         transformer: Transformer,
     ) -> None:
         super().__init__()
+        self.channels = channels
         transformer.check_dims(ndim)
         width = transformer.width
         self.stride, self.tokens = patch, tokens

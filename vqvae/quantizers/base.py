@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae.errors import UserError
+from vqvae.quantizers.given_codes import are_at_hand, check_maps, check_range
 from vqvae.ranges import Ge, Le, PositiveInt, checked
 
 MAX_CODEBOOK_SIZE = 2**18
@@ -139,19 +140,36 @@ class Quantizer(nn.Module):
         return Quantized(of_kind(z_q, z_e), maps, flat.losses, flat.stats, flat.histograms, passed)
 
     def decode(self, codes: list[Tensor]) -> Tensor:
-        """codes: M maps (B, *s) -> z_q (B, D, *s)."""
+        """codes: M maps (B, *s) -> z_q (B, D, *s). Raises UserError for others, on a GPU not for values out of range."""
+        self.check_codes(codes)
         batch, grid = codes[0].shape[0], codes[0].shape[1:]
-        flat = torch.stack([m.reshape(-1) for m in codes], dim=1)  # (N, M)
+        flat = torch.stack([m.reshape(-1).long() for m in codes], dim=1)  # (N, M)
         with torch.autocast(codes[0].device.type, enabled=False):
             return self.unflatten(self.decode_flat(flat), batch, grid)
 
+    def check_codes(self, codes: list[Tensor]) -> None:
+        """Raise UserError for other maps than this quantizer has. Their values are looked at where nothing waits for that."""
+        check_maps(codes, len(self.codebook_sizes), "this quantizer")
+        wanted = self.code_shapes(tuple(codes[-1].shape[1:]))
+        if [tuple(m.shape) for m in codes] != [(len(codes[-1]), *shape) for shape in wanted]:
+            shapes = ", ".join(str(tuple(m.shape)) for m in codes)
+            raise UserError(f"code maps of this quantizer must be (B, *s) with s of {wanted}, got {shapes}")
+        if are_at_hand(codes):
+            check_range(codes, self.codebook_sizes)
+
     def flatten(self, z_e: Tensor) -> Tensor:
         """(B, D, *s) -> (N, D) float32; no copy where it is channels_last already. Raises UserError for other channels."""
+        self.check_latents(z_e)
+        return z_e.float().movedim(1, -1).reshape(-1, self.dim)  # (N, D)
+
+    def check_latents(self, z_e: Tensor) -> None:
+        """Raise UserError for what is no (B, D, *s) of a float type."""
         if z_e.ndim < 2 or z_e.shape[1] != self.dim:
             raise UserError(
                 f"this quantizer takes (B, {self.dim}, *s), channels in the second place, got {tuple(z_e.shape)}"
             )
-        return z_e.float().movedim(1, -1).reshape(-1, self.dim)  # (N, D)
+        if not z_e.is_floating_point():
+            raise UserError(f"this quantizer takes latents of a float type, got {z_e.dtype}")
 
     def unflatten(self, q: Tensor, batch: int, grid: torch.Size) -> Tensor:
         """(N, D) -> (B, D, *s), channels_last in memory."""

@@ -72,6 +72,7 @@ class MultiScale(Composition):
 
     def forward(self, z_e: Tensor) -> Quantized:
         self.remind()
+        self.check_latents(z_e)
         batch, grid = z_e.shape[0], z_e.shape[2:]
         z = z_e.float()
         flats: list[FlatQuantized] = []
@@ -96,11 +97,14 @@ class MultiScale(Composition):
         return Quantized(of_kind(z_q, z_e), maps, *averages(flats), passed)
 
     def decode(self, codes: list[Tensor]) -> Tensor:
+        self.check_codes(codes)
         batch, grid = codes[-1].shape[0], codes[-1].shape[1:]
         each = len(self.uses[0].codebook_sizes)
 
         def look_up(index: int, shape: tuple[int, ...], total: Tensor) -> Tensor:
-            flat = torch.stack([m.reshape(-1) for m in codes[index * each : (index + 1) * each]], dim=1)  # (n, M)
+            flat = torch.stack(
+                [m.reshape(-1).long() for m in codes[index * each : (index + 1) * each]], dim=1
+            )  # (n, M)
             return self.unflatten(self.uses[index].decode_flat(flat), batch, torch.Size(shape))
 
         with torch.autocast(codes[0].device.type, enabled=False):
