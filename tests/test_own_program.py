@@ -61,11 +61,16 @@ def test_settings_and_parts_are_chosen_by_name() -> None:
     ("arguments", "settings", "expected"),
     [
         (("emma",), {}, "emma is no quantizer; did you mean ema"),
+        ((3,), {}, "3 is no quantizer; valid are: affine"),
+        (("ema",), {"codebook_sise": 512}, "codebook_sise is no setting of quantizer ema; did you mean codebook_size?"),
+        (("ema",), {"dimm": 512}, "dimm is no setting of quantizer ema; did you mean dim?"),
+        (("fsq",), {"levls": [8]}, "levls is no setting of quantizer fsq; did you mean levels?"),
+        (("ema",), {"zzz": 1}, "zzz is no setting of quantizer ema; valid are: codebook_size, space"),
         (("fsq",), {"codebook_size": 8}, r"codebook_size does not go with fsq, .* levels=\[8, 8, 8\]"),
-        (("ema",), {"decay": 0.5}, "quantizer.decay is not a config key"),
+        (("ema",), {"decay": 0.5}, "decay is no setting of quantizer ema; valid are: codebook_size"),
         (("ema",), {"codebook": {"dekay": 0.5}}, "did you mean quantizer.codebook.decay"),
         (("ema",), {"revival": "lur"}, "revival=lur is no choice of this part; did you mean lru"),
-        (("fsq",), {"revival": "lru"}, "quantizer.revival is not a config key"),
+        (("fsq",), {"revival": "lru"}, "revival is no setting of quantizer fsq"),
         (("ema", 0), {}, "quantizer.dim=0 must be at least 1"),
     ],
 )

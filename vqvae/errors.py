@@ -23,8 +23,15 @@ class TooManyUnreadable(UserError):
         self.counts = counts
 
 
-def suggest(name: str, valid: Iterable[str]) -> str:
-    """Suggestion 'did you mean ...', or the list of valid names if none is near."""
+def suggest(name: object, valid: Iterable[str], prefix: str = "") -> str:
+    """Suggestion 'did you mean ...', or the list of valid names if none is near. prefix: what is shown before each name."""
     valid = list(dict.fromkeys(valid))
-    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else f"valid are: {', '.join(valid[:50])}{', ...' * (len(valid) > 50)}"
+    if near := nearest(name, valid):
+        return f"did you mean {prefix}{near}?"
+    shown = ", ".join(prefix + one for one in valid[:50])
+    return f"valid are: {shown}{', ...' * (len(valid) > 50)}" if valid else "there are none"
+
+
+def nearest(name: object, valid: Iterable[str]) -> str | None:
+    """The valid name that is most like a name; None if none is near."""
+    return next(iter(difflib.get_close_matches(str(name), list(valid), n=1, cutoff=0.5)), None)

@@ -55,6 +55,6 @@ def check_keys(path: str, keys: list[Any], valid: list[str], required: list[str]
 
     for key in keys:
         if key not in valid:
-            raise UserError(f"{full(key)} is not a config key; " + suggest(full(key), map(full, valid)))
+            raise UserError(f"{full(key)} is not a config key; " + suggest(key, valid, f"{path}." if path else ""))
     if missing := [key for key in required or [] if key not in keys]:
         raise UserError(f"{full(missing[0])} is missing")

@@ -16,7 +16,7 @@ from vqvae.config.compose import choices, compose, groups
 from vqvae.config.hints import MEANT, absent_choice, of_another_choice
 from vqvae.config.keys import TOP_LEVEL
 from vqvae.config.typed import way_to_type
-from vqvae.errors import UserError, suggest
+from vqvae.errors import UserError, nearest, suggest
 
 OUT_OF_MEMORY = re.compile(r"allocate memory|out of memory|[Ss]torage size calculation overflowed")
 # of workers that read data, as torch says it
@@ -129,8 +129,19 @@ def unknown_key(key: str, config_name: str) -> str:
         parts = [group for group in groups() if group not in TOP_LEVEL]
         near = suggest(key, [*TOP_LEVEL, *keys, *parts] if config_name == "train" else keys)
         return said + (near if near.startswith("did you mean") else suggest(key, keys_at("", keys)))
-    same_parent = keys_at(key.rpartition(".")[0], keys)
-    return said + suggest(key, same_parent + keys)
+    return said + near_key(key, keys)
+
+
+def near_key(key: str, keys: list[str]) -> str:
+    """Suggestion for a dotted key: by its last name alone, right below its parent, or else further down there."""
+    parent, _, last = key.rpartition(".")
+    below = [one for one in keys if one.startswith(f"{parent}.")]
+    beside = keys_at(parent, keys)
+    for candidates in (beside, below):
+        names = {one.rpartition(".")[2]: one for one in reversed(candidates)}
+        if near := nearest(last, names):
+            return f"did you mean {names[near]}?"
+    return f"valid are: {', '.join(beside)}" if beside else suggest(key, keys)
 
 
 def numbered(node: Any) -> Any:

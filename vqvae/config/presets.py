@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -10,7 +11,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from vqvae.config.build import build
 from vqvae.config.compose import CONFIGS, choices, compose, groups, resolve
-from vqvae.config.keys import check_keys
 from vqvae.errors import UserError, suggest
 
 if TYPE_CHECKING:
@@ -60,9 +60,8 @@ def quantizer(name: str, dim: int = 64, codebook_size: int | None = None, **sett
     if name not in choices("quantizer"):
         raise UserError(f"{name} is no quantizer; {suggest(name, choices('quantizer'))}")
     parts = [key for key, value in settings.items() if isinstance(value, str) and f"quantizer/{key}" in groups()]
-    plain = compose("train", [f"quantizer={name}"]).quantizer
+    check_settings(name, settings, compose("train", [f"quantizer={name}"]).quantizer)
     for key in parts:
-        check_keys("quantizer", [key], [str(key) for key in plain])
         if settings[key] not in (known := choices(f"quantizer/{key}")):
             raise UserError(f"{key}={settings[key]} is no choice of this part; {suggest(settings[key], known)}")
     config = compose("train", [f"quantizer={name}", *(f"quantizer/{key}={settings[key]}" for key in parts)])
@@ -80,6 +79,15 @@ def quantizer(name: str, dim: int = 64, codebook_size: int | None = None, **sett
     return made
 
 
+def check_settings(name: str, settings: Iterable[str], node: DictConfig) -> None:
+    """Raise UserError for settings that a preset has not, with the nearest name that `quantizer` takes."""
+    sized = any(OmegaConf.select(node, key) is not None for key in size_keys())
+    valid = [*(["codebook_size"] if sized else []), *(str(key) for key in node if not str(key).startswith("_"))]
+    for key in settings:
+        if key not in valid:
+            raise UserError(f"{key} is no setting of quantizer {name}; {suggest(key, valid)}")
+
+
 def check_quantizer(config: DictConfig) -> None:
     """Raise UserError, naming the key, for what is no quantizer."""
     from vqvae.config.schema import ALLOWED_PREFIXES, check_node
@@ -88,11 +96,15 @@ def check_quantizer(config: DictConfig) -> None:
     check_node("quantizer", OmegaConf.to_container(config.quantizer), ALLOWED_PREFIXES, Quantizer)
 
 
+def size_keys() -> list[str]:
+    """The keys that may hold the number of codes of a preset, or of the one inside of it."""
+    return [prefix + key for prefix in ("", "inner.") for key in SIZES]
+
+
 def size_key(name: str, node: DictConfig) -> str:
     """The key of a preset that holds its number of codes. Raises UserError for one that has none."""
-    for prefix in ("", "inner."):
-        for key in SIZES:
-            if OmegaConf.select(node, prefix + key) is not None:
-                return prefix + key
+    for key in size_keys():
+        if OmegaConf.select(node, key) is not None:
+            return key
     known = ", ".join(f"{key}={node[key]}" for key in ("levels", "code_dim", "bits_per_map", "values") if key in node)
     raise UserError(f"codebook_size does not go with {name}, whose number of codes follows from {known or 'its parts'}")
