@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from vqvae.config.compose import compose, plain, resolve
-from vqvae.run.continuing import differences
+from vqvae.run.continuing import differences, value_of
 
 LEFT_OUT = ("run_dir.", "allow_targets.", "report.", "model.quantizers.")  # places, and copies of `quantizer`
 LONGEST = 160  # characters of a value
@@ -23,7 +23,7 @@ def changed_settings(configs: list[dict[str, Any]]) -> list[tuple[str, str, list
     parts = tuple(key.removesuffix("_target_") for key in keys if key.endswith("._target_"))
     keys = [next((part[:-1] for part in sorted(parts, key=len) if key.startswith(part)), key) for key in keys]
     rows = [
-        (key, in_words(select(default, key)), [in_words(select(config, key)) for config in configs])
+        (key, in_words(value_of(default, key)), [in_words(value_of(config, key)) for config in configs])
         for key in dict.fromkeys(keys)
         if not f"{key}.".startswith(LEFT_OUT)
     ]
@@ -34,16 +34,6 @@ def changed_settings(configs: list[dict[str, Any]]) -> list[tuple[str, str, list
 def default_config() -> dict[str, Any]:
     """The config of `python train.py`."""
     return plain(resolve(compose("train")))
-
-
-def select(node: Any, key: str) -> Any:
-    """The value of a dotted key; None where there is none."""
-    for part in key.split("."):
-        if isinstance(node, list):
-            node = node[int(part)] if part.isdigit() and int(part) < len(node) else None
-        else:
-            node = node.get(part) if isinstance(node, dict) else None
-    return node
 
 
 def in_words(value: Any) -> str:

@@ -7,10 +7,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from vqvae.config.build import build
+from vqvae.config.compose import compose, plain, resolve
 from vqvae.training.schedules import Schedule
 from vqvae.training.settings import TrainerConfig
 
+Change = tuple[str, Any, Any]  # key, old value, new value
 MOST_SHOWN = 8  # differences in a message
+MANY_ALIKE = 4
 # Keys that decide where, for how long, how often and how a run works, and not what it has come to.
 FREE_KEYS = re.compile(
     r"^(run_dir|stages|search_sweeps|device|allow_targets|logger|evaluation|report|model\.gradient_checkpointing"
@@ -40,6 +43,41 @@ def differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any
         yield from differences(old.get(key), new.get(key), f"{prefix}{key}.")
 
 
+def typed_keys(overrides: Iterable[str]) -> list[str]:
+    """The keys of the config that overrides set: quantizer/init@quantizer.inner.init=normal -> quantizer.inner.init."""
+    keys = (override.lstrip("+~").split("=")[0] for override in overrides)
+    return [key.rpartition("@")[2].replace("/", ".") for key in keys]
+
+
+def may_merge(stored: dict[str, Any], new: dict[str, Any], typed: list[str], begun: list[str]) -> bool:
+    """True if nothing that was typed changes what may not differ. What names no key of the config, as an experiment, may."""
+    if all(may_differ(key, begun) for key in typed):
+        return True
+    return all(key.split(".")[0] in new for key in typed) and not any(
+        is_within(key, typed) and not may_differ(key, begun) for key, *_ in differences(stored, new)
+    )
+
+
+def due_to(changes: list[Change], typed: list[str]) -> list[Change]:
+    """Those changes that were typed, or are no default, and so follow from what was typed."""
+    defaults = plain(resolve(compose("train")))
+    return [one for one in changes if is_within(one[0], typed) or one[2] != value_of(defaults, one[0])]
+
+
+def is_within(key: str, typed: list[str]) -> bool:
+    return any(f"{key}.".startswith(f"{one}.") for one in typed)
+
+
+def value_of(node: Any, key: str) -> Any:
+    """The value of a dotted key; None where there is none."""
+    for part in key.split("."):
+        if isinstance(node, list):
+            node = node[int(part)] if part.isdigit() and int(part) < len(node) else None
+        else:
+            node = node.get(part) if isinstance(node, dict) else None
+    return node
+
+
 def interpolated(node: Any, prefix: str = "") -> Iterator[str]:
     """Keys of an unresolved config whose values are made of other keys."""
     if isinstance(node, str) and "${" in node:
@@ -54,7 +92,7 @@ def is_node(value: Any) -> bool:
     return isinstance(value, (dict, list))
 
 
-def sentence(changes: list[tuple[str, Any, Any]], typed: list[str]) -> str:
+def sentence(changes: list[Change], typed: list[str]) -> str:
     """'key is old there, new here; ...', those that were typed first, and not more than a few.
 
     Of a part of another class, the class is named, and nothing in it.
@@ -62,16 +100,31 @@ def sentence(changes: list[tuple[str, Any, Any]], typed: list[str]) -> str:
     classes = {key.removesuffix("_target_"): pair for key, *pair in changes if key.endswith("_target_")}
     outer = {key: pair for key, pair in classes.items() if not key.startswith(tuple(classes.keys() - {key}))}
     told = [(key[:-1], {"_target_": old}, {"_target_": new}) for key, (old, new) in outer.items()]
-    told += [change for change in changes if not change[0].startswith(tuple(outer))]
-    ordered = sorted(told, key=lambda change: not any(f"{change[0]}.".startswith(f"{key}.") for key in typed))
+    told += without_their_likes([change for change in changes if not change[0].startswith(tuple(outer))])
+    ordered = sorted(told, key=lambda change: not is_within(change[0], typed))
     shown = [f"{key} is {named(old, new)} there, {named(new, old)} here" for key, old, new in ordered[:MOST_SHOWN]]
     return "; ".join(shown) + (f"; and {len(ordered) - MOST_SHOWN} more" if ordered[MOST_SHOWN:] else "")
 
 
+def without_their_likes(changes: list[Change]) -> list[Change]:
+    """The changes, but of a group of parts that comes or goes as a whole, such as an adversary, its first part alone."""
+    comes = {key.split(".")[0]: old is None for key, old, new in changes if is_node(new if old is None else old)}
+    found: dict[str, list[Change]] = {}
+    for change in changes:
+        group = change[0].split(".")[0]
+        whole = group in comes and change[1 if comes[group] else 2] is None
+        found.setdefault(group if whole else change[0], []).append(change)
+    return [one for alike in found.values() for one in (alike[:1] if len(alike) >= MANY_ALIKE else alike)]
+
+
 def named(value: Any, other: Any) -> Any:
-    """The class of a part, with its module where the other's has the same name; any other value as it is."""
+    """The class of a part, with its module where the other's has the same name; of a list, of each; else the value."""
+    if isinstance(value, list) and any(map(is_node, value)):
+        return f"[{', '.join(str(named(one, {'_target_': ''})) for one in value)}]"
     names = [str(one["_target_"]).split(".") for one in (value, other) if isinstance(one, dict) and "_target_" in one]
-    if not isinstance(value, dict) or "_target_" not in value:
+    if isinstance(value, dict) and "_target_" not in value:
+        return f"[{', '.join(map(str, value))}]"
+    if not isinstance(value, dict):
         return value
     alike = len(names) == 2 and names[0][-1] == names[1][-1]
     return ".".join(names[0][-2:]) if alike else names[0][-1]

@@ -13,17 +13,26 @@ from torch import nn
 
 from vqvae import distributed
 from vqvae.config.build import build
-from vqvae.config.compose import CONFIGS, check_train, plain, resolve
+from vqvae.config.compose import check_train, plain, resolve
 from vqvae.config.renames import keep_earlier, without_most_warmup
-from vqvae.config.saved import SAVED_BYTES, read_saved
-from vqvae.data.cache import is_claimed
+from vqvae.config.saved import SAVED_BYTES
 from vqvae.errors import UserError
 from vqvae.run import continuing
-from vqvae.run.continuing import FREE_KEYS, differences, interpolated, may_differ, sentence, total_steps
+from vqvae.run.continuing import (
+    FREE_KEYS,
+    differences,
+    due_to,
+    interpolated,
+    may_differ,
+    may_merge,
+    sentence,
+    total_steps,
+    typed_keys,
+)
 from vqvae.run.data_record import NAME as RECORD
 from vqvae.run.data_record import DataRecord
 from vqvae.run.lock import NAME as LOCK
-from vqvae.run.untrusted import check_contained, load_weights
+from vqvae.run.untrusted import load_weights, saved_config
 from vqvae.storage import checkpoint
 from vqvae.storage.files import remove_leftovers, temporary_name, write_bytes
 from vqvae.storage.forms import form_of
@@ -66,11 +75,11 @@ class RunFolder:
     def prepare(cls, cfg: DictConfig, overrides: list[str] | None = None, sweep_job: bool = False) -> RunFolder:
         """Folder `cfg.run_dir` for a config: an empty one, or one that holds a run which goes on with it.
 
-        overrides: those of the command line. If all of them may differ, the run in the folder continues with its own config
-        and these. sweep_job: the config is whole, whatever was typed. Raises UserError, with the differences, for a run of
+        overrides: those of the command line. If all may differ, or are as they were, the run continues with its own config and
+        these. sweep_job: the config is whole, whatever was typed. Raises UserError, with the differences, for a run of
         another config; one that has no checkpoint yet is replaced.
         """
-        folder, typed = Path(cfg.run_dir), [override.lstrip("+~").split("=")[0] for override in overrides or []]
+        folder, typed = Path(cfg.run_dir), typed_keys(overrides or [])
         found = cls(folder, resolve(cfg))
         found.logs = False
         if not (folder / "config.yaml").is_file():
@@ -84,7 +93,8 @@ class RunFolder:
             OmegaConf.update(found.config, key, None)
         begun = [stage for stage in STAGES if found.has_begun(stage)]
         begun = [] if begun == ["autoencoder"] and stored.tokenizer is not None else begun  # it is another run's
-        if overrides is not None and not sweep_job and all(may_differ(key, begun) for key in typed):
+        whole = overrides is None or sweep_job
+        if not whole and may_merge(plain(stored), plain(found.config), typed, begun):
             merged = stored.copy()
             for key in typed:
                 OmegaConf.update(merged, key, OmegaConf.select(found.config, key), merge=False)
@@ -94,6 +104,7 @@ class RunFolder:
         fixed = [one for one in changes if not may_differ(one[0], begun)]
         follow = tuple(f"{key}." for key in interpolated(OmegaConf.to_container(cfg)))
         told = [one for one in fixed or changes if not f"{one[0]}.".startswith(follow)] or fixed or changes
+        told = told if whole else due_to(told, typed) or told
         if not begun and changes:
             found.replaces = True
             found.notes.append(f"takes the place of a start without a checkpoint: {sentence(told, typed)}")
@@ -266,33 +277,3 @@ class RunFolder:
             # Last, because the weights say that all is there.
             write_bytes(self.stage("autoencoder") / source.name, source.read_bytes())
         distributed.barrier()
-
-
-def saved_config(folder: Path, allow_targets: list[str]) -> DictConfig:
-    """Read and check the config of a run folder, which may be a stranger's.
-
-    Raises UserError for targets that this command does not allow, and for links out of the folder. Where it would be written
-    to is the choice of this command alone: see `own_folders`.
-    """
-    check_contained(folder)
-    cfg = read_saved(folder / "config.yaml")
-    cfg.allow_targets, cfg.run_dir = allow_targets, str(folder)
-    check_train(cfg)
-    own_folders(cfg.data)
-    return cfg
-
-
-def own_folders(data: DictConfig) -> None:
-    """Replaces folders that a saved config would have written to by the default ones, unless they were used here before."""
-    if not is_claimed(Path(os.path.expanduser(data.cache_dir))):
-        data.cache_dir = default_of("folder", "cache_dir")
-    if data["_target_"] == "vqvae.data.cifar10.CIFAR10" and not os.path.isdir(
-        os.path.join(data.root, "cifar-10-batches-py")
-    ):
-        data.root = default_of("cifar10", "root")
-
-
-def default_of(data: str, key: str) -> str:
-    defaults = OmegaConf.load(CONFIGS / "data" / f"{data}.yaml")
-    assert isinstance(defaults, DictConfig)
-    return str(defaults[key])

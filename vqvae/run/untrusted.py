@@ -1,4 +1,4 @@
-"""Validation of untrusted run folders: no links out of them, tensors only."""
+"""Validation of untrusted run folders: no links out of them, checked configs, tensors only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
+from vqvae.config.compose import CONFIGS, check_train
+from vqvae.config.saved import read_saved
+from vqvae.data.cache import is_claimed
 from vqvae.errors import UserError
 from vqvae.storage import checkpoint
 from vqvae.storage.forms import Dense, Each, Form, mistake
@@ -41,3 +45,31 @@ def load_weights(file: Path, network: str, device: torch.device, needed: Form = 
     if network not in state["networks"]:
         raise UserError(f"{file} does not hold the network {network}")
     return state
+
+
+def saved_config(folder: Path, allow_targets: list[str]) -> Any:
+    """Read and check the config of a run folder, which may be a stranger's.
+
+    Raises UserError for targets that this command does not allow, and for links out of the folder. Where it would be written
+    to is the choice of this command alone: see `own_folders`.
+    """
+    check_contained(folder)
+    cfg = read_saved(folder / "config.yaml")
+    cfg.allow_targets, cfg.run_dir = allow_targets, str(folder)
+    check_train(cfg)
+    own_folders(cfg.data)
+    return cfg
+
+
+def own_folders(data: Any) -> None:
+    """Replaces folders that a saved config would have written to by the default ones, unless they were used here before."""
+    if not is_claimed(Path(os.path.expanduser(data.cache_dir))):
+        data.cache_dir = default_of("folder", "cache_dir")
+    if data["_target_"] == "vqvae.data.cifar10.CIFAR10" and not os.path.isdir(
+        os.path.join(data.root, "cifar-10-batches-py")
+    ):
+        data.root = default_of("cifar10", "root")
+
+
+def default_of(data: str, key: str) -> str:
+    return str(yaml.safe_load((CONFIGS / "data" / f"{data}.yaml").read_text())[key])
