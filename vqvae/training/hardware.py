@@ -92,10 +92,10 @@ def keep_freed_memory() -> None:
 
 
 class Clock:
-    """Seconds of training between log steps, pauses left out."""
+    """Steps of training between log steps, and their seconds, pauses left out. It counts what this process has done."""
 
     def __init__(self) -> None:
-        self.seconds, self.started = 0.0, time.perf_counter()
+        self.steps, self.seconds, self.started = 0, 0.0, time.perf_counter()
 
     def pause(self) -> None:
         self.seconds += time.perf_counter() - self.started
@@ -103,9 +103,10 @@ class Clock:
     def resume(self) -> None:
         self.started = time.perf_counter()
 
-    def lap(self) -> float:
-        """Seconds since the last lap; call it while the clock runs, after the device was waited for."""
+    def lap(self) -> tuple[int, float]:
+        """Steps and seconds since the last lap; call it while the clock runs, after the device was waited for."""
         self.pause()
-        seconds, self.seconds = self.seconds, 0.0
+        lap = self.steps, self.seconds
+        self.steps, self.seconds = 0, 0.0
         self.resume()
-        return seconds
+        return lap

@@ -66,7 +66,8 @@ class Trainer(TrainingStep):
         self.best: dict[str, Any] = {}  # step and metrics of the best evaluation
         self.alerted: list[str] = []
         self.duration = Duration(logger.stage)
-        self.seconds = 0.0  # of training steps, over all starts of this run
+        self.seconds = 0.0  # of training steps up to the last log, over all starts of this run
+        self.clock = Clock()
 
     def fit(self) -> None:
         """Train to the last step, or until `max_time_minutes` or `early_stop_evals` ends it.
@@ -86,7 +87,7 @@ class Trainer(TrainingStep):
                 bar_format=BAR,
                 disable=distributed.bar_hidden(),
             )
-            clock = Clock()
+            self.clock = Clock()
             while done < self.steps:
                 kind = self.begin_step(done)
                 if self.graphs is None:
@@ -94,8 +95,9 @@ class Trainer(TrainingStep):
                 else:
                     self.graphs(kind, next(inputs))
                 done += 1
+                self.clock.steps += 1
                 bar.update()
-                self.after_step(done, bar, clock)
+                self.after_step(done, bar)
             bar.close()
             self.finish(done)
 
@@ -115,19 +117,19 @@ class Trainer(TrainingStep):
             self.do_extras(done, pending)
             self.save(done, [])
 
-    def after_step(self, done: int, bar: tqdm, clock: Clock) -> None:
+    def after_step(self, done: int, bar: tqdm) -> None:
         """Log, evaluate, preview and save where they are due after step `done`; end here if a stop was requested."""
         intervals = self.config.log_every_steps, self.config.eval_every_steps
         logs = any(due(done, interval, self.steps) for interval in intervals)
         if logs:
-            self.log(done, bar, clock)
-        clock.pause()
+            self.log(done, bar)
+        self.clock.pause()
         if self.stop.agreed(may_talk=logs or self.device.type == "cpu"):
             self.save_and_stop(done, EXTRAS)
         self.do_extras(done, EXTRAS)
         if logs and self.stop.agreed(may_talk=True):  # the extras may have taken long
             self.save_and_stop(done, [])
-        clock.resume()
+        self.clock.resume()
 
     def do_extras(self, step: int, pending: Sequence[str]) -> None:
         """Run those of `pending` that are due after a step, then save if that is due. A stop saves the rest in a checkpoint."""
@@ -146,10 +148,10 @@ class Trainer(TrainingStep):
         self.save(step, pending)
         raise Stopped(f"{self.logger.stage}: stopped on request at step {step} of {self.steps}")
 
-    def log(self, step: int, bar: tqdm, clock: Clock) -> None:
+    def log(self, step: int, bar: tqdm) -> None:
         """Log means over the steps since the last log. The one place where the host waits for the device."""
-        steps, means = self.window.steps, self.window.close()
-        seconds = clock.lap()
+        means = self.window.close()
+        steps, seconds = self.clock.lap()  # the window may have begun before a stop
         self.seconds = distributed.broadcast_object(self.seconds + seconds)
         self.duration.hear(steps, seconds, self.steps - step)
         skipped, latest = self.skipped.take()
@@ -223,7 +225,7 @@ class Trainer(TrainingStep):
             **({} if self.loss_scale is None else {"loss_scale": self.loss_scale.state_dict()}),
             "best": self.best,
             "alerted": self.alerted,
-            "seconds": self.seconds,
+            "seconds": self.seconds + self.clock.seconds,
         }
 
     def restore(self) -> tuple[int, list[str]]:

@@ -1,0 +1,31 @@
+"""Laws of a log that goes on after a stop: rates of what was done since, and each point of a curve once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL_CODEBOOK, TINY, lines, stop_at, train_inside
+
+OWN = [*(a for a in TINY if not a.startswith("logger")), *SMALL_CODEBOOK, "stages=[autoencoder]", "report=false"]
+
+
+def stopped(monkeypatch: pytest.MonkeyPatch, command: list[str], step: int) -> None:
+    with monkeypatch.context() as patched:
+        stop_at(patched, "autoencoder", step)
+        with pytest.raises(SystemExit):
+            train_inside(*command)
+
+
+def test_the_first_rate_after_a_stop_counts_the_steps_since(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    intervals = [f"trainer.{name}_every_steps=4" for name in ("log", "eval")]
+    command = [*OWN, "logger=off", "trainer.steps=4", *intervals, f"run_dir={tmp_path / 'run'}"]
+    stopped(monkeypatch, command, 1)
+    (file,) = (tmp_path / "run" / "autoencoder" / "checkpoints").glob("step-*")
+    before = torch.load(file, weights_only=True)
+    train_inside(*command)
+    (line,) = lines(tmp_path / "run" / "autoencoder" / "timing.jsonl")
+    assert before["seconds"] > 0
+    since = (line["timing/seconds"] - before["seconds"]) * line["timing/items_per_second"]
+    assert since == pytest.approx((4 - before["step"]) * 8)  # items
