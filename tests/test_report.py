@@ -26,6 +26,7 @@ from vqvae.report.contents import Contents
 from vqvae.report.items import Items, Pair
 from vqvae.report.page import MOST_BYTES, page
 from vqvae.report.pictures import Picture
+from vqvae.report.places import hider
 from vqvae.report.settings import changed_settings
 from vqvae.report.write import opened
 from vqvae.run.folder import RunFolder
@@ -153,6 +154,30 @@ def test_a_run_ends_with_a_page_that_runs_nothing_of_others_and_shows_their_name
     assert "\x1b" not in found.source
 
 
+def test_a_page_holds_no_path_of_the_machine_that_it_was_made_on(stranger: Path) -> None:
+    found = Parsed(stranger / "run" / "report.html")
+    assert str(stranger) not in found.source
+    assert "run folder: run (vqvae" in found.text  # of train.log
+    assert "train in images/train, val in images/val" in found.text
+    assert "images" in found.text
+
+
+def test_paths_are_written_from_the_run_folder_on_or_as_names() -> None:
+    run = Contents("mine", "/home/me/my runs/mine", config={"data": {"root": "/mnt/my disk/photos"}, "seed": 3})
+    hide = hider([run])
+    said = {
+        "line 1 of /home/me/my runs/mine/autoencoder/metrics.jsonl is damaged": (
+            "line 1 of autoencoder/metrics.jsonl is damaged"
+        ),
+        "python train.py run_dir='/home/me/my runs/mine' continues it": "python train.py run_dir='mine' continues it",
+        "train in /mnt/my disk/photos/train, val in /mnt/my disk/photos/val": "train in photos/train, val in photos/val",
+        "init_from=/srv/runs/other: 3 of 4": "init_from=other: 3 of 4",
+        "12 images/s, 1 / 2 of autoencoder/val/psnr_db, https://a.b/c/d, runs/x/y": None,
+    }
+    for text, shown in said.items():
+        assert hide(text) == (shown or text)
+
+
 def test_whatever_a_strangers_files_say_is_text(copied: Path) -> None:
     """In every file of a run folder that holds text, where the program does not refuse it."""
     evil = "</script></pre></td>\"'><script>alert(9)</script>\u202e"
@@ -189,7 +214,7 @@ def test_the_page_says_what_is_missing_of_a_run_without_its_data(stranger: Path,
     config = copied / "config.yaml"
     config.write_text(config.read_text().replace(str(stranger / "images"), str(copied / "gone")))
     found = report(f"run_dir={copied}")
-    assert f"data.root={copied / 'gone'} is not a folder" in found.text
+    assert "data.root=gone is not a folder" in found.text
     assert "Previews" in found.text  # of training, in place of reconstructions
     assert "codes are used in the validation set" in found.text
     assert "of the split 'val'" not in found.text
@@ -208,7 +233,7 @@ def test_the_page_says_what_is_missing_of_a_run_with_one_stage_and_of_one_that_w
     for name in ("samples.png", "summary.json", "train.log", "machine.json"):
         (copied / name).unlink()
     found = report(f"run_dir={copied}")
-    assert f"The prior is not finished: not begun. python train.py run_dir={copied} continues it." in found.text
+    assert f"The prior is not finished: not begun. python train.py run_dir={copied.name} continues it." in found.text
     assert "autoencoder, step 4" in found.text  # where the figures are from
     config = OmegaConf.load(copied / "config.yaml")
     config.stages = ["autoencoder"]

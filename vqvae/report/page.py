@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from vqvae.metrics.registry import find, without_split
 from vqvae.report.charts import MOST_POINTS, Chart, Line, histogram, label
 from vqvae.report.codes import COLUMNS
 from vqvae.report.contents import Contents, Figure
+from vqvae.report.places import hider
 from vqvae.report.settings import changed_settings
 from vqvae.run.folder import STAGES
 from vqvae.run.plots import panels_of
@@ -30,6 +31,7 @@ from vqvae.surroundings.terminal import printable, printable_lines
 HERE = Path(__file__).resolve().parent
 MOST_BYTES = 5_000_000
 MOST_BINS = 40
+PICTURE = "data:image/"  # how the address of one inside of the page begins
 
 
 class Amount(NamedTuple):
@@ -66,28 +68,29 @@ def page(runs: list[Contents], failed: dict[str, str]) -> str:
         "made": f"{time.strftime('%Y-%m-%d %H:%M')} by vqvae {__version__}",
         "style": style,
         "script": script,
-        "digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "digest": Markup(base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()),
     }
+    whole = template(hider(runs))
     for amount in AMOUNTS:
-        text = template().render(**about, amount=amount)
+        text = whole.render(**about, amount=amount)
         if len(text.encode()) <= MOST_BYTES:
             break
     return text
 
 
-@functools.cache
-def template() -> Template:
-    """The template of the page, which escapes whatever is put into it."""
+def template(hide: Callable[[str], str]) -> Template:
+    """The template of the page, which escapes whatever is put into it. hide: takes paths of this machine out of a text."""
+
+    def written(value: Any) -> Any:
+        """Text in which nothing changes the direction of writing or cannot be encoded. Markup stays as it is."""
+        plain = isinstance(value, str) and not isinstance(value, Markup)
+        return value if not plain else value if value.startswith(PICTURE) else printable_lines(hide(value))
+
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, finalize=written, trim_blocks=True
     )
     environment.filters["label"] = label
     return environment.get_template("page.html")
-
-
-def written(value: Any) -> Any:
-    """Text for the page, in which nothing changes the direction of writing or cannot be encoded. Markup stays as it is."""
-    return printable_lines(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def headline(run: Contents) -> list[Figure]:

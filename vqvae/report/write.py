@@ -76,7 +76,11 @@ def report_runs(
     runs = [Run(RunFolder.load(folder, allow_targets, places=places)) for folder in folders]
     file = out or (Path(named[0]) if len(named) == 1 else Path()) / NAME
     short = [folder.resolve().name for folder in folders]
-    names = [str(path) if short.count(name) > 1 else name for path, name in zip(folders, short)]
+    longer = [f"{folder.resolve().parent.name}/{name}" for folder, name in zip(folders, short)]
+    names = [
+        name if short.count(name) == 1 else more if longer.count(more) == 1 else str(path)
+        for path, name, more in zip(folders, short, longer)
+    ]
     write_page(file, [opened(run, name, most) for run, name in zip(runs, names)], failed)
     return file
 
