@@ -26,7 +26,7 @@ from vqvae.config.keys import (
 )
 from vqvae.config.types import describe, inner, mistake_in, shorten
 from vqvae.data.base import Data
-from vqvae.errors import UserError, suggest
+from vqvae.errors import UserError, nearest
 from vqvae.losses.adversarial import AdversarialLoss, DiscriminatorTerm
 from vqvae.losses.heads import Head
 from vqvae.losses.terms import Term
@@ -74,6 +74,7 @@ def check(cfg: dict[str, Any]) -> None:
     It builds nothing, and imports nothing but the modules of allowed targets.
     """
     check_keys("", list(cfg), TOP_LEVEL, required=TOP_LEVEL)
+    check_stages(cfg["stages"])
     check_settings("", cfg, SETTINGS)
     for prefix in cfg["allow_targets"]:
         if not prefix.endswith("."):
@@ -98,9 +99,17 @@ def check(cfg: dict[str, Any]) -> None:
         if group == "adversary" and not plays:
             continue
         check_node(path, cfg[group][part] if part else cfg[group], allowed, base, given)
-    for stage in cfg["stages"]:
+
+
+def check_stages(stages: Any) -> None:
+    """Raises UserError for what is no list of stages."""
+    if not isinstance(stages, list) or not stages:
+        raise UserError(f"stages={shorten(stages)} names no stage: it may hold autoencoder and prior, as [autoencoder]")
+    for stage in stages:
         if stage not in STAGES:
-            raise UserError(f"stages may hold autoencoder and prior, got {stage}; " + suggest(stage, STAGES))
+            near = nearest(stage, STAGES)
+            hint = f"did you mean {near}?" if near else "stages=[autoencoder] trains without a prior"
+            raise UserError(f"stages may hold autoencoder and prior, got {shorten(stage)}; {hint}")
 
 
 def check_terms(group: str, terms: Any, allowed: tuple[str, ...], base: type, given: Collection[str]) -> None:

@@ -39,7 +39,7 @@ def as_hydra_reads(arguments: list[str]) -> list[str]:
 
 def readable(argument: str, sweeps: bool) -> str:
     key, equals, value = argument.partition("=")
-    if argument == "stages=autoencoder" or argument == "stages=prior":
+    if key == "stages" and value != "null" and re.fullmatch(r"\w+", value):
         return f"stages=[{value}]"
     if not equals or not value or TEXTS.fullmatch(key) is None:
         return argument
