@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import SMALL_CODEBOOK, TINY, lines, stop_at, train_inside
+
+from vqvae.training.trainer import Trainer
 
 OWN = [*(a for a in TINY if not a.startswith("logger")), *SMALL_CODEBOOK, "stages=[autoencoder]", "report=false"]
 
@@ -29,3 +32,20 @@ def test_the_first_rate_after_a_stop_counts_the_steps_since(tmp_path: Path, monk
     assert before["seconds"] > 0
     since = (line["timing/seconds"] - before["seconds"]) * line["timing/items_per_second"]
     assert since == pytest.approx((4 - before["step"]) * 8)  # items
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is None, reason="needs tensorboard")
+def test_what_is_done_again_after_a_stop_is_shown_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    intervals = [f"trainer.{name}_every_steps=2" for name in ("eval", "preview")]
+    command = [*OWN, "logger=tensorboard", *intervals, f"run_dir={tmp_path / 'run'}"]
+    stopped(monkeypatch, command, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "preview", lambda self, step: 1 / 0)  # ends it after the evaluation is logged
+        with pytest.raises(ZeroDivisionError):
+            train_inside(*command)
+    train_inside(*command)
+    shown = EventAccumulator(str(tmp_path / "run" / "autoencoder" / "tensorboard")).Reload()
+    for name in shown.Tags()["scalars"]:
+        assert [one.step for one in shown.Scalars(name)] == [2, 4], name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from itertools import starmap
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ class Logger:
         self.wandb = WandbRun(folder, stage, settings, config)
         self.mirrors: list[Mirror] = []
         if distributed.is_main():
-            boards = [TensorBoard(folder)] if settings.tensorboard else []
+            boards = [TensorBoard(folder, self.shown)] if settings.tensorboard else []
             self.mirrors = [self.wandb, *boards, *([Table(folder, read_lines)] if settings.csv else [])]
 
     def __enter__(self) -> Logger:
@@ -58,15 +58,22 @@ class Logger:
         seconds = FINISH_SECONDS if kind is None else STOP_SECONDS
         self._mirror(lambda mirror: mirror.finish(seconds))
 
-    def start(self, step: int, evaluated: bool) -> None:
+    def start(self, step: int, pending: Sequence[str]) -> None:
         """Opens the log at `step`: lines after it, written by a run that was killed, are cut; and the evaluation at `step`,
-        unless it counts as `evaluated`."""
+        if that is still `pending`."""
         if not distributed.is_main():
             return
         self.images.mkdir(parents=True, exist_ok=True)
         for name in ("metrics.jsonl", "timing.jsonl", "skipped_steps.jsonl"):
-            cut_after(self.folder / name, step, evaluated)
-        self._mirror(lambda mirror: mirror.begin(step))
+            cut_after(self.folder / name, step, "evaluate" not in pending)
+        self._mirror(lambda mirror: mirror.begin(step, repeats=bool(pending)))
+
+    def shown(self, step: int) -> Iterator[dict[str, Any]]:
+        """What the files hold of a step, as mirrors show it."""
+        for name in ("metrics.jsonl", "timing.jsonl"):
+            for line in read_lines(self.folder / name):
+                if line.pop("step") == step:
+                    yield self.settings.chosen(line)
 
     def log(self, step: int, split: str, metrics: dict[str, Any]) -> None:
         """Writes one line of reproducible figures of a split, by name: numbers, and histograms as made in metrics.codebook."""

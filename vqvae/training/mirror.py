@@ -19,8 +19,8 @@ class Mirror:
     def start(self) -> None:
         """Open it, before any work."""
 
-    def begin(self, step: int) -> None:
-        """Training begins, or goes on, at this step: what came later is void."""
+    def begin(self, step: int, repeats: bool) -> None:
+        """Training begins, or goes on, at this step: what came later is void. repeats: what was due at it is done again."""
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Take numbers, and histograms {edges, counts} as made in metrics.codebook, by their names in logs."""

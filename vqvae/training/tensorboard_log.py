@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,22 @@ from vqvae.training.mirror import Mirror
 
 
 class TensorBoard(Mirror):
-    """Curves, histograms and pictures in the folder `tensorboard` of a stage's folder: `tensorboard --logdir runs`."""
+    """Curves, histograms and pictures in the folder `tensorboard` of a stage's folder: `tensorboard --logdir runs`.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder.absolute() / "tensorboard"
+    shown: a step -> what the files of the log hold of it, which is written again where the rest of the step is repeated.
+    """
+
+    def __init__(self, folder: Path, shown: Callable[[int], Iterator[dict[str, Any]]]) -> None:
+        self.folder, self.shown = folder.absolute() / "tensorboard", shown
         self.writer: Any = None
 
-    def begin(self, step: int) -> None:
+    def begin(self, step: int, repeats: bool) -> None:
         with own_folder():
             from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(self.folder), purge_step=step + 1)
+        self.writer = SummaryWriter(str(self.folder), purge_step=step if repeats else step + 1)
+        for values in self.shown(step) if repeats else []:
+            self.log(step, values)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         for name, value in values.items():

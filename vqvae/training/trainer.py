@@ -103,7 +103,7 @@ class Trainer(TrainingStep):
 
     def begin(self, done: int, pending: Sequence[str]) -> None:
         """Prepare training from step `done` on, then run the evaluation or preview that a stop left `pending`."""
-        self.logger.start(done, evaluated="evaluate" not in pending)
+        self.logger.start(done, pending)
         for network in self.stage.networks.values():
             network.train()
         self.stage.forwards = {name: self.wrap(network) for name, network in self.stage.networks.items()}
