@@ -49,3 +49,20 @@ def test_what_is_done_again_after_a_stop_is_shown_once(tmp_path: Path, monkeypat
     shown = EventAccumulator(str(tmp_path / "run" / "autoencoder" / "tensorboard")).Reload()
     for name in shown.Tags()["scalars"]:
         assert [one.step for one in shown.Scalars(name)] == [2, 4], name
+
+
+@pytest.mark.parametrize("broken", ["samples", "artifact"])
+def test_a_log_that_takes_no_samples_does_not_end_a_run(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vqvae.training.wandb_run import WandbRun
+
+    def fail(*given: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(WandbRun, "start", lambda self: setattr(self, "on", True))
+    monkeypatch.setattr(WandbRun, "_send", lambda self, task: None)
+    monkeypatch.setattr(WandbRun, broken, fail)
+    train_inside(*OWN, "stages=[autoencoder,prior]", "logger=wandb", f"run_dir={tmp_path / 'run'}")
+    assert "failed (OSError: no space left): from here on it is left out" in capsys.readouterr().out
+    assert (tmp_path / "run" / "samples.png").is_file()

@@ -17,6 +17,7 @@ from vqvae.run.report import SAMPLES_PER_CLASS, figures, stage_figures
 from vqvae.run.run import Run
 from vqvae.seeding import seed_everything
 from vqvae.training.logger import Logger
+from vqvae.training.mirror import Samples
 from vqvae.training.stage import Examples, Stage
 from vqvae.training.step import Updates
 from vqvae.training.stop import StopRequest
@@ -71,8 +72,7 @@ def train_prior(run: Run, tokenizer: TrainedModel, stop: StopRequest) -> None:
         examples = Examples(batches, CodeEvaluationSet(val, train[0], run.device), count)
         make_trainer(run, node, stop, stage, examples, logger).fit()
         send_results(run, logger)
-        if logger.wandb.on:
-            send_samples(run, tokenizer, logger)
+        logger.samples(lambda: first_samples(run, tokenizer))
         stores = {f"codes-{store.path.name}": store for store in (*train, val)}
         for name, store in stores.items():
             logger.artifact(name, "codes", store.path, store.header, ["tokenizer"])
@@ -87,13 +87,13 @@ def send_results(run: Run, logger: Logger) -> None:
         logger.results({name: entry["value"] for name, entry in reported.items()})
 
 
-def send_samples(run: Run, tokenizer: TrainedModel, logger: Logger) -> None:
-    """Send the first samples of each class, those of samples.png, with their seeds."""
+def first_samples(run: Run, tokenizer: TrainedModel) -> Samples:
+    """Draw the first samples of each class, those of samples.png."""
     names = run.data.class_names[:10]
     seeds = [row * SAMPLES_PER_CLASS + i for row in range(len(names) or 4) for i in range(SENT_PER_CLASS)]
     labels = [seed // SAMPLES_PER_CLASS if names else -1 for seed in seeds]
     images = run.data.picture(run.data.to_items(run.with_prior(tokenizer).sample(seeds, labels)))
-    logger.wandb.samples(images, [names[label] if names else "" for label in labels], seeds)
+    return Samples(images, [names[label] if names else "" for label in labels], seeds)
 
 
 def load_initial_weights(run: Run, name: str, stage: Stage) -> None:

@@ -19,7 +19,7 @@ from vqvae.metrics.registry import in_split, without_split
 from vqvae.metrics.renames import rename_line
 from vqvae.storage.files import append_line, write_bytes
 from vqvae.training.log_settings import LogSettings
-from vqvae.training.mirror import Mirror, Table
+from vqvae.training.mirror import Mirror, Samples, Table
 from vqvae.training.tensorboard_log import TensorBoard
 from vqvae.training.wandb_run import FINISH_SECONDS, STOP_SECONDS, WandbRun
 
@@ -108,9 +108,13 @@ class Logger:
         self._mirror(lambda mirror: mirror.results(figures))
 
     def artifact(self, name: str, kind: str, path: Path | None, metadata: dict[str, Any], made_from: list[str]) -> None:
-        """Sends a file or folder to wandb; see WandbRun.artifact."""
+        """Sends a file or folder; see Mirror.artifact."""
         if path is not None:
-            self.wandb.artifact(name, kind, path, metadata, made_from)
+            self._mirror(lambda mirror: mirror.artifact(name, kind, path, metadata, made_from))
+
+    def samples(self, draw: Callable[[], Samples]) -> None:
+        """Sends samples, which are drawn only where they are wanted."""
+        self._mirror(lambda mirror: mirror.samples(draw))
 
     def _show(self, step: int, values: dict[str, Any]) -> None:
         if chosen := self.settings.chosen(values):

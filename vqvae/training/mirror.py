@@ -6,11 +6,19 @@ import csv
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from vqvae.storage.files import write_bytes
+
+
+class Samples(NamedTuple):
+    """Samples uint8 (n, 1 or 3, H, W), with the class and the seed of each."""
+
+    images: Tensor
+    classes: list[str]
+    seeds: list[int]
 
 
 class Mirror:
@@ -33,6 +41,12 @@ class Mirror:
 
     def results(self, figures: dict[str, Any]) -> None:
         """Take the figures of a stage that has ended, by name."""
+
+    def samples(self, draw: Callable[[], Samples]) -> None:
+        """Take samples of a prior that has ended; `draw` makes them."""
+
+    def artifact(self, name: str, kind: str, path: Path, metadata: dict[str, Any], made_from: list[str]) -> None:
+        """Take a file or folder, which stays as it is. `made_from` names the artifacts that it came from."""
 
     def finish(self, seconds: float) -> None:
         """Close it, within so many seconds."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from vqvae.storage.files import write_bytes
 from vqvae.surroundings.own_folder import own_folder
 from vqvae.training.log_settings import LogSettings
-from vqvae.training.mirror import Mirror
+from vqvae.training.mirror import Mirror, Samples
 from vqvae.training.wandb_values import log_artifact, metric_settings, picture, table, to_wandb
 
 log = logging.getLogger(__name__)
@@ -93,9 +93,11 @@ class WandbRun(Mirror):
     def results(self, figures: dict[str, Any]) -> None:
         self._send(lambda: self._run.log({f"final/{name}": value for name, value in figures.items()}))
 
-    def samples(self, images: Tensor, classes: list[str], seeds: list[int]) -> None:
-        """Sends a table of samples, uint8 (n, 1 or 3, H, W), with their classes and seeds."""
-        self._send(lambda: self._run.log({f"{self.stage}/samples": table(images, classes, seeds)}))
+    def samples(self, draw: Callable[[], Samples]) -> None:
+        """Sends a table of samples, drawn here, because wandb's thread shall not compute."""
+        if self.on:
+            drawn = draw()
+            self._send(lambda: self._run.log({f"{self.stage}/samples": table(*drawn)}))
 
     def artifact(self, name: str, kind: str, path: Path, metadata: dict[str, Any], made_from: list[str]) -> None:
         """Sends a file or folder, which stays as it is, as an artifact. `made_from` names the artifacts that it came from.
