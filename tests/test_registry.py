@@ -10,6 +10,8 @@ from conftest import lines
 
 from scripts import settings_table
 from scripts.metrics_table import page
+from vqvae.config.build import build
+from vqvae.config.compose import compose
 from vqvae.metrics.registry import FIGURES, figure, find, in_split, without_split
 from vqvae.run.plots import panels_of
 from vqvae.run.report import figures, print_figures
@@ -120,3 +122,12 @@ def test_wandb_keeps_the_best_value() -> None:
 def test_the_table_on_the_terminal_fits_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     print_figures("run", figures({entry.name.replace("{m}", "0"): 123456.789 for entry in FIGURES.values()}))
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_figures_of_ones_own_are_shown_unless_they_say_otherwise(own: None) -> None:
+    shown, hidden = figure("mine/share", "a share"), figure("mine/other", "another", dashboard=False)
+    assert (FIGURES[shown].dashboard, FIGURES[hidden].dashboard) == (True, False)
+    assert not FIGURES["timing/seconds"].dashboard  # of the package
+    settings = build(compose("train", ["logger=off"]).logger, "logger")
+    logged = {in_split(name, "val"): 1.0 for name in (shown, hidden)} | {"timing/seconds": 1.0}
+    assert settings.chosen(logged) == {"mine/val/share": 1.0}

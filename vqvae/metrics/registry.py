@@ -9,6 +9,7 @@ docs/metrics.md are made from the entries.
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,7 +30,8 @@ class Figure:
         panel: title of the plot that shows it; for a histogram, the label of its axis. None: no plot.
         report: True if it is part of summary.json, evaluations and their tables.
         sweep: True if the table of a sweep shows it (of a family, its first member).
-        dashboard: True if wandb and tensorboard show it by default (logger.detail=summary).
+        dashboard: True if wandb and tensorboard show it by default (logger.detail=summary). None where it is declared: yes,
+            but for the figures of this package, which are many.
     """
 
     name: str
@@ -57,13 +59,20 @@ def figure(
     panel: str | None = None,
     report: bool = True,
     sweep: bool = False,
-    dashboard: bool = False,
+    dashboard: bool | None = None,
 ) -> str:
     """Declare a figure; see Figure. Returns its name."""
+    if dashboard is None:
+        dashboard = not is_own(sys._getframe(1).f_globals.get("__name__", ""))
     assert "/" in name, f"{name} has no section"
     assert name not in FIGURES, f"{name} is declared twice"
     FIGURES[name] = Figure(name, protocol, better, panel, report, sweep, dashboard)
     return name
+
+
+def is_own(module: str) -> bool:
+    """True for a module of this package."""
+    return module.split(".")[0] == __name__.split(".")[0]
 
 
 def find(name: str) -> Figure | None:
