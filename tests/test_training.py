@@ -29,6 +29,7 @@ from conftest import (
 from forked import Forks
 from torch import nn
 
+import vqvae
 from vqvae.losses.terms import MSE
 from vqvae.priors.transformer import Transformer
 from vqvae.storage import checkpoint
@@ -278,6 +279,23 @@ def test_weight_decay_leaves_the_sharpness_of_attention_alone_and_checkpoints_nu
     parameters = list(prior.parameters())
     older = [p for p in parameters if p.ndim > 1] + [p for p in parameters if p.ndim <= 1]
     assert [id(p) for group in groups for p in group["params"]] == [id(p) for p in older]
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_marks_of_parameters_outlive_a_copy_of_their_module(copied: bool) -> None:
+    """Of codebooks and of attention's sharpness, which do not decay, and of the matrices that Muon takes."""
+    prior = Transformer([(2,)], [[3]], num_classes=0, width=4, layers=1, heads=1, dropout=0.0, random_order_until=0.0)
+    layers = [vqvae.quantizer(name, dim=4) for name in ("vq", "gumbel", "sqvae")]
+    network = nn.ModuleList([prior, *layers, vqvae.quantizer("latent", dim=4)])
+    expected = {n for n, p in network.named_parameters() if p.ndim > 1 and ("codebook" in n or "sharpness" in n)}
+    hidden = sum(getattr(p, "hidden_matrix", False) for p in network.parameters())
+    if copied:
+        network = copy.deepcopy(network)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    exempt = [p for group in parameter_groups(network) if "weight_decay" in group for p in group["params"]]
+    assert {names[id(p)] for p in exempt if p.ndim > 1} == expected
+    assert len(expected) == 5
+    assert sum(getattr(p, "hidden_matrix", False) for p in network.parameters()) == hidden > 0
 
 
 def test_replaced_rows_lose_their_moments_and_others_keep_them() -> None:

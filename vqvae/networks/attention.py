@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vqvae.errors import UserError
 from vqvae.networks.blocks import Block, attend
+from vqvae.networks.marks import mark_matrices
 from vqvae.ranges import Count, PositiveInt, checked
 
 
@@ -53,8 +54,7 @@ class Transformer(nn.Module):
             for block in blocks:
                 block.out.weight /= math.sqrt(2 * depth)  # 2 x depth branches are summed
                 block.down.weight /= math.sqrt(2 * depth)
-                for matrix in (weight for weight in block.parameters() if weight.ndim == 2):
-                    matrix.hidden_matrix = True  # type: ignore[attr-defined]
+                mark_matrices(block)
         self.blocks, self.norm = nn.ModuleList(blocks), nn.LayerNorm(width)
 
     def check_dims(self, ndim: int) -> None:

@@ -15,6 +15,7 @@ from vqvae import distributed
 from vqvae.errors import UserError
 from vqvae.networks.attention import angles_of, rotate
 from vqvae.networks.blocks import Dropout, attend
+from vqvae.networks.marks import mark, mark_matrices
 from vqvae.priors.autoregressive import AutoregressivePrior, MapNetwork
 from vqvae.priors.base import Positions
 from vqvae.priors.heads import Head
@@ -36,7 +37,7 @@ class Block(nn.Module):
         self.norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.modulate = nn.Sequential(nn.SiLU(), nn.Linear(width, 4 * width))
         self.sharpness = nn.Parameter(torch.ones(heads, 1, 1))  # of each head's attention
-        self.sharpness.is_factor = True  # type: ignore[attr-defined]  # decay would make attention even
+        mark(self, "sharpness", "is_factor")  # decay would make attention even
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         self.dropout = Dropout(dropout)
@@ -90,8 +91,7 @@ def make_blocks(width: int, layers: int, heads: int, dropout: float) -> nn.Modul
             nn.init.zeros_(block.modulate[1].bias)  # type: ignore[arg-type]
             for last in (block.out, block.down):
                 last.weight /= math.sqrt(2 * layers)
-            for matrix in (weight for weight in block.parameters() if weight.ndim == 2):
-                matrix.hidden_matrix = True  # type: ignore[attr-defined]
+            mark_matrices(block)
     return nn.ModuleList(blocks)
 
 

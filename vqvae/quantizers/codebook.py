@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vqvae import distributed
 from vqvae.errors import UserError
+from vqvae.networks.marks import mark
 from vqvae.quantizers.base import MAX_CODEBOOK_SIZE
 from vqvae.ranges import Bound, Count, Ge, Le, LessThanOne, NonNegativeFloat, PositiveFloat, PositiveInt, checked
 
@@ -63,18 +64,17 @@ class Codebook(nn.Module, ABC):
 class GradientCodebook(Codebook):
     """Codes as a parameter, moved by the optimizer through the codebook loss (arXiv 1711.00937, equation 3).
 
-    The codes are `speed` times the parameter, so that Adam, whose steps have one size whatever the gradient, moves them
-    as if its learning rate were `speed` times as large: at the networks' own they lag behind the latents. (The parameter's
-    gradient is `speed` times that of the codes, which a clipped gradient norm sees, and which SGD follows.)
+    The codes are `speed` times the parameter, so that Adam, whose steps have one size whatever the gradient, moves them as if
+    its learning rate were `speed` times as large: at the networks' own they lag behind the latents. (The parameter's gradient
+    is `speed` times that of the codes, which a clipped gradient norm sees, and which SGD follows.)
     """
 
     learns_by_gradient = True
 
     def __init__(self, size: CodebookSize, dim: PositiveInt, speed: PositiveFloat) -> None:
         super().__init__(size, dim)
-        self.speed = speed
-        self.weight = nn.Parameter(torch.zeros(size, dim))
-        self.weight.no_weight_decay = True  # type: ignore[attr-defined]  # decay would pull unused codes to 0
+        self.speed, self.weight = speed, nn.Parameter(torch.zeros(size, dim))
+        mark(self, "weight", "no_weight_decay")  # decay would pull unused codes to 0
 
     def codes(self) -> Tensor:
         return self.speed * self.weight

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae import distributed
+from vqvae.networks.marks import mark
 from vqvae.quantizers.base import FlatQuantized, Loss, Quantizer
 from vqvae.quantizers.regularizers import mean_square_error
 from vqvae.ranges import Ge, NonNegativeFloat, NotEmpty, PositiveInt, Share, checked
@@ -153,7 +154,7 @@ class LatentQuantizer(ScalarQuantizer):
         rows = [torch.linspace(-0.5, 0.5, n) for n in levels]
         padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=torch.inf)  # (d, most levels)
         self.codebook = nn.Parameter(torch.where(padded.isinf(), 0, padded))
-        self.codebook.no_weight_decay = True  # type: ignore[attr-defined]
+        mark(self, "codebook", "no_weight_decay")
         self.register_buffer("missing", padded.isinf(), persistent=False)
 
     def quantize(self, z: Tensor) -> FlatQuantized:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae import distributed
+from vqvae.networks.marks import mark
 from vqvae.quantizers.base import FlatQuantized, Loss, NumCodes, Quantizer
 from vqvae.quantizers.chunked import centered_distances, map_rows, sum_rows
 from vqvae.quantizers.init import Init
@@ -42,7 +43,7 @@ class SoftQuantizer(Quantizer):
         self.size, self.speed, self.start, self.end = size, speed, start, end
         self.init, self.init_vectors = init, init.vectors_wanted(size)
         self.codebook = nn.Parameter(init.draw(size, code_dim) / speed)
-        self.codebook.no_weight_decay = True  # type: ignore[attr-defined]  # decay would pull unused codes to 0
+        mark(self, "codebook", "no_weight_decay")  # decay would pull unused codes to 0
         self.register_buffer("temperature", torch.tensor(float(start)), persistent=False)
 
     def codes(self) -> Tensor:

@@ -16,6 +16,7 @@ from vqvae.ranges import LessThanOne, NonNegativeFloat, checked
 from vqvae.training.hardware import choose_precision
 
 NORM = "gradient norm"  # the panel
+EXEMPT = ("no_weight_decay", "is_factor")  # from weight decay
 figure("{stage}/grad_norm", "norm of the whole gradient before it is clipped", panel=NORM, report=False, dashboard=True)
 figure("{stage}/grad_norm_{network}", "the same, of a stage with several networks", panel=NORM, report=False)
 
@@ -23,14 +24,30 @@ figure("{stage}/grad_norm_{network}", "the same, of a stage with several network
 def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
     """Weights of matrices and filters decay; biases, norms, codebooks (`no_weight_decay`) and factors (`is_factor`) do not.
 
-    Checkpoints number parameters in the order of the groups, and factors once were among the matrices: they keep that place.
+    Checkpoints number parameters in the order of the groups, and factors once were among the matrices: they keep that place,
+    and so do parameters of copied modules, which have their marks from the module alone (networks/marks.py).
     """
+    marks = marks_of_modules(network)
+    for parameter, what in marks.items():
+        if what == "hidden_matrix":
+            parameter.hidden_matrix = True  # type: ignore[attr-defined]  # Muon sees no modules
     trained = [p for p in network.parameters() if p.requires_grad]
     small = [p.ndim <= 1 or getattr(p, "no_weight_decay", False) for p in trained]
     ordered = [p for p, last in zip(trained, small) if not last] + [p for p, last in zip(trained, small) if last]
-    decays = {id(p): not last and not getattr(p, "is_factor", False) for p, last in zip(trained, small)}
+    kept = {p for p, what in marks.items() if what in EXEMPT} | {p for p in trained if getattr(p, "is_factor", False)}
+    decays = {id(p): not last and p not in kept for p, last in zip(trained, small)}
     runs = itertools.groupby(ordered, key=lambda p: decays[id(p)])
     return [{"params": list(run)} if decay else {"params": list(run), "weight_decay": 0.0} for decay, run in runs]
+
+
+def marks_of_modules(network: nn.Module) -> dict[nn.Parameter, str]:
+    """What the modules of a network say of their parameters, also those that were copied."""
+    return {
+        module.get_parameter(name): what
+        for module in network.modules()
+        for name, what in getattr(module, "marks", {}).items()
+        if isinstance(getattr(module, name, None), nn.Parameter)
+    }
 
 
 def reset_rows(optimizers: Iterable[torch.optim.Optimizer], replaced: dict[nn.Parameter, Tensor]) -> None:
