@@ -14,7 +14,6 @@ from vqvae import distributed
 from vqvae.errors import UserError
 from vqvae.inference.trained_model import TrainedModel
 from vqvae.priors.autoregressive import AutoregressivePrior
-from vqvae.priors.base import Prior
 
 PRECISION = 2**24  # probabilities are multiples of one over it, and none is below that
 
@@ -111,11 +110,6 @@ def weights_of(logits: Tensor) -> np.ndarray:
     return (logits.double().softmax(1) * room).floor().add(1).cpu().numpy()
 
 
-def chunks(prior: Prior) -> int:
-    """Images that go through the network at once."""
-    return prior.samples_at_a_time
-
-
 def ideal_bits(prior: AutoregressivePrior, codes: list[Tensor]) -> float:
     """-log2 p of all codes, without classes: what no coder can go below."""
     labels = torch.full((len(codes[0]),), -1, device=prior.classes.weight.device)
@@ -123,7 +117,7 @@ def ideal_bits(prior: AutoregressivePrior, codes: list[Tensor]) -> float:
 
 
 def batch_nats(prior: AutoregressivePrior, codes: list[Tensor], labels: Tensor) -> Iterator[float]:
-    size = chunks(prior)
+    size = prior.samples_at_a_time
     with torch.no_grad():
         for start in range(0, len(labels), size):
             part = [m[start : start + size].to(labels.device) for m in codes]

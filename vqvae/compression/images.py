@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vqvae import distributed
-from vqvae.compression.coder import chunks, coding_prior, decode_codes, encode_codes
+from vqvae.compression.coder import coding_prior, decode_codes, encode_codes
 from vqvae.compression.file import Archive
 from vqvae.errors import UserError
 from vqvae.images import x_of
@@ -39,7 +39,7 @@ def compressed(
     if not parts:
         raise UserError("there is no image that can be read")
     codes = [torch.cat(maps) for maps in zip(*parts)]
-    batch = chunks(prior)
+    batch = prior.samples_at_a_time
     archive = Archive(
         names=names,
         tokenizer=trained.fingerprint,
