@@ -12,7 +12,7 @@ from vqvae.config.program import entry_point
 from vqvae.config.types import fits
 from vqvae.errors import UserError
 from vqvae.surroundings.own_folder import own_folder
-from vqvae.surroundings.terminal import say
+from vqvae.surroundings.terminal import counted, say
 
 
 @entry_point("encode")
@@ -38,7 +38,7 @@ def main(cfg: Any) -> None:
             store = run.code_store(tokenizer, split)
             if distributed.is_main():
                 sizes = f"maps of {store.code_shapes}, codebooks of {store.codebook_sizes}"
-                say(f"{store.path}: {len(store)} images, {sizes}")
+                say(f"{store.path}: {counted(len(store), run.data.noun)}, {sizes}")
 
 
 if __name__ == "__main__":

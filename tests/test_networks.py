@@ -142,5 +142,5 @@ def test_sizes_that_make_no_network_are_refused(
 
 def test_completion_needs_codes_that_have_a_place() -> None:
     region = torch.ones(8, 8, dtype=torch.bool)
-    with pytest.raises(ValueError, match="needs codes with a place in the image"):
+    with pytest.raises(ValueError, match="needs codes with a place in the data"):
         kept_codes(region, [torch.zeros(1, 6, dtype=torch.long)])

@@ -114,12 +114,12 @@ def test_the_smallest_of_chunks_are_the_smallest_of_all_and_ties_go_to_the_first
 
 
 def test_the_verdict_states_the_medians() -> None:
-    sentence = verdict("codes", torch.tensor([0, 1, 2, 10, 20]), samples=3)
+    sentence = verdict("codes", torch.tensor([0, 1, 2, 10, 20]), samples=3, noun="image")
     assert "samples lie closer to their nearest training images than held-out images do" in sentence
     assert "medians 1 of 3 samples, 15 of 2 held-out" in sentence
     assert "in 100% of all pairs" in sentence
     assert "1 samples are exact copies" in sentence
-    same = verdict("codes", torch.tensor([1, 3, 1, 3]), samples=2)
+    same = verdict("codes", torch.tensor([1, 3, 1, 3]), samples=2, noun="image")
     assert "as close to their nearest training images as held-out images do" in same
     assert "in 50% of all pairs" in same
     assert "0 samples" in same

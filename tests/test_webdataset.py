@@ -297,7 +297,7 @@ def test_malformed_shards_are_one_sentence(
         ({"0.txt": b"no image"}, "no image in"),
         ({"0.png": b"0", "0.cls": b"1", "1.png": b"1"}, "1 of the 2 images in .* have no class"),
         ({"0.png": b"0", "0.cls": b"cat"}, "the class cat is not a class number, and there is no classes.txt"),
-        ({"0.png": b"0"}, "1 images are too few to hold some out"),
+        ({"0.png": b"0"}, "1 items are too few to hold some out"),
     ],
 )
 def test_impossible_labels_and_counts_are_one_sentence(

@@ -202,6 +202,11 @@ class Data(ABC):
         return self.picture(self.to_items(x))
 
     @property
+    def noun(self) -> str:
+        """What an item is called in messages."""
+        return {2: "image", 3: "volume"}.get(len(self.size), "item")
+
+    @property
     @abstractmethod
     def suffix(self) -> str:
         """Suffix of the files that `save` writes."""

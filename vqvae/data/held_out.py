@@ -41,4 +41,4 @@ def by_shuffle(count: int, share: float, seed: int) -> np.ndarray:
 
 def check_count(count: int) -> None:
     if count < 2:
-        raise UserError(f"{count} images are too few to hold some out for validation; there must be at least 2")
+        raise UserError(f"{count} items are too few to hold some out for validation; there must be at least 2")

@@ -68,6 +68,10 @@ class MovingShapes(Data):
         return torch.cat(rows, -2)  # (n, 3, rows H, columns W)
 
     @property
+    def noun(self) -> str:
+        return "clip"
+
+    @property
     def suffix(self) -> str:
         return ".gif"
 

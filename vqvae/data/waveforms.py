@@ -39,6 +39,10 @@ class Sounds(Data):
         """x (n, C, T) in [-1, 1] as models see it -> waves (n, C, T) in [-1, 1]."""
 
     @property
+    def noun(self) -> str:
+        return "sound"
+
+    @property
     def suffix(self) -> str:
         return ".wav"
 

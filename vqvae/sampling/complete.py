@@ -32,7 +32,7 @@ def complete(job: Job) -> None:
     settings, n = job.settings, job.settings["n"]
     names = names_in(settings["image"])
     if len(names) != 1:
-        raise UserError(f"mode=complete needs one image, got image={settings['image']}")
+        raise UserError(f"mode=complete needs one {job.run.data.noun}, got image={settings['image']}")
     region = region_to_draw(job)
     original, label = read_named(job.run, names[0])
     labels = choose_labels(settings["class"], job.run.data.class_names, job.seeds)
@@ -54,7 +54,7 @@ def complete(job: Job) -> None:
     count, every = sum(int(mask.sum()) for mask in kept), sum(mask.numel() for mask in kept)
     say(
         f"original, masked, reconstruction, and {n} completions that keep {count} of {every} codes: {png}\n"
-        f"images, their codes, and those that were given and kept: {file}"
+        f"{job.run.data.noun}s, their codes, and those that were given and kept: {file}"
     )
 
 
@@ -119,6 +119,6 @@ def kept_codes(region: Tensor, codes: list[Tensor]) -> list[Tensor]:
     pooling takes. (Networks look beyond it.)
     """
     if any(m.ndim - 1 != region.ndim for m in codes):
-        raise UserError("mode=complete needs codes with a place in the image, and this model's tokens have none")
+        raise UserError("mode=complete needs codes with a place in the data, and this model's tokens have none")
     inside = region.float()[None, None]  # (1, 1, *S)
     return [POOLS[region.ndim](inside, m.shape[1:])[0, 0] == 0 for m in codes]

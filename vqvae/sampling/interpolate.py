@@ -10,7 +10,7 @@ from vqvae.images import Captions
 from vqvae.inference.trained_model import TrainedModel
 from vqvae.sampling.job import Job
 from vqvae.sampling.sources import names_in, read_named
-from vqvae.surroundings.terminal import say
+from vqvae.surroundings.terminal import counted, say
 
 MOST_COLUMNS = 20  # images in a row
 
@@ -19,7 +19,8 @@ def interpolate(job: Job) -> None:
     """Writes interpolation.png and interpolation.npz, and on request single files."""
     names, n = names_in(job.settings["image"]), job.settings["n"]
     if len(names) != 2:
-        raise UserError(f"mode=interpolate needs two images, such as image=[0,1], got image={job.settings['image']}")
+        noun = job.run.data.noun
+        raise UserError(f"mode=interpolate needs two {noun}s, such as image=[0,1], got image={job.settings['image']}")
     ends = torch.stack([read_named(job.run, name)[0] for name in names])  # (2, C, *S)
     path = job.run.data.to_items(between(job.trained, job.x(ends), n))
     shown = torch.cat([ends[:1], path, ends[1:]])
@@ -30,8 +31,9 @@ def interpolate(job: Job) -> None:
     file = job.write_arrays("interpolation.npz", items=path, ends=job.run.data.values(ends))
     if job.writes_singles:
         job.write_singles([f"{i:03d}" for i in range(len(path))], path)
+    own = counted(n, job.run.data.noun)
     say(
-        f"an original, its reconstruction, {n} images between, and the other's reconstruction and original: {png}\n"
+        f"an original, its reconstruction, {own} between, and the other's reconstruction and original: {png}\n"
         f"all but the originals, and these as `ends`: {file}"
     )
 

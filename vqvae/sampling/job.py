@@ -19,6 +19,7 @@ from vqvae.inference.trained_model import TrainedModel
 from vqvae.priors.sampling import Known, OnProgress
 from vqvae.run.run import Run
 from vqvae.storage.files import path_part, write_bytes
+from vqvae.surroundings.terminal import counted
 
 SAMPLING_KEYS = ("temperature", "top_k", "top_p", "guidance", "guidance_schedule", "method", "steps", "chunk")
 MOST_SHOWN = 1_000  # images in a PNG
@@ -84,7 +85,7 @@ class Job:
         """Write a PNG of items (n, C, *S), in rows of `columns`; of more than MOST_SHOWN the first rows, which a note says."""
         file, rows = self.out / name, max(1, MOST_SHOWN // columns)
         if len(items) > rows * columns:
-            note = f"the first {rows * columns:,} of {len(items):,} images"
+            note = f"the first {rows * columns:,} of {counted(len(items), self.run.data.noun)}"
             captions = captions._replace(rows=captions.rows[:rows], tiles=captions.tiles[: rows * columns], note=note)
             items = items[: rows * columns]
         write_png(file, grid(rows_of(self.run.data.picture(items), columns), captions))

@@ -70,7 +70,7 @@ def check_mode(cfg: dict[str, Any], typed: Iterable[str]) -> None:
         raise UserError("keep= and mask= both say what is drawn anew: leave one out")
     if "image" in KEYS[mode] and cfg["image"] is None:
         example = "image=[0,1]" if mode == "interpolate" else "image=0"
-        raise UserError(f"mode={mode} needs image=...: files, or numbers of validation images, such as {example}")
+        raise UserError(f"mode={mode} needs image=...: files, or numbers of validation items, such as {example}")
 
 
 def folder_name(cfg: dict[str, Any], typed: Iterable[str]) -> str:

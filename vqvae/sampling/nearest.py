@@ -56,14 +56,15 @@ def nearest(job: Job) -> None:
     flips = [False, True] if run.cfg.prior.flip else [False]
     neighbors = {"codes": by_codes(run, trained, both.codes, flips), "pixels": by_pixels(run, both.items, flips)}
 
-    n = settings["n"]
+    n, noun = settings["n"], run.data.noun
+    values = "pixels" if noun == "image" else "values"
     shown = [samples.items[:, None], *(training_items(run, near.numbers[:n]) for near in neighbors.values())]
     tiles = torch.cat(shown, dim=1)  # (n, 1 + 2 k, C, *S)
     names = [run.data.class_names[label] if label >= 0 else "" for label in labels.tolist()]
     captions = Captions(
         rows=[f"seed {seed} {name}" for seed, name in zip(job.seeds, names)],
         columns=["sample", *(f"{by} {rank}" for by in neighbors for rank in range(1, NEIGHBORS + 1))],
-        note="the nearest training images, by codes and by pixels",
+        note=f"the nearest training {noun}s, by codes and by {values}",
     )
     png = job.write_images("nearest.png", tiles.flatten(0, 1), tiles.shape[1], captions)
     arrays = {f"{name}_{key}": value[:n] for name, near in neighbors.items() for key, value in vars(near).items()}
@@ -71,21 +72,21 @@ def nearest(job: Job) -> None:
     maps = {f"codes_{m}": drawn for m, drawn in enumerate(samples.codes)}
     file = job.write_arrays("nearest.npz", items=samples.items, labels=labels, seeds=job.seeds, **maps, **arrays)
     every = sum(m[0].numel() for m in codes)
-    say(f"rows of sample, {NEIGHBORS} nearest training images by codes, and by pixels: {png}\nnumbers: {file}")
+    say(f"rows of sample, {NEIGHBORS} nearest training {noun}s by codes, and by {values}: {png}\nnumbers: {file}")
     between = "0 .. 255" if samples.items.dtype == torch.uint8 else "-1 .. 1"
-    say(verdict(f"codes that differ, of {every}", neighbors["codes"].distances[:, 0], n))
-    say(verdict(f"root mean squared error of values {between}", neighbors["pixels"].distances[:, 0], n))
+    say(verdict(f"codes that differ, of {every}", neighbors["codes"].distances[:, 0], n, noun))
+    say(verdict(f"root mean squared error of values {between}", neighbors["pixels"].distances[:, 0], n, noun))
 
 
-def verdict(unit: str, distances: Tensor, samples: int) -> str:
-    """Distances (samples + held out,) to the nearest training image -> a sentence of what they show, and no more."""
+def verdict(unit: str, distances: Tensor, samples: int, noun: str) -> str:
+    """Distances (samples + held out,) to the nearest training item, a `noun` -> a sentence of what they show, and no more."""
     own, new = distances[:samples].double(), distances[samples:].double()
     median, median_new = statistics.median(own.tolist()), statistics.median(new.tolist())
     lower = (own[:, None] < new).double().mean() + (own[:, None] == new).double().mean() / 2  # ties count half
     relation = "closer to" if median < median_new else "farther from" if median > median_new else "as close to"
     than = "as" if median == median_new else "than"
     return (
-        f"{unit}: samples lie {relation} their nearest training images {than} held-out images do (medians {median:.4g} of "
+        f"{unit}: samples lie {relation} their nearest training {noun}s {than} held-out {noun}s do (medians {median:.4g} of "
         f"{len(own)} samples, {median_new:.4g} of {len(new)} held-out reconstructions; the sample is the closer one in "
         f"{float(lower):.0%} of all pairs, 50% being no difference); {int((own == 0).sum())} samples are exact copies"
     )
@@ -151,7 +152,7 @@ def training_items(run: Run, numbers: Tensor) -> Tensor:
 
 def bar_of(count: int, chunk: int, title: str) -> Iterator[Tensor]:
     """Indices 0 .. count - 1 in chunks, with a bar."""
-    with tqdm(total=count, desc=title, unit="image", disable=distributed.bar_hidden()) as bar:
+    with tqdm(total=count, desc=title, unit="item", disable=distributed.bar_hidden()) as bar:
         for rows in torch.arange(count).split(chunk):
             yield rows
             bar.update(len(rows))

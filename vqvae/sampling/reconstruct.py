@@ -17,9 +17,9 @@ from vqvae.run.tables import table
 from vqvae.sampling.job import Job
 from vqvae.sampling.sources import read_many, single_name
 from vqvae.storage.files import write_bytes
-from vqvae.surroundings.terminal import say
+from vqvae.surroundings.terminal import counted, say
 
-MOST_SHOWN = 64  # images in the PNG, and lines of the table
+MOST_SHOWN = 64  # items in the PNG, and lines of the table
 
 
 def reconstruct(job: Job) -> None:
@@ -58,11 +58,12 @@ def report(job: Job, rows: list[tuple[str, float]], skipped: list[str]) -> None:
     if not rows:
         raise UserError(f"folder={job.settings['folder']} holds no file that can be read ({len(skipped)} skipped)")
     text = io.StringIO()
-    csv.writer(text).writerows([("image", "psnr_db"), *rows])
+    noun = job.run.data.noun
+    csv.writer(text).writerows([(noun, "psnr_db"), *rows])
     write_bytes(job.out / "psnr.csv", text.getvalue().encode())
-    say(table(["image", "psnr_db"], [list(row) for row in rows[:MOST_SHOWN]]))
+    say(table([noun, "psnr_db"], [list(row) for row in rows[:MOST_SHOWN]]))
     mean = sum(psnr for _, psnr in rows) / len(rows)
-    say(f"mean PSNR of {len(rows)} images: {mean:.2f} dB, {len(skipped)} files skipped")
+    say(f"mean PSNR of {counted(len(rows), noun)}: {mean:.2f} dB, {len(skipped)} files skipped")
 
 
 def chunks(images: Iterable[tuple[str, Tensor | OSError]], skipped: list[str]) -> Iterator[tuple[list[str], Tensor]]:

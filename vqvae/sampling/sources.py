@@ -36,11 +36,11 @@ def read_named(run: Run, name: str) -> tuple[Tensor, int]:
     if name.isdecimal():
         split = run.split("val")
         if int(name) >= len(split):
-            raise UserError(f"image={name}: the validation images are numbered 0 .. {len(split) - 1}")
+            raise UserError(f"image={name}: the validation {run.data.noun}s are numbered 0 .. {len(split) - 1}")
         return crop(run, split.read(int(name))), int(split.labels[int(name)])
     path = Path(expanduser(name))
     if not isfile(path):
-        raise UserError(f"image={name} is neither a file nor the number of a validation image")
+        raise UserError(f"image={name} is neither a file nor the number of a validation {run.data.noun}")
     try:
         return crop(run, run.data.load(path)), -1
     except OSError as error:
@@ -57,7 +57,7 @@ def read_many(run: Run, folder: str | None, count: int | None) -> Iterator[tuple
         readers = [(str(index), partial(split.read, index)) for index in range(len(split))]
     else:
         readers = [(name, partial(run.data.load, path)) for name, path in files_below(run, folder)]
-    for name, item in read_each(readers[:count]):
+    for name, item in read_each(readers[:count], run.data.noun):
         yield name, item if isinstance(item, OSError) else crop(run, item)
 
 
@@ -67,7 +67,7 @@ def read_originals(run: Run, folder: str, count: int | None) -> Iterator[tuple[s
     Raises UserError for data of one size alone, and where there is no such folder, or nothing in it.
     """
     readers = [(name, partial(run.data.load_whole, path)) for name, path in files_below(run, folder)]
-    yield from read_each(readers[:count])
+    yield from read_each(readers[:count], run.data.noun)
 
 
 def files_below(run: Run, folder: str) -> list[tuple[str, Path]]:
@@ -91,9 +91,9 @@ def single_name(name: str, taken: set[str]) -> str:
     return chosen
 
 
-def read_each(readers: Sequence[tuple[str, Callable[[], Tensor]]]) -> Iterator[tuple[str, Tensor | OSError]]:
-    """Names, and what each reads or why not."""
-    for name, read in tqdm(readers, desc="reconstructing", unit="image", disable=distributed.bar_hidden()):
+def read_each(readers: Sequence[tuple[str, Callable[[], Tensor]]], noun: str) -> Iterator[tuple[str, Tensor | OSError]]:
+    """Names, and what each reads or why not. noun: what each is, for a bar."""
+    for name, read in tqdm(readers, desc="reconstructing", unit=noun, disable=distributed.bar_hidden()):
         try:
             yield name, read()
         except OSError as error:

@@ -20,6 +20,11 @@ def say(text: str) -> None:
     print(printable_lines(text))
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things: 1 image, 2,000 images."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 class PrintableFormatter(logging.Formatter):
     """Formats every record for a terminal, and for a log that somebody reads in one."""
 
