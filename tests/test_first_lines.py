@@ -9,7 +9,8 @@ from conftest import SMALL_CODEBOOK, TINY, train_inside
 from test_data import write_image
 
 from vqvae.training import duration
-from vqvae.training.duration import rounded
+from vqvae.training.duration import Duration, rounded
+from vqvae.training.settings import due, times_due
 
 
 def test_a_run_says_first_what_it_understood_and_will_do_and_then_how_long_it_takes(
@@ -30,14 +31,17 @@ def test_a_run_says_first_what_it_understood_and_will_do_and_then_how_long_it_ta
         "quantizer.revival.every_steps=1",
     ]
     train_inside(*own, *data, *sizes, f"run_dir={tmp_path / 'run'}")
-    log = [line.split(" ", 1)[1] for line in (tmp_path / "run" / "train.log").read_text().splitlines()]
+    text = (tmp_path / "run" / "train.log").read_text()
+    start = text.split("autoencoder step")[0].splitlines()
+    assert [line for line in start if len(line) > 80 and "/" not in line and "classes" not in line] == []
+    log = [line.split(" ", 1)[1] for line in text.replace("\n    ", " ").splitlines()]
     work = next(number for number, line in enumerate(log) if line.startswith("autoencoder step"))
     first = log[:work]
     for said in (
         "data: Folder, 24 train and 8 val items of 3 x 16 x 16, 2 classes (cat, dog)",
         f"data: train in {tmp_path / 'p' / 'Training'}, val in {tmp_path / 'p' / 'valid'}",
         f"data: left out in {tmp_path / 'p' / 'Training'}: 1 .txt files (notes.txt)",
-        f"logs: train.log, <stage>/metrics.jsonl in {tmp_path / 'run'}; wandb: off",
+        "logs: train.log, <stage>/metrics.jsonl in the run folder; wandb: off",
     ):
         assert first.count(said) == 1, "\n".join(first)
     (model,) = [line for line in first if line.startswith("model: ")]
@@ -47,7 +51,12 @@ def test_a_run_says_first_what_it_understood_and_will_do_and_then_how_long_it_ta
         assert "4 steps of 8 items (1.33 epochs), " in line
         assert "cpu" in line
     assert log.count("codebook: dead codes are replaced after step 1, and every 1 up to step 4") == 1
-    assert sum("steps will take about" in line for line in log if line.startswith("autoencoder")) == 1
+    for stage, then in {
+        "autoencoder": "1 evaluation included; the prior comes after that",
+        "prior": "included",
+    }.items():
+        (told,) = [line for line in log if line.startswith(f"{stage}: the other ") and "steps will take about" in line]
+        assert told.endswith(then)
     assert "will take" not in (tmp_path / "run" / "autoencoder" / "metrics.jsonl").read_text()
 
 
@@ -57,3 +66,24 @@ def test_a_run_says_first_what_it_understood_and_will_do_and_then_how_long_it_ta
 )
 def test_durations_are_said_in_the_unit_that_fits(seconds: float, said: str) -> None:
     assert rounded(seconds) == said
+
+
+def test_the_duration_counts_evaluations(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    told = Duration("autoencoder", batches=31.25, then="the prior")
+    told.hear(steps=10, seconds=64.0, left=100, evaluations=3)  # a third of 6.4 s for a batch that is validated
+    (message,) = caplog.messages
+    assert message.replace("\n    ", " ") == (
+        "autoencoder: the other 100 steps will take about 14 minutes, 3 evaluations included; the prior comes after that"
+    )
+    assert max(map(len, message.split("\n"))) <= 71
+    known = Duration("prior", batches=31.25, then="")
+    known.evaluation = 0.0
+    known.hear(steps=10, seconds=64.0, left=100, evaluations=1)
+    assert "about 11 minutes, 1 evaluation included" in caplog.messages[-1].replace("\n    ", " ")
+
+
+@pytest.mark.parametrize("interval", [0, 1, 3, 4, 10, 11])
+@pytest.mark.parametrize("step", range(11))
+def test_what_is_still_due_is_counted(step: int, interval: int) -> None:
+    assert times_due(step, interval, 10) == sum(due(later, interval, 10) for later in range(step + 1, 11))

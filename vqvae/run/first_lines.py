@@ -16,7 +16,7 @@ from vqvae.data.levels import BITS
 from vqvae.model import VQVAE
 from vqvae.quantizers.revival import Revival
 from vqvae.run.run import Run
-from vqvae.surroundings.terminal import printable
+from vqvae.surroundings.terminal import printable, wrapped
 from vqvae.training.hardware import choose_precision
 from vqvae.training.settings import TrainerConfig
 
@@ -26,19 +26,19 @@ MOST_NAMED = 10  # classes
 def first_lines(run: Run, networks: dict[str, nn.Module]) -> list[str]:
     """Sentences about data, model, training and logs of a run. networks: `model`, and perhaps `prior`."""
     counts = " and ".join(f"{run.known.count(name):,} {name}" for name in ("train", "val"))
-    lines = [
-        f"data: {type(run.data).__name__}, {counts} items of {times([run.data.channels, *run.data.size])}{classes(run)}"
-    ]
+    size = times([run.data.channels, *run.data.size])
+    data = f"data: {type(run.data).__name__}, {counts} items of {size}{classes(run)}"
+    lines = [data if run.data.class_names else wrapped(data)]
     lines += [f"data: {note}" for note in run.known.notes()]
     model = networks["model"]
     assert isinstance(model, VQVAE)
-    lines.append(f"model: {parameters(model)}, {codes(run, model)}")
+    lines.append(wrapped(f"model: {parameters(model)}, {codes(run, model)}"))
     for stage, node in (("autoencoder", run.cfg), ("prior", run.cfg.prior)):
         if stage in run.cfg.stages and run.folder.weights_file(stage) is None:
             own = f"{parameters(networks['prior'])}, " if stage == "prior" else ""
-            lines.append(f"{stage}: {own}{training(run, node)}")
+            lines.append(wrapped(f"{stage}: {own}{training(run, node)}"))
             lines += revivals(run, model) if stage == "autoencoder" and run.cfg.train == "all" else []
-    lines.append(f"logs: train.log, <stage>/metrics.jsonl in {run.folder.path}; wandb: {run.cfg.logger.mode}")
+    lines.append(f"logs: train.log, <stage>/metrics.jsonl in the run folder; wandb: {run.cfg.logger.mode}")
     if run.cfg.logger.get("tensorboard"):
         lines.append(f"logs: tensorboard --logdir {shlex.quote(str(run.folder.path))}")
     return lines
@@ -83,7 +83,7 @@ def revivals(run: Run, model: VQVAE) -> list[str]:
     settings: TrainerConfig = build(run.cfg.trainer, "trainer")
     steps = settings.total_steps(run.known.count("train"))
     plans = [part.plan(steps) for part in model.modules() if isinstance(part, Revival)]
-    return [f"codebook: {plan}" for plan in dict.fromkeys(plans) if plan is not None]
+    return [wrapped(f"codebook: {plan}") for plan in dict.fromkeys(plans) if plan is not None]
 
 
 def device_name(device: torch.device) -> str:

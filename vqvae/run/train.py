@@ -119,6 +119,7 @@ def make_trainer(run: Run, node: Any, stop: StopRequest, stage: Stage, examples:
         logger,
         run.cfg.seed * 2 + SEEDS[logger.stage],
         stop,
+        "the prior" if logger.stage == "autoencoder" and "prior" in run.cfg.stages else "",
     )
 
 

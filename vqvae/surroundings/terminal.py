@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import textwrap
+
+LOG_WIDTH = 80 - len("23:59:59 ")  # columns for what is logged
 
 
 def printable(name: str) -> str:
@@ -23,6 +26,13 @@ def say(text: str) -> None:
 def counted(count: int, noun: str) -> str:
     """A number of things: 1 image, 2,000 images."""
     return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def wrapped(text: str) -> str:
+    """A sentence of the log in lines that fit a terminal; those after the first are indented. Long words stay whole."""
+    return "\n".join(
+        textwrap.wrap(text, LOG_WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    )
 
 
 class PrintableFormatter(logging.Formatter):

@@ -88,6 +88,12 @@ class TrainerConfig:
             )
 
 
+def times_due(step: int, interval: int, steps: int) -> int:
+    """How often something with this interval is due after `step` and up to the end."""
+    inner = (steps - 1) // interval - step // interval if interval else 0
+    return inner + 1 if step < steps else 0
+
+
 def due(step: int, interval: int, steps: int) -> bool:
     """True if something with this interval is due after `step`. It always is at the end; interval 0: only then."""
     return step == steps or (interval > 0 and step % interval == 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from vqvae.training.duration import Duration
 from vqvae.training.hardware import RATE, SECONDS, Clock, memory_mb
 from vqvae.training.logger import Logger
 from vqvae.training.optimizers import load_moments
-from vqvae.training.settings import TrainerConfig, due
+from vqvae.training.settings import TrainerConfig, due, times_due
 from vqvae.training.stage import Examples, Stage, evaluate
 from vqvae.training.step import TrainingStep, Updates
 from vqvae.training.stop import Stopped, StopRequest
@@ -48,6 +49,7 @@ class Trainer(TrainingStep):
         logger: metrics and images go there, checkpoints beside them.
         seed: all randomness of step s is drawn after seeding with (seed, s).
         stop: receives signals.
+        then: what the program does after this stage, for messages.
     """
 
     def __init__(
@@ -59,13 +61,14 @@ class Trainer(TrainingStep):
         logger: Logger,
         seed: int,
         stop: StopRequest,
+        then: str = "",
     ) -> None:
         super().__init__(stage, examples.train, config, updates, logger.stage, seed)
         self.examples, self.logger, self.checkpoints = examples, logger, logger.folder / "checkpoints"
         self.stop = stop
         self.best: dict[str, Any] = {}  # step and metrics of the best evaluation
         self.alerted: list[str] = []
-        self.duration = Duration(logger.stage)
+        self.duration = Duration(logger.stage, (examples.val_count or 0) / config.batch_size, then)
         self.seconds = 0.0  # of training steps up to the last log, over all starts of this run
         self.clock = Clock()
 
@@ -153,7 +156,8 @@ class Trainer(TrainingStep):
         means = self.window.close()
         steps, seconds = self.clock.lap()  # the window may have begun before a stop
         self.seconds = distributed.broadcast_object(self.seconds + seconds)
-        self.duration.hear(steps, seconds, self.steps - step)
+        evaluations = times_due(step, self.config.eval_every_steps, self.steps)
+        self.duration.hear(steps, seconds, self.steps - step, evaluations)
         skipped, latest = self.skipped.take()
         rates = {self.figure("learning_rate", name): lr.value for name, lr in self.lr.items()}
         skips = {f"{self.logger.stage}/skipped_steps": skipped}
@@ -175,8 +179,10 @@ class Trainer(TrainingStep):
     @torch.no_grad()
     def evaluate(self, step: int) -> None:
         """Validate, warn, keep the weights if they are the best so far, and stop early after too many worse evaluations."""
+        started = time.perf_counter()
         with self.evaluating(), self.stop.at_once():
             metrics = evaluate(self.stage, self.examples.val, self.config.eval_batch_size, self.examples.val_count)
+        self.duration.evaluation = time.perf_counter() - started
         self.logger.log(step, "val", metrics)
         found = {name.split("/")[-1]: metrics[name] for name in self.stage.headline if name in metrics}
         report = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
@@ -278,7 +284,7 @@ class Trainer(TrainingStep):
         wrapped = distributed.wrap(network)
         if not self.config.compiles(self.device, self.steps):
             return wrapped
-        log.info("%s: compiling the networks, which takes some seconds at the first step", self.logger.stage)
+        log.info("%s: compiling the networks takes some seconds at first", self.logger.stage)
         if self.device.type == "cuda":
             start_workers()
         return compiled(wrapped)

@@ -71,7 +71,7 @@ class WandbRun(Mirror):
             set_up()
         except ImportError:
             self.on = False
-            log.warning("wandb is not installed, so only files are written (logger=off hides this line)")
+            log.warning("wandb is not installed: only files are written (logger=off hides this)")
         except Exception as error:
             self._fail(error)
         opened = threading.Event()
@@ -201,7 +201,7 @@ def open_run(folder: Path, stage: str, settings: LogSettings, config: dict[str, 
     mode = users.mode if settings.mode == "auto" else settings.mode
     if mode == "online" and not logged_in(users):
         if settings.mode == "online":
-            log.warning("wandb: this machine is not logged in (wandb login), so the run is offline")
+            log.warning("wandb: not logged in here (wandb login), so the run is offline")
         mode = "offline"  # wandb would ask for a key otherwise
     name = settings.name or users.run_name or run_name(config)
     shared = bool(users.sweep_id)  # a wandb agent has made the run
@@ -221,8 +221,13 @@ def open_run(folder: Path, stage: str, settings: LogSettings, config: dict[str, 
         settings=wandb.Settings(init_timeout=START_SECONDS - 5, finish_timeout=FINISH_SECONDS - 10),
     )
     unregister_all_post_import_hooks()  # they send what is imported, and would raise wandb's errors in an import of ours
-    log.info("wandb: %s", run.url or f"offline; wandb sync {Path(run.dir).parent} sends it later")
+    log.info("wandb: %s", run.url or f"offline; wandb sync {from_here(Path(run.dir).parent)}")
     return run
+
+
+def from_here(folder: Path) -> Path:
+    """A path as it is typed in the current folder."""
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 def run_id(file: Path) -> str:
