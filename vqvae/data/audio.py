@@ -37,7 +37,6 @@ class Audio(PatchedFiles, Sounds):
 
     size_key: ClassVar[str] = "seconds"
     kind: ClassVar[str] = "sounds"
-    suffixes: ClassVar = SUFFIXES
 
     sample_rate: int = field(init=False)
     rate: PositiveInt

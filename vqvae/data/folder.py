@@ -21,7 +21,7 @@ from vqvae.data.framing import as_setting
 from vqvae.data.layout import Layout, Listing
 from vqvae.data.planes import ARRAY_SUFFIXES
 from vqvae.data.resized import ResizedImages
-from vqvae.data.tree import Tree
+from vqvae.data.tree import Tree, check_suffixes
 from vqvae.errors import UserError
 from vqvae.ranges import checked
 from vqvae.storage.files import digest
@@ -83,8 +83,7 @@ class Folder(ResizedImages):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if wrong := [one for one in self.suffixes or [] if not one.startswith(".")]:
-            raise UserError(f"suffixes must begin with a dot, such as .npy, got {wrong[0]}")
+        check_suffixes(self.suffixes)
 
     @property
     def is_plain(self) -> bool:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection
 from pathlib import Path
 
-from vqvae.data.tree import Tree, is_hidden, kind_of, list_tree
+from vqvae.data.tree import Tree, is_hidden, kind_of, list_tree, suffix_of
 from vqvae.errors import UserError
 from vqvae.surroundings.terminal import printable
 
@@ -131,7 +131,7 @@ class Layout(Listing):
                 f"{self.root} has {found.popitem()[1].name}/ but no train/: name the folders, as "
                 "data.splits={train: <folder>, val: <folder>}; data.splits={train: .} takes all of it"
             )
-        items = sorted(name for name in kinds if os.path.splitext(name)[1].lower() in self.suffixes)
+        items = sorted(name for name in kinds if suffix_of(name) in self.suffixes)
         self.beside = [name for name in [*names, *items] if self.root / name not in found.values()]
         return found
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os.path import expanduser
@@ -35,7 +34,6 @@ class PatchedFiles(Data):
     """
 
     kind: ClassVar[str]  # of the files, in messages
-    suffixes: ClassVar[Collection[str]]
 
     root: str
     val_share: Annotated[float, Gt(0), Lt(1)]
@@ -48,6 +46,11 @@ class PatchedFiles(Data):
         self.recalled: dict[str, Any] = {}
 
     # ---- what a subclass writes
+
+    @property
+    @abstractmethod
+    def item_suffixes(self) -> frozenset[str]:
+        """Suffixes of the files that are items."""
 
     @abstractmethod
     def dims_of(self, file: Path) -> Size:
@@ -82,7 +85,7 @@ class PatchedFiles(Data):
         if not path.is_dir():
             raise UserError(f"data.root={self.root} is not a folder; name the folder that holds the {self.kind}")
         without = self.recalled.get("class_names") == []
-        return Layout(path, self.splits, "off" if without else self.classes, self.suffixes, self.kind)
+        return Layout(path, self.splits, "off" if without else self.classes, self.item_suffixes, self.kind)
 
     @cached_property
     def shapes(self) -> dict[str, dict[str, Size]]:

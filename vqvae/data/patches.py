@@ -8,13 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from vqvae.data.base import Split
-from vqvae.data.levels import Levels
-from vqvae.data.planes import checked_values, map_array
-from vqvae.images import to_uint8
 from vqvae.surroundings.terminal import printable
 
 Size = tuple[int, ...]
@@ -53,18 +49,11 @@ def middle(dims: Size, size: Size) -> Size:
     return tuple((length - kept) // 2 for length, kept in zip(dims, size))
 
 
-def cut(file: Path, corner: Size, size: Size, channels: int) -> np.ndarray:
-    """A patch (C, *size) of an array as it is. Raises OSError where it is not there."""
-    array = map_array(file, channels, len(size))
+def cut(array: np.ndarray, corner: Size, size: Size) -> np.ndarray:
+    """A patch (C, *size) of an array (C, *S) as it is. Raises OSError where it is not there."""
     inside = (slice(start, start + length) for start, length in zip(corner, size))
     index = (slice(None), *inside)
     part = array[index]
     if part.shape[1:] != size or min(corner) < 0:
         raise OSError(f"its dims {array.shape[1:]} are too small for a patch of {size} at {corner}")
     return np.array(part)
-
-
-def read_patch_of(file: Path, corner: Size, size: Size, channels: int, levels: Levels) -> Tensor:
-    """A patch as an item (C, *size). Raises OSError where it is not there, or holds other values."""
-    x = torch.from_numpy(levels.unit(checked_values(cut(file, corner, size, channels))))
-    return to_uint8(x) if levels.dtype == "uint8" else x

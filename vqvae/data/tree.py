@@ -26,7 +26,7 @@ SYSTEM_FOLDERS = {
     "lost+found",
     "system volume information",
 }
-CACHE_FILE = re.compile(r"[0-9a-f]{16}-((images|used|shard)\.npy|sums\.json)")  # as Cache and index_file name them
+CACHE_FILE = re.compile(r"[0-9a-f]{16}-((images|used|shard|volume)\.npy|sums\.json)")  # as Cache and others name them
 CONFIG_BYTES = 100_000  # of a config.yaml, looked through for what makes it one of a run
 HIDDEN = "hidden and system folders"
 OURS = "runs and caches of this program"
@@ -119,12 +119,30 @@ def reason_against(name: str, kind: str, suffixes: Collection[str] | None) -> st
         return OURS
     if name.startswith("."):
         return "hidden files"
-    suffix = os.path.splitext(name)[1].lower()
+    suffix = suffix_of(name)
     if suffixes is None or suffix in suffixes:
         return None
     if suffix in PLUGINS:
         return f"{suffix} files: {PLUGINS[suffix]} to have them read"
     return f"{printable(suffix)} files" if suffix else "files without a suffix"
+
+
+def suffix_of(name: str) -> str:
+    """Suffix of a file's name in lower case; that of packed files has two parts, such as .nii.gz."""
+    stem, suffix = os.path.splitext(name.lower())
+    return os.path.splitext(stem)[1] + suffix if suffix == ".gz" else suffix
+
+
+def check_suffixes(suffixes: list[str] | None) -> None:
+    """Raise UserError for a setting of suffixes of which one has no dot."""
+    if wrong := [one for one in suffixes or [] if not one.startswith(".")]:
+        raise UserError(f"suffixes must begin with a dot, such as .npy, got {wrong[0]}")
+
+
+def stem_of(name: str) -> str:
+    """A file's name without what `suffix_of` tells of it."""
+    stem, suffix = os.path.splitext(name)
+    return os.path.splitext(stem)[0] if suffix.lower() == ".gz" else stem
 
 
 def identity(folder: Path) -> tuple[int, int]:

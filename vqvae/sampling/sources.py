@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 # os.path: methods of Path raise for names that are too long, such as lists of many numbers
-from os.path import expanduser, isfile, splitext
+from os.path import expanduser, isfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from vqvae import distributed
 from vqvae.data.items import center_crop
-from vqvae.data.tree import list_tree
+from vqvae.data.tree import list_tree, stem_of
 from vqvae.errors import UserError
 from vqvae.run.run import Run
 from vqvae.surroundings.terminal import printable, say
@@ -85,7 +85,7 @@ def files_below(run: Run, folder: str) -> list[tuple[str, Path]]:
 
 def single_name(name: str, taken: set[str]) -> str:
     """The name of a file without its ending, or the whole of it where another file is called so. Goes into `taken`."""
-    stem = splitext(name)[0]
+    stem = stem_of(name)
     chosen = name if stem in taken else stem
     taken.add(chosen)
     return chosen
