@@ -19,7 +19,7 @@ from vqvae.errors import UserError
 GROUPS = ["model", "quantizer", "loss", "optimizer", "schedule", "trainer", "prior", "logger", "debug"]
 EVERY = [(group, name) for group in GROUPS for name in choices(group)]
 PARTS = [(p.parent.relative_to(CONFIGS).as_posix(), p.stem) for p in sorted((CONFIGS / "quantizer").glob("*/*.yaml"))]
-ROOTED = ("arrays", "audio", "folder", "imagenet128", "speech", "table", "volumes")
+ROOTED = ("arrays", "audio", "folder", "imagenet128", "speech", "table", "video", "volumes")
 DATA_ROOT = {name: ["data.root=."] for name in ROOTED}
 
 

@@ -211,6 +211,10 @@ class Data(ABC):
     def suffix(self) -> str:
         """Suffix of the files that `save` writes."""
 
+    def write_as(self, file_format: str) -> None:
+        """Have `save` write another format. Raises UserError for one that it does not write."""
+        raise UserError(f"format={file_format} is for clips, and this run's data is {type(self).__name__}")
+
     @property
     def item_suffixes(self) -> frozenset[str] | None:
         """Suffixes of the files that `load` reads; None: it tries any file."""

@@ -4,49 +4,33 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from vqvae.data.base import Data, Split, TensorSplit, fingerprint
-from vqvae.data.formats import MOST_PIXELS, open_image
-from vqvae.data.framing import ImageSize, Size, sides
-from vqvae.data.images import as_item
+from vqvae.data.base import Split, TensorSplit, fingerprint
+from vqvae.data.clips import Clips
+from vqvae.data.framing import Size, sides
 from vqvae.data.shapes import SIGNED_DISTANCES
-from vqvae.images import write_gif
-from vqvae.ranges import Count, In, PositiveInt, checked
+from vqvae.ranges import In, PositiveInt, checked
 
 VERSION = 1  # part of the fingerprint; raise it when the drawing changes
 DRAW_CHUNK = 50  # clips drawn at a time
-FRAME_MS = 80
 
 
 @checked
 @dataclass(kw_only=True)
-class MovingShapes(Data):
+class MovingShapes(Clips):
     """`train_count` training clips, `val_count` validation and as many test clips, determined by `draw_seed`.
 
-    Items are uint8 (3, T, H, W). Class, size, colors, place, velocity and turning vary; shapes bounce off the edges. frames: T.
-    image_size: [height, width] of a frame, or the side of squares. Pictures are contact sheets, files are GIFs.
+    Items are uint8 (3, T, H, W). Class, size, colors, place, velocity and turning vary; shapes bounce off the edges.
     """
 
-    size_key: ClassVar[str] = "image_size"
-    writes_singles: ClassVar[bool] = True
-
-    ndim: Annotated[int, In(3)]
     channels: Annotated[int, In(3)]
-    frames: Count
-    image_size: ImageSize
     train_count: PositiveInt
     val_count: PositiveInt
     draw_seed: int
-
-    @property
-    def size(self) -> tuple[int, ...]:
-        return (self.frames, *sides(self.image_size))
 
     @property
     def class_names(self) -> list[str]:
@@ -58,51 +42,6 @@ class MovingShapes(Data):
         identity = fingerprint(["moving_shapes", VERSION, self.draw_seed, part, count, self.size])
         clips, labels = draw_clips(count, self.frames, sides(self.image_size), self.draw_seed * 3 + part)
         return TensorSplit(name, labels, identity, clips)
-
-    def picture(self, items: Tensor) -> Tensor:
-        """Contact sheets of clips (n, 3, T, H, W): their frames in rows, about as many as columns."""
-        columns = math.ceil(math.sqrt(items.shape[2]))
-        frames = list(items.unbind(2))
-        frames += [torch.full_like(frames[0], 255)] * (-len(frames) % columns)
-        rows = [torch.cat(frames[start : start + columns], -1) for start in range(0, len(frames), columns)]
-        return torch.cat(rows, -2)  # (n, 3, rows H, columns W)
-
-    @property
-    def noun(self) -> str:
-        return "clip"
-
-    @property
-    def suffix(self) -> str:
-        return ".gif"
-
-    @property
-    def item_suffixes(self) -> frozenset[str]:
-        return frozenset({".gif"})
-
-    def save(self, path: Path, item: Tensor) -> Path:
-        """Write a GIF of one clip (3, T, H, W)."""
-        file = path.with_name(path.name + self.suffix)
-        write_gif(file, list(item.cpu().unbind(1)), FRAME_MS, FRAME_MS)
-        return file
-
-    def load(self, path: Path) -> Tensor:
-        """Read the first frames of a GIF, where a longer one stands for several equal ones. Raises OSError if it has fewer."""
-        try:
-            with open_image(path, MOST_PIXELS) as image:
-                frames: list[Tensor] = []
-                for number in range(getattr(image, "n_frames", 1)):
-                    image.seek(number)
-                    times = max(1, round(image.info.get("duration", FRAME_MS) / FRAME_MS))
-                    frames += [as_item(image, sides(self.image_size), self.channels)] * min(times, self.frames)
-                    if len(frames) >= self.frames:
-                        break
-                else:
-                    raise OSError(f"it has {len(frames)} frames, and a clip has {self.frames}")
-        except OSError:
-            raise
-        except (Image.DecompressionBombWarning, Exception) as error:  # Pillow's parsers raise many kinds
-            raise OSError(f"{type(error).__name__}: {error}") from error
-        return torch.stack(frames[: self.frames], 1)  # (3, T, H, W)
 
 
 def draw_clips(count: int, frames: int, size: Size, seed: int) -> tuple[Tensor, Tensor]:

@@ -127,9 +127,13 @@ class PatchedFiles(Data):
     def recall(self, facts: dict[str, Any]) -> None:
         sizes = facts.get("read_size")
         good = isinstance(sizes, list) and len(sizes) == self.ndim and all(type(one) is int for one in sizes)
-        if not good or not all(kept <= one < 2 * kept for one, kept in zip(sizes or [], self.size)):
+        if not good or not self.is_patch_size(sizes or []):
             raise UserError(f"{str(sizes)[:100]} are no dims of patches for crops of {list(self.size)}")
         self.recalled = facts
+
+    def is_patch_size(self, sizes: list[int]) -> bool:
+        """True for dims that a patch may have."""
+        return all(kept <= one < 2 * kept for one, kept in zip(sizes, self.size))
 
     def notes(self) -> list[str]:
         lost = f"left out: {len(self.left_out)} {self.kind}, such as {self.left_out[0]}" if self.left_out else ""

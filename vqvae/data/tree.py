@@ -26,7 +26,9 @@ SYSTEM_FOLDERS = {
     "lost+found",
     "system volume information",
 }
-CACHE_FILE = re.compile(r"[0-9a-f]{16}-((images|used|shard|volume)\.npy|sums\.json)")  # as Cache and others name them
+CACHE_FILE = re.compile(
+    r"[0-9a-f]{16}-((images|used|shard|volume)\.npy|(sums|facts)\.json)"
+)  # as Cache and others name them
 CONFIG_BYTES = 100_000  # of a config.yaml, looked through for what makes it one of a run
 HIDDEN = "hidden and system folders"
 OURS = "runs and caches of this program"

@@ -31,6 +31,8 @@ class Job:
 
     def __init__(self, run: Run, settings: dict[str, Any], out: Path) -> None:
         self.run, self.settings, self.out = run, settings, out
+        if settings.get("format") is not None:
+            run.data.write_as(settings["format"])
 
     @cached_property
     def trained(self) -> TrainedModel:

@@ -25,10 +25,10 @@ DRAWING = (
     "chunk",
 )
 KEYS = {  # of each mode, beside COMMON
-    "generate": (*DRAWING, "columns", "singles", "gif"),
-    "complete": ("image", "mask", "keep", *DRAWING, "columns", "singles"),
-    "interpolate": ("image", "singles"),
-    "reconstruct": ("folder", "search", "columns", "size", "singles"),
+    "generate": (*DRAWING, "columns", "singles", "format", "gif"),
+    "complete": ("image", "mask", "keep", *DRAWING, "columns", "singles", "format"),
+    "interpolate": ("image", "singles", "format"),
+    "reconstruct": ("folder", "search", "columns", "size", "singles", "format"),
     "nearest": DRAWING,
 }
 COUNTS = {"generate": 64, "complete": 5, "interpolate": 8, "reconstruct": 16, "nearest": 16}  # where n is null
@@ -41,6 +41,7 @@ TYPES: dict[
     "mask": str | list[int] | None,
     "keep": PositiveFloat | None,
     "singles": bool | None,
+    "format": Literal["gif", "mp4"] | None,
     "folder": str | None,
     "search": CountOrZero | None,
     "size": Literal["original"] | None,
@@ -80,7 +81,7 @@ def folder_name(cfg: dict[str, Any], typed: Iterable[str]) -> str:
     parts += [f"seed{cfg['seed']}"] if "seed" in KEYS[mode] else []
     parts += [f"n{cfg['n']}"] if cfg["n"] is not None else []
     for key in KEYS[mode]:
-        if key in typed and key not in ("seed", "columns", "singles", "gif"):
+        if key in typed and key not in ("seed", "columns", "singles", "format", "gif"):
             dash = "" if fits(cfg[key], float) else "-"
             parts.append(f"{key}{dash}{plain_name(cfg[key])}{digest_of_files(cfg[key])}")
     return "_".join(parts)
