@@ -20,7 +20,7 @@ GROUPS = ["model", "quantizer", "loss", "optimizer", "schedule", "trainer", "pri
 EVERY = [(group, name) for group in GROUPS for name in choices(group)]
 PARTS = [(p.parent.relative_to(CONFIGS).as_posix(), p.stem) for p in sorted((CONFIGS / "quantizer").glob("*/*.yaml"))]
 ROOTED = ("arrays", "audio", "folder", "imagenet128", "speech", "table", "video", "volumes")
-DATA_ROOT = {name: ["data.root=."] for name in ROOTED}
+DATA_ROOT = {name: ["data.root=."] for name in ROOTED} | {"huggingface": ["data.path=owner/name"]}
 
 
 @pytest.mark.parametrize(("group", "name"), EVERY)

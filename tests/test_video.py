@@ -76,7 +76,7 @@ def data_of(root: Path, cache: Path, **settings: Any) -> Video:
 def test_a_clip_is_exactly_those_frames_of_the_whole_decode(name: str, tmp_path: Path) -> None:
     file = filmed(tmp_path / name, 60)
     whole, index = decoded(file), index_of(file)
-    assert index.count == len(whole)
+    assert index.length == len(whole)
     for start, count, stride in [(0, 3, 1), (40, 16, 1), (11, 4, 1), (12, 4, 1), (13, 2, 1), (35, 5, 5), (59, 1, 1)]:
         read = read_frames(file, index, start, count, stride, plain).movedim(0, -1).numpy()
         assert np.array_equal(read, np.stack(whole[start : start + count * stride : stride])), start

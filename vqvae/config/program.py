@@ -28,7 +28,7 @@ from vqvae.config.typed import as_hydra_reads, values_of
 from vqvae.shipped.runs import with_shipped
 from vqvae.surroundings.terminal import PrintableFormatter, printable
 
-PLACES = ("data.root=", "data.urls=", "data.val_urls=", "data.most_unreadable=", "data.most_pixels=")
+PLACES = ("data.root=", "data.path=", "data.urls=", "data.val_urls=", "data.most_unreadable=", "data.most_pixels=")
 RANK_0_SPEAKS_SECONDS = 3
 
 

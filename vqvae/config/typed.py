@@ -17,7 +17,7 @@ from vqvae.errors import UserError
 # Keys whose values are texts, such as paths, and no numbers or lists.
 TEXTS = re.compile(
     r"\+{0,2}(run_dir|tokenizer|init_from|out|in|image|mask|folder|class|reference|(evaluation\.)?backbone_file"
-    r"|data\.(root|urls|val_urls|cache_dir|listing)|[\w.]+\.file)"
+    r"|data\.(root|path|urls|val_urls|cache_dir|listing)|[\w.]+\.file)"
 )
 # Settings of Hydra that name a folder for the run, which is named otherwise here.
 FOLDERS = re.compile(r"\+{0,2}hydra\.(run\.dir|sweep\.dir|sweep\.subdir|output_subdir|job\.chdir)=")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os.path import expanduser
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from vqvae.storage.files import digest
 from vqvae.surroundings.terminal import printable
 
 CONTENT_PROBES = 64  # files whose content is part of the fingerprint, with the name and size of all
+T = TypeVar("T")
 DECODING = 2  # part of the fingerprint; raise it when the same files decode to different pixels
 
 
@@ -178,7 +179,7 @@ def count_pages(file: Path, most_pixels: int) -> int:
         return 1
 
 
-def spread(files: list[str]) -> list[str]:
+def spread(files: Sequence[T]) -> Sequence[T]:
     """About CONTENT_PROBES of the files, evenly spread."""
     return files[:: max(1, len(files) // CONTENT_PROBES)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from os.path import expanduser
@@ -32,11 +33,12 @@ NAMES = (*BY_TRAIN, *BY_SPLIT)
 
 @dataclass
 class SetSplit(Split):
-    """Images of a set of torchvision by their numbers in it (n,), decoded when they are read."""
+    """Images of a set by their numbers in it (n,), decoded by `to_item` when they are read. origin: the set, in messages."""
 
     images: Any
     numbers: Tensor
-    to_item: partial[Tensor]
+    to_item: Callable[..., Tensor]
+    origin: str
 
     def read(self, index: int) -> Tensor:
         try:
@@ -45,7 +47,7 @@ class SetSplit(Split):
             raise OSError(f"{type(error).__name__}: {error}") from error
 
     def title(self, index: int) -> str:
-        return f"image {int(self.numbers[index])} of {type(self.images).__name__}"
+        return f"image {int(self.numbers[index])} of {self.origin}"
 
     def subset(self, indices: Tensor) -> Split:
         return replace(self, labels=self.labels[indices], numbers=self.numbers[indices])
@@ -89,7 +91,7 @@ class TorchvisionSet(Images):
         reading = [as_setting(self.size), self.channels, self.fit]
         identity = fingerprint(["torchvision", VERSION, self.name, arguments(self.name, part), digest, *reading])
         to_item = partial(as_item, size=self.size, channels=self.channels, fit=self.fit)
-        return SetSplit(name, labels, identity, images, torch.arange(len(labels)), to_item)
+        return SetSplit(name, labels, identity, images, torch.arange(len(labels)), to_item, self.name)
 
 
 def arguments(name: str, part: int) -> dict[str, Any]:

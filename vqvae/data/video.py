@@ -68,9 +68,9 @@ class Video(PatchedFiles, Clips):
 
     def count_in(self, index: Index) -> int:
         """Frames of a file of which `stride` - 1 are left out after each. Raises OSError for less than a clip."""
-        count = -(-index.count // self.stride)
+        count = -(-index.length // self.stride)
         if count < self.frames:
-            raise OSError(f"it has {index.count} frames, and a clip needs {(self.frames - 1) * self.stride + 1}")
+            raise OSError(f"it has {index.length} frames, and a clip needs {(self.frames - 1) * self.stride + 1}")
         return count
 
     @cached_property
@@ -91,7 +91,7 @@ class Video(PatchedFiles, Clips):
         return list(corners(dims, self.read_size[:1], [self.frames]))
 
     @cached_property
-    def frame_ms(self) -> float:  # type: ignore[override]
+    def frame_ms(self) -> float:
         """How long a frame of the first training file is shown, times the stride."""
         if "frame_ms" in self.recalled:
             return self.recalled["frame_ms"]

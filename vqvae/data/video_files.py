@@ -31,7 +31,7 @@ class Index(NamedTuple):
     those frames from which on decoding can start. milliseconds: of a frame.
     """
 
-    count: int
+    length: int
     times: list[int]
     keys: list[list[int]]
     milliseconds: float
@@ -91,8 +91,8 @@ def read_frames(
     Raises OSError where one of them cannot be decoded.
     """
     wanted = range(start, start + count * stride, stride)[:count]
-    if wanted[-1] >= index.count:
-        raise OSError(f"it has {index.count} frames, and number {wanted[-1]} is needed")
+    if wanted[-1] >= index.length:
+        raise OSError(f"it has {index.length} frames, and number {wanted[-1]} is needed")
     if not index.times:
         found = by_number(file, wanted, to_item)
     else:
@@ -104,7 +104,7 @@ def read_frames(
         found = {number: found[time] for number, time in zip(wanted, times) if time in found}
     missing = [number for number in wanted if number not in found]
     if missing:
-        raise OSError(f"{len(missing)} of its frames cannot be decoded, such as number {missing[0]} of {index.count}")
+        raise OSError(f"{len(missing)} of its frames cannot be decoded, such as number {missing[0]} of {index.length}")
     return torch.stack([found[number] for number in wanted], 1)  # (C, count, H, W)
 
 
