@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import wave
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from vqvae.data.audio import Audio
 from vqvae.data.items import ItemEvaluationSet, ItemTrainingSet
 from vqvae.data.loader import ItemLoader
 from vqvae.data.sound_files import length_of, read_sound
+from vqvae.data.tree import list_tree
 from vqvae.data.wave_plot import HEIGHT, INK, PAPER, ROWS, plot_sounds
 from vqvae.errors import UserError
 
@@ -70,7 +72,7 @@ def test_every_format_is_read_as_what_was_written(suffix: str, channels: int, tm
     lossy = suffix in (".ogg", ".mp3", ".opus")
     assert np.sqrt(np.square(shift).mean()) < (0.03 if lossy else 1e-4)
     part = read_sound(file, 2000, 1500, channels, RATE)
-    assert np.abs(part - read[:, 2000:3500]).max() < (0.02 if lossy else 1e-6)
+    assert np.abs(part - read[:, 2000:3500]).max() < 1e-6
 
 
 @pytest.mark.parametrize("own", [8000, 11025, 16000, 22050, 44100, 48000, 44099])
@@ -150,6 +152,88 @@ def test_batches_are_the_same_wherever_items_lie_and_do_not_depend_on_where_one_
     for first_set, *others in zip(*sets):
         assert first_set.x.shape[1:] == (2, 800)
         assert all(torch.equal(first_set.x, other.x) for other in others)
+
+
+@pytest.mark.parametrize("rate", [8000, 44100])
+@pytest.mark.parametrize("suffix", [".ogg", ".mp3", ".opus", ".flac"])
+@pytest.mark.parametrize("quiet", [False, True])
+def test_parts_are_those_of_the_whole_decode_up_to_the_end(suffix: str, rate: int, quiet: bool, tmp_path: Path) -> None:
+    """Where it is quiet, the last page of an Ogg file is seconds long."""
+    rate = 48000 if (suffix, rate) == (".opus", 44100) else rate
+    values = sound(4.0, rate, 2)
+    if quiet:
+        values[rate // 2 :] = 0
+        values[rate : rate + 99] = values[-99:] = 0.3
+    settings = {"format": "OGG", "subtype": "OPUS"} if suffix == ".opus" else {}
+    file = write(tmp_path / f"x{suffix}", values, rate, **settings)
+    whole = sf.read(file, dtype="float32", always_2d=True)[0].T.clip(-1, 1)
+    ends = [-1, -50, -600, -4096, -rate // 10, -rate // 5, -rate * 2 // 5, -rate // 2, -rate, -2 * rate]
+    starts = {0, 1, 1152, rate, rate + 1, *(whole.shape[1] + end for end in ends)}
+    starts |= set(np.random.default_rng(0).integers(0, whole.shape[1], 30).tolist())
+    for start in sorted(starts):
+        part = read_sound(file, start, 700, 2, rate)
+        there = whole[:, start : start + 700]
+        limit = 1e-6 if suffix in (".mp3", ".opus") else 0  # rounding, which depends on where decoding starts
+        assert np.abs(part[:, : there.shape[1]] - there).max() <= limit, start
+        assert not part[:, there.shape[1] :].any()
+
+
+def test_an_ogg_file_with_something_behind_its_end_is_decoded_from_its_beginning(tmp_path: Path) -> None:
+    file = write(tmp_path / "x.ogg", sound(8.0))
+    assert 0 < sound_files.samples_at_end(file, 8 * RATE) < 3 * RATE
+    whole = read_sound(file, 0, None, 1, RATE)
+    with file.open("ab") as opened:
+        opened.write(b"TAG" * 50)
+    assert sound_files.samples_at_end(file, 8 * RATE) == 8 * RATE
+    for start in (100, 12000, 63000, 63900):
+        assert np.array_equal(read_sound(file, start, 100, 1, RATE), whole[:, start : start + 100])
+
+
+def test_runs_of_earlier_versions_find_their_sounds_again(tmp_path: Path) -> None:
+    """Though a few samples of theirs were others: caches of now are not taken for theirs, nor the other way round."""
+    root = folder_of(tmp_path / "p", 0.5, 0.5, suffix=".ogg")
+    now = audio(root, tmp_path)
+    facts = json.loads(json.dumps(now.facts()))
+    prints = [now.split("train").fingerprint]
+    for known in (facts, {key: value for key, value in facts.items() if key != "exact"}):
+        data = audio(root, tmp_path)
+        data.recall(known)
+        prints.append(data.split("train").fingerprint)
+    assert prints[0] == prints[1] != prints[2]
+    folder_of(tmp_path / "w", 0.5, 0.5)
+    assert audio(tmp_path / "w", tmp_path).identity("train")[-1] != "exact"
+
+
+def test_names_go_to_the_library_as_text_where_they_are_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows opens no other names."""
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.wav"))
+    names: list[Any] = []
+    opened = sf.SoundFile
+    for file, kind in ((tmp_path / "plain.wav", str), (tmp_path / "größe 音.wav", str), (odd, bytes)):
+        write(tmp_path / "any.wav", sound(0.1)).rename(file)
+        monkeypatch.setattr(sf, "SoundFile", lambda name: names.append(name) or opened(name))
+        assert length_of(file, 1, RATE) == 800
+        monkeypatch.undo()
+        assert type(names[-1]) is kind
+
+
+def test_how_loud_parts_are_is_found_out_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the limit, and again only for files that have changed."""
+    root = folder_of(tmp_path / "p" / "train", 0.4, 0.4, 0.3)
+    folder_of(tmp_path / "p" / "val", 0.4)
+    first = audio(tmp_path / "p", tmp_path / "c", silence_db=-50.0).split("train")
+    assert list_tree(tmp_path / "c", None).files == []
+    read: list[Path] = []
+    plain = Audio.read_patch
+    monkeypatch.setattr(Audio, "read_patch", lambda self, file, at: read.append(file) or plain(self, file, at))
+    again = audio(tmp_path / "p", tmp_path / "c", silence_db=-50.0).split("train")
+    assert again.fingerprint == first.fingerprint
+    audio(tmp_path / "p", tmp_path / "c", silence_db=-20.0).split("train")
+    assert read == []
+    write(root / "1.wav", np.zeros((3200, 1), np.float32))
+    changed = audio(tmp_path / "p", tmp_path / "c", silence_db=-50.0).split("train")
+    assert set(read) == {root / "1.wav"}
+    assert len(changed) < len(first)
 
 
 def test_silent_parts_are_left_out_on_request_and_counted(tmp_path: Path) -> None:

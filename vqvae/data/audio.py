@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from vqvae import distributed
+from vqvae.data.file_facts import FileFacts
 from vqvae.data.folder import content_digest
 from vqvae.data.levels import Levels
 from vqvae.data.patched import PatchedFiles
 from vqvae.data.patches import PatchSplit, Size
 from vqvae.data.sound_files import SUFFIXES, decibels, length_of, read_sound
+from vqvae.data.tree import suffix_of
 from vqvae.data.wave_plot import plot_sounds
 from vqvae.data.waveforms import Sounds
 from vqvae.errors import UserError
@@ -21,6 +26,11 @@ from vqvae.images import x_of
 from vqvae.ranges import PositiveFloat, PositiveInt, checked
 
 VERSION = 1  # part of the fingerprint; raise it when the same files give other items
+ONCE_INEXACT = (
+    ".ogg",
+    ".oga",
+    ".mp3",
+)  # earlier versions gave some parts of such files wrongly
 LEVELS = Levels("float32", -1.0, 1.0, clips=True)
 
 
@@ -70,29 +80,63 @@ class Audio(PatchedFiles, Sounds):
         (length,), (read,) = dims, self.read_size
         return super().places_in(dims) if length >= read else [(-((read - length) // 2),)]
 
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), "exact": True}
+
     def identity(self, split: str) -> list[object]:
-        return ["audio", VERSION, split, self.rate, self.size, self.read_size, self.channels, self.silence_db]
+        named = [file for name in self.layout.folders for file in self.layout.tree(name).files]
+        was = bool(self.recalled) and "exact" not in self.recalled  # a run of an earlier version, which goes on
+        exact = ["exact"] if not was and any(suffix_of(file) in ONCE_INEXACT for file in named) else []
+        form = [self.rate, self.size, self.read_size, self.channels, self.silence_db]
+        return ["audio", VERSION, split, *form, *exact]
 
     def content_digest(self, file: Path) -> str:
         return content_digest(file)
 
     def patches(self, name: str) -> PatchSplit:
-        """A split without its silent parts, for which all of it is decoded once. Raises UserError if no part is louder."""
+        """A split without its silent parts. Raises UserError if no part is louder.
+
+        All files are decoded for that, once: the cache keeps how loud each part is.
+        """
         split = super().patches(name)
         if self.silence_db is None:
             return split
-        loud = [index for index in range(len(split)) if self.is_loud(split, index)]
+        if distributed.is_main():  # the other ranks read it from the cache
+            self.loudness(split)
+        distributed.barrier()
+        loud = [
+            index for index, level in enumerate(self.loudness(split)) if level is None or level > self.silence_db
+        ]  # of those that cannot be read, whoever needs them says so
         if not loud:
             raise UserError(f"no part of the {name} sounds is louder than data.silence_db={self.silence_db:g}")
         self.silent[split.name] = len(split) - len(loud)
         return split.subset(torch.tensor(loud))
 
-    def is_loud(self, split: PatchSplit, index: int) -> bool:
-        """True for a part that is louder than `silence_db`, and for one that cannot be read: whoever needs it says so."""
+    def loudness(self, split: PatchSplit) -> list[float | None]:
+        """Decibels of each part of a split; None of those that cannot be read."""
+        form = [self.rate, self.channels, self.size, self.read_size]
+        facts = FileFacts(Path(self.cache_dir).expanduser(), ["loudness", VERSION, self.root, *form])
+        numbers = split.places[:, 0]
+        found: list[float | None] = []
         try:
-            return decibels(split.read(index).numpy()) > self.silence_db  # type: ignore[operator]
-        except OSError:
-            return True
+            files = dict.fromkeys(numbers.tolist())
+            hidden = distributed.bar_hidden()
+            for number in tqdm(files, desc=f"hearing {split.name}", unit="file", disable=hidden, delay=1):
+                starts = split.places[numbers == number, 1].tolist()
+                found += facts.get(split.root / split.files[number], partial(self.decibels_at, starts=starts))
+        finally:
+            facts.save()
+        return found
+
+    def decibels_at(self, file: Path, starts: list[int]) -> list[float | None]:
+        """Decibels of the parts of a file at these places."""
+        found: list[float | None] = []
+        for start in starts:
+            try:
+                found.append(decibels(self.read_patch(file, (start,)).numpy()))
+            except OSError:
+                found.append(None)
+        return found
 
     def notes(self) -> list[str]:
         silent = ", ".join(f"{count} of {name}" for name, count in self.silent.items() if count)

@@ -18,6 +18,10 @@ from vqvae.surroundings.own_folder import own_folder
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff"})
 MARGIN_SECONDS = 0.05  # read on both sides of a part that is resampled: longer than the resampler's filter
 MOST_SAMPLES_PER_BYTE = 5000  # of any format, silence among it: a header that tells of more is wrong
+LONGEST_BLOCK = 8192  # samples of Vorbis
+RESERVOIR = 16 * 1152  # samples of frames that hold 511 bytes at 32 kbit/s, from which an MPEG-1 frame may take a part
+LOW_RESERVOIR = 96 * 576  # of MPEG-2 and 2.5: 255 bytes at 8 kbit/s
+PAGE_HEADER, TAIL_BYTES = 27, 3 * 65_307  # bytes: of an Ogg page without its lengths, and of three of the longest pages
 MOST_PEAK = 2.0  # files of floats go somewhat beyond full scale, which is clipped; more than this is another unit
 
 
@@ -30,12 +34,21 @@ def library(name: str) -> Any:
         raise UserError(f"data=audio needs the package {name} ({error}): pip install '.[audio]'") from error
 
 
+def name_for_soundfile(file: Path) -> str | bytes:
+    """A file's name as text, which Windows needs; as bytes where it is none."""
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        return os.fsencode(file)
+    return str(file)
+
+
 @contextlib.contextmanager
 def open_sound(file: Path, channels: int, rate: int) -> Iterator[Any]:
     """Context of an opened soundfile.SoundFile whose sound can become `channels` at `rate`. Raises OSError else."""
     soundfile = library("soundfile")
     try:
-        sound = soundfile.SoundFile(os.fsencode(file))
+        sound = soundfile.SoundFile(name_for_soundfile(file))
     except (RuntimeError, TypeError) as error:  # LibsndfileError; a file without a format
         raise OSError(str(error)) from error
     with sound:
@@ -73,8 +86,10 @@ def read_sound(file: Path, start: int, length: int | None, channels: int, rate: 
         begin = max(first // up - margin, 0)
         end = min((-(-beyond // up) + margin) * down, sound.frames)
         try:
-            sound.seek(begin * down)
-            values = sound.read(end - begin * down, dtype="float32", always_2d=True)  # (frames, channels of the file)
+            sought = begin_at(sound, begin * down, file)
+            sound.seek(sought)
+            values = sound.read(end - sought, dtype="float32", always_2d=True)  # (frames, channels of the file)
+            values = values[begin * down - sought :]
         except RuntimeError as error:
             raise OSError(str(error)) from error
     if len(values) < end - begin * down:
@@ -88,6 +103,43 @@ def read_sound(file: Path, start: int, length: int | None, channels: int, rate: 
     heard = values[first - begin * up : beyond - begin * up].clip(-1, 1).T  # (channels, samples)
     part[:, first - start : first - start + heard.shape[1]] = heard
     return part
+
+
+def begin_at(sound: Any, place: int, file: Path) -> int:
+    """The sample to seek to, so that what is read in one go from there on is what a decode of the whole file gives at `place`.
+
+    In the last page of an Ogg Vorbis file libsndfile misses the place, and the frames of an .mp3 file need those before them.
+    One go, because soundfile seeks after each read.
+    """
+    if sound.format == "OGG" and sound.subtype == "VORBIS":
+        return max(0, min(place, sound.frames - samples_at_end(file, sound.frames) - LONGEST_BLOCK))
+    if sound.subtype == "MPEG_LAYER_III":
+        return max(0, place - (RESERVOIR if sound.samplerate >= 32_000 else LOW_RESERVOIR))
+    return place
+
+
+def samples_at_end(file: Path, frames: int) -> int:
+    """Samples in the last page of an Ogg file (RFC 3533); all `frames` where that is not clear."""
+    with file.open("rb") as opened:
+        opened.seek(max(0, file.stat().st_size - TAIL_BYTES))
+        tail = opened.read()
+    found: list[tuple[int, bytes]] = []  # of pages in which a packet ends: samples up to there, and the stream
+    place = tail.find(b"OggS")
+    while 0 <= place <= len(tail) - PAGE_HEADER:
+        samples, segments = int.from_bytes(tail[place + 6 : place + 14], "little", signed=True), tail[place + 26]
+        lengths = tail[place + PAGE_HEADER : place + PAGE_HEADER + segments]
+        end = place + PAGE_HEADER + segments + sum(lengths)
+        if (
+            end != len(tail) and tail[end : end + 4] != b"OggS"
+        ):  # the letters stood in a sound, or there is more behind the last page
+            found, place = [], tail.find(b"OggS", place + 1)
+            continue
+        if samples >= 0:
+            found.append((samples, tail[place + 14 : place + 18]))
+        place = end
+    if len(found) < 2 or found[-1][1] != found[-2][1] or not 0 <= found[-1][0] - found[-2][0] <= frames:
+        return frames
+    return found[-1][0] - found[-2][0]
 
 
 def check_values(values: np.ndarray) -> None:
