@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,18 @@ def test_crops_reach_every_place_and_batches_are_the_same_wherever_items_lie(tmp
         begun = {start + offset for n, start in split.places.tolist() if n == number for offset in range(3)}
         (length,) = data.shapes["train"][file]
         assert not begun or begun == set(range(length - 4 + 1))
+
+
+def test_frames_are_turned_as_phones_say(tmp_path: Path) -> None:
+    """The matrix of an .mp4 file's track, here for a quarter turn to the right."""
+    file = filmed(tmp_path / "x.mp4", 3)
+    content, whole = bytearray(file.read_bytes()), decoded(file)
+    place = content.index(b"tkhd") + 44
+    content[place : place + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+    file.write_bytes(content)
+    read = read_frames(file, index_of(file), 0, 3, 1, plain).movedim(0, -1).numpy()
+    assert read.shape == (3, 32, 24, 3)
+    assert np.array_equal(read, np.rot90(np.stack(whole), -1, (1, 2)))
 
 
 def test_files_are_looked_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

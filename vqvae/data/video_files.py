@@ -21,6 +21,7 @@ from vqvae.storage.files import write_bytes
 from vqvae.surroundings.own_folder import own_folder
 
 SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".gif"})
+TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
 HIDDEN = ("vp8",)  # codecs of which some packets are never shown: their frames are counted by decoding
 
 
@@ -112,7 +113,7 @@ def by_number(file: Path, wanted: range, to_item: Callable[[Image.Image], Tensor
     """Frames by their numbers, decoded from the beginning on."""
     with opened(file) as (container, stream):
         frames = enumerate(itertools.islice(container.decode(stream), wanted[-1] + 1))
-        return {number: to_item(frame.to_image()) for number, frame in frames if number in wanted}
+        return {number: to_item(upright(frame)) for number, frame in frames if number in wanted}
 
 
 def by_time(
@@ -127,10 +128,16 @@ def by_time(
         for frame in container.decode(stream):
             # what is shown before the key frame may need frames that were not decoded
             if frame.pts in kept and (key is None or frame.pts >= key[0]):
-                found[frame.pts] = to_item(frame.to_image())
+                found[frame.pts] = to_item(upright(frame))
             if len(found) == len(kept) or (frame.pts is not None and frame.pts > times[-1]):
                 break
     return found
+
+
+def upright(frame: Any) -> Image.Image:
+    """A frame of PyAV as an image, turned as the file says, which phones do not turn themselves."""
+    image, turn = frame.to_image(), TURNS.get(getattr(frame, "rotation", 0) % 360)
+    return image if turn is None else image.transpose(turn)
 
 
 def write_mp4(path: Path, frames: list[Tensor], frame_ms: float) -> None:
