@@ -160,7 +160,9 @@ def test_replayed_steps_know_when_a_revival_is_due(revival: str, compared: list[
     assert len(compared[0].replays) >= 2
 
 
-@pytest.mark.parametrize("prior", [*choices("prior"), "transformer prior/head=factors prior.head.largest=4"])
+@pytest.mark.parametrize(
+    "prior", [*choices("prior"), "transformer prior/head=factors prior.head.largest=4", "maskgit prior/head=bits"]
+)
 def test_replayed_steps_of_a_prior_equal_those_that_run(
     prior: str, compared: list[Recorded], finished_run: Path, scales_run: Path, tmp_path: Path
 ) -> None:
@@ -225,7 +227,7 @@ SETTINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [  # of one way
 ]
 
 
-@pytest.mark.parametrize("name", [*choices("prior"), *IN_DIGITS])
+@pytest.mark.parametrize("name", [*choices("prior"), *IN_DIGITS, "maskgit prior/head=bits prior.head.groups=3"])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("with_known", [False, True])
 def test_replayed_draws_equal_those_that_run_whatever_the_numbers_were_that_were_recorded(

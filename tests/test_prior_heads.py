@@ -266,15 +266,19 @@ DIGITS = [
 ]
 
 
+MASKED = [*DIGITS[:-2], "prior=maskgit", "prior/head=bits", "prior.network.width=16"]
+
+
+@pytest.mark.parametrize(("overrides", "digits"), [(DIGITS, [16, 16, 16]), (MASKED, [64, 64])], ids=["factors", "bits"])
 def test_a_run_in_digits_resumes_samples_is_evaluated_and_exported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    overrides: list[str], digits: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_inside(*DIGITS, "prior.trainer.steps=6", f"run_dir={tmp_path / 'whole'}")
+    train_inside(*overrides, "prior.trainer.steps=6", f"run_dir={tmp_path / 'whole'}")
     with monkeypatch.context() as patched:
         stop_at(patched, "prior", 3)
         with pytest.raises(SystemExit):
-            train_inside(*DIGITS, "prior.trainer.steps=6", f"run_dir={tmp_path / 'stopped'}")
-    train_inside(*DIGITS, "prior.trainer.steps=6", f"run_dir={tmp_path / 'stopped'}")
+            train_inside(*overrides, "prior.trainer.steps=6", f"run_dir={tmp_path / 'stopped'}")
+    train_inside(*overrides, "prior.trainer.steps=6", f"run_dir={tmp_path / 'stopped'}")
     assert_same_result(tmp_path / "whole", tmp_path / "stopped")
     folder = f"run_dir={tmp_path / 'whole'}"
     run("sample.py", folder, "n=4", "class=all", "guidance=2")
@@ -283,7 +287,7 @@ def test_a_run_in_digits_resumes_samples_is_evaluated_and_exported(
     run("scripts/export.py", folder, f"out={tmp_path / 'export'}")
     one, other = vqvae.load(tmp_path / "whole"), vqvae.load(tmp_path / "export")
     assert one.prior is not None
-    assert one.prior.digits == [[16, 16, 16]]
+    assert one.prior.digits == [digits]
     assert all(torch.equal(a, b) for a, b in zip(one.sample_codes([0, 1]), other.sample_codes([0, 1])))
 
 
@@ -295,13 +299,28 @@ def test_a_run_in_digits_resumes_samples_is_evaluated_and_exported(
             "prior.head.digits=[16, 16] make 256 codes, and a map has 4096: null takes digits that fit",
         ),
         (["prior.head.digits=[1,4096]"], "prior.head.digits=[1, 4096] must have every value at least 2"),
-        (["prior=maskgit", "~prior.network.layers"], "a masked prior predicts each code whole: take prior/head=flat"),
-        (["prior/head=bits"], "prior/head=bits does not exist"),
+        (
+            ["prior=maskgit"],
+            "a masked prior predicts codes whole, or in groups of as many bits: take prior/head=flat or bits",
+        ),
+        (
+            ["prior/head=bits"],
+            "prior/head=bits is for prior=maskgit, which hides groups of bits: take prior/head=factors",
+        ),
+        (["prior/head=bits", "prior.head.groups=5"], "groups=5 does not divide the 12 bits of a map's 4096 codes"),
+        (["prior/head=bits", "prior.head.groups=1"], "prior.head.groups=1 must be at least 2"),
+        (
+            ["prior/head=bits", "quantizer=fsq", "quantizer.levels=[8,5,5,5]"],
+            "prior/head=bits needs a power of 2 of codes, and a map has 1000: take prior/head=flat",
+        ),
+        (["prior/head=octal"], "prior/head=octal does not exist"),
     ],
 )
 def test_a_head_that_does_not_fit_is_one_sentence(
     more: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = error_of(capsys, *DIGITS, *[m for m in more if not m.startswith("~")], f"run_dir={tmp_path / 'run'}")
+    left_out = ("prior.head.largest", *(["quantizer"] if "quantizer=fsq" in more else []))
+    given = [one for one in DIGITS if "prior/head=bits" not in more or not one.startswith(left_out)]
+    said = error_of(capsys, *given, *more, f"run_dir={tmp_path / 'run'}")
     assert message in said
     assert said.count("\n") == 1

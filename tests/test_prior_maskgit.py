@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from vqvae.priors import maskgit
-from vqvae.priors.maskgit import MaskGIT, draw_weights, halton_order, plan
+from vqvae.priors.masked import halton_order
+from vqvae.priors.maskgit import MaskGIT, draw_weights, plan
 from vqvae.priors.sampling import Known, Sampling
 
 ORDERS = torch.tensor(list(itertools.permutations(range(4))))  # (24, 4) of a 2x2 grid

@@ -81,6 +81,7 @@ def load_export(path: str | Path, device: str | torch.device, allow_targets: Seq
         digits = [head.of(*codes) for codes in zip(trained.codebook_sizes, model.factors())]
         codes = {"code_shapes": trained.code_shapes, "digits": digits}
         prior = construct("network", config["network"], Prior, allowed, **codes, num_classes=len(class_names))
+        head.check(prior.masks)
         trained.prior = fill(prior, read_weights(folder, "prior", config), folder / "prior.safetensors")
         trained.sampling, trained.guidable = Sampling(guidance=config["guidance"]), config["guidable"]
     return trained.to(device)

@@ -226,7 +226,7 @@ class TrainedModel:
                 f"guidance={sampling.guidance} needs a prior that was also trained without the class, and this one had "
                 "prior.class_dropout=0: train one with prior.class_dropout=0.1"
             )
-        if sampling.steps is not None and self.prior is not None and self.prior.draws is not None:
+        if sampling.steps is not None and self.prior is not None and not self.prior.masks:
             raise UserError(
                 f"steps={sampling.steps} is for masked priors: this one draws one {self.prior.draws} after another"
             )

@@ -127,12 +127,13 @@ class Prior(nn.Module, ABC):
         width: channels of the condition.
         network: (digits, dims of a map) -> the network of that map.
 
-    bits_name says what the nats are; draws, what is drawn after another, None where that is a setting; methods are the ways
-    of drawing, the default first.
+    bits_name says what the nats are; methods are the ways of drawing, the default first; masks: True if digits are hidden and
+    predicted each on its own, not each given those before it; draws: what is drawn after another otherwise.
     """
 
     bits_name = "bits_per_code"
-    draws: str | None = "code"
+    masks = False
+    draws = "code"
     methods: tuple[str, ...]
     decided_by_host: tuple[
         str, ...
@@ -199,14 +200,15 @@ class Prior(nn.Module, ABC):
         """
         for m, network in enumerate(self.networks):
             coarser = list(self.contexts[m - 1].get_submodule("embeddings").children()) if m and self.contexts else []
-            own = [network.get_submodule("embedding")] if hasattr(network, "embedding") else []
-            for embedding, vectors in zip([*coarser, *own], code_vectors):
-                assert isinstance(embedding, nn.Embedding)
+            embedding = getattr(network, "embedding", None)  # groups of bits are no table
+            own = [embedding] if isinstance(embedding, nn.Embedding) else []
+            for table, vectors in zip([*coarser, *own], code_vectors):
+                assert isinstance(table, nn.Embedding)
                 centered = vectors.float().cpu() - vectors.float().cpu().mean(0)
                 spread = centered.square().mean().sqrt()
                 if spread > 0:  # else all codes stand for the same
-                    projection = torch.randn(centered.shape[1], embedding.embedding_dim) / centered.shape[1] ** 0.5
-                    embedding.weight[: len(centered)] = centered / spread @ projection  # (K, width)
+                    projection = torch.randn(centered.shape[1], table.embedding_dim) / centered.shape[1] ** 0.5
+                    table.weight[: len(centered)] = centered / spread @ projection  # (K, width)
 
     def sampling_condition(self, m: int, codes: list[Tensor], labels: Tensor, way: Way) -> Tensor:
         """`condition` of a chunk that is drawn; where it is guided 2 B, with the class and then without."""

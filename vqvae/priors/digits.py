@@ -10,6 +10,7 @@ from typing import Annotated
 from vqvae.errors import UserError
 from vqvae.ranges import Ge, Le, NotEmpty, checked
 
+WHOLE_OR_BITS = "a masked prior predicts codes whole, or in groups of as many bits: take prior/head=flat or bits"
 Values = Annotated[int, Ge(2), Le(2**18)]
 
 
@@ -23,12 +24,20 @@ class Digits(ABC):
         Raises UserError where K codes cannot be written so.
         """
 
+    def check(self, masks: bool) -> None:
+        """Raises UserError unless a prior can predict such digits; `masks` is Prior.masks."""
+        if masks:
+            raise UserError(WHOLE_OR_BITS)
+
 
 class Flat(Digits):
     """One digit: the code itself."""
 
     def of(self, size: int, factors: list[int]) -> list[int]:
         return [size]
+
+    def check(self, masks: bool) -> None:
+        """Nothing: every prior can."""
 
 
 @checked
@@ -54,6 +63,37 @@ class Factors(Digits):
                 "null takes digits that fit"
             )
         return self.digits
+
+
+@checked
+class Bits(Digits):
+    """Groups of as many bits of the index, the lowest first, which a masked prior hides and predicts each on its own.
+
+    (MaskBit: Weber et al. 2024, arXiv 2409.16211, section 3.2.) K must be a power of 2.
+
+    Args:
+        groups: of a code; a softmax has the K^(1 / groups) values of one.
+    """
+
+    def __init__(self, groups: Annotated[int, Ge(2), Le(62)] = 2) -> None:
+        self.groups = groups
+
+    def of(self, size: int, factors: list[int]) -> list[int]:
+        bits = size.bit_length() - 1
+        if size != 2**bits:
+            raise UserError(f"prior/head=bits needs a power of 2 of codes, and a map has {size}: take prior/head=flat")
+        if not bits or bits % self.groups:
+            fitting = " or ".join(str(n) for n in range(2, bits + 1) if bits % n == 0) or "no number of groups"
+            raise UserError(
+                f"prior.head.groups={self.groups} does not divide the {bits} bits of a map's {size} codes: {fitting} does"
+            )
+        return [2 ** (bits // self.groups)] * self.groups
+
+    def check(self, masks: bool) -> None:
+        if not masks:
+            raise UserError(
+                "prior/head=bits is for prior=maskgit, which hides groups of bits: take prior/head=factors, or flat"
+            )
 
 
 def even_groups(factors: list[int], largest: int) -> list[int]:

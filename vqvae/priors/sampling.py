@@ -34,8 +34,8 @@ class Sampling:
     guidance_schedule: over the codes of a sample, w goes from 1 to `guidance` (linear, cosine) or is constant: early codes
     then keep the variety. method: one of the prior's `methods`; None: its first. steps: network calls of a masked prior;
     None: its own number. chunk: samples drawn together; None: the prior's own number. Another chunk may round otherwise, and
-    so give another sample here and there. Where a code is several digits (prior/head=factors), temperature, top_k, top_p and
-    guidance act on each of them, given those before it. Raises UserError for values out of range.
+    so give another sample here and there. Where a code is several digits (prior/head=factors, bits), temperature, top_k, top_p
+    and guidance act on each of them, given what is known then. Raises UserError for values out of range.
     """
 
     temperature: NonNegativeFloat = 1.0

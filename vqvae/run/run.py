@@ -135,13 +135,15 @@ class Run:
     def new_prior(self, model: VQVAE) -> Prior:
         """Untrained prior for the codes of `model`. Raises UserError for a head or a network that does not fit them."""
         head: Digits = build(self.cfg.prior.head, "prior.head")
-        return build(
+        prior: Prior = build(
             self.cfg.prior.network,
             "prior.network",
             code_shapes=model.code_shapes(self.data.size),
             digits=[head.of(*codes) for codes in zip(model.codebook_sizes, model.factors())],
             num_classes=len(self.data.class_names),
         )
+        head.check(prior.masks)
+        return prior
 
     def prior_stage(self, prior: Prior, tokenizer: TrainedModel) -> PriorStage:
         """Prior stage, which previews samples decoded by `tokenizer`."""
