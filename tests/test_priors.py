@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vqvae.config.build import build
 from vqvae.config.compose import choices, compose, resolve
+from vqvae.networks.blocks import recompute
 from vqvae.priors.autoregressive import AutoregressivePrior
 from vqvae.priors.base import ContextNetwork, Prior
 from vqvae.priors.pixelcnn import GatedPixelCNN
@@ -43,7 +44,12 @@ def test_every_code_of_the_maps_before_has_a_part_in_the_condition_whatever_the_
 
 
 def prior_of(
-    name: str, shapes: list[tuple[int, ...]], sizes: list[int], classes: int = 3, digits: list[list[int]] | None = None
+    name: str,
+    shapes: list[tuple[int, ...]],
+    sizes: list[int],
+    classes: int = 3,
+    digits: list[list[int]] | None = None,
+    dropout: float = 0.0,
 ) -> Prior:
     if name == "next_scale" and len(shapes) == 1:
         pytest.skip("next_scale predicts a map given coarser ones")
@@ -54,6 +60,7 @@ def prior_of(
     node.update(
         {key: min(most, node[key]) for key, most in {"width": 16, "layers": 4, "blocks": 2}.items() if key in node}
     )
+    node.dropout = dropout
     digits = digits or [[size] for size in sizes]
     prior = build(node, "prior.network", code_shapes=shapes, digits=digits, num_classes=classes)
     for parameter in prior.parameters():  # larger than usual, so that every path shows in the logits
@@ -160,6 +167,31 @@ def test_label_smoothing_changes_the_loss_as_its_formula_says_and_not_the_likeli
     torch.testing.assert_close(smoothed.loss, wanted)
     assert torch.equal(plain.nats[0], smoothed.nats[0])
     torch.testing.assert_close(plain.loss, plain.nats[0].mean())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("name", choices("prior"))
+def test_gradient_checkpointing_gives_a_prior_the_same_gradients_with_less_memory(name: str, dropout: float) -> None:
+    prior = prior_of(name, *maps_of(name, (8, 8), 5), dropout=dropout).train()
+    codes = random_codes(prior.code_shapes, prior.codebook_sizes, 4)
+    results, sizes = [], []
+    for recomputed in (False, True):
+        recompute(prior, recomputed)
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = prior(codes, torch.tensor([0, 1, 2, -1])).loss
+        sizes.append(sum(kept.values()))
+        results.append(torch.autograd.grad(loss, list(prior.parameters()), allow_unused=True))
+    for one, again in zip(*results):
+        assert (one is None) == (again is None)
+        assert one is None or torch.equal(one, again)
+    assert sizes[1] < 0.85 * sizes[0]
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vqvae import distributed
 from vqvae.errors import UserError
-from vqvae.networks.blocks import Block, Decoder, Encoder
+from vqvae.networks.blocks import Decoder, Encoder, recompute
 from vqvae.quantizers.base import Loss, Quantized, Quantizer
 from vqvae.quantizers.given_codes import check_maps
 from vqvae.ranges import checked
@@ -82,9 +82,7 @@ class VQVAE(nn.Module):
             nn.Linear(q.dim + below.channels, q.dim) for q, below in zip(quantizers, decoders[1:])
         )
 
-        for module in self.modules():
-            if isinstance(module, Block):
-                module.recomputed = gradient_checkpointing
+        recompute(self, gradient_checkpointing)
 
     def freeze_codes(self) -> None:
         """Train the finest decoder alone from here on. Codes, and all that they depend on, stay bit for bit."""

@@ -29,6 +29,7 @@ PRIOR_SETTINGS: dict[str, Any] = {
     "class_dropout": LessThanOne,
     "label_smoothing": LessThanOne,
     "guidance": NonNegativeFloat,
+    "gradient_checkpointing": bool,
 }
 EVALUATION: dict[str, Any] = {
     "frechet": CountOrZero,

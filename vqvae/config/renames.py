@@ -110,7 +110,7 @@ def rename_keys(config: dict[str, Any]) -> dict[str, Any]:
         config = {**config, "data": {**EARLIER_DATA.get(str(data.get("_target_")), {}), **data}}
     prior = config.get("prior")
     if isinstance(prior, dict):
-        config = {**config, "prior": {"head": dict(EARLIER_HEAD), **prior}}
+        config = {**config, "prior": {"head": dict(EARLIER_HEAD), "gradient_checkpointing": False, **prior}}
     earlier = {
         "device": "auto",
         "train": "all",

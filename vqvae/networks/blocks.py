@@ -80,14 +80,21 @@ class Block(nn.Module, ABC):
     recomputed = False
     draws = False  # True if `compute` draws random numbers, which must be the same again
 
-    def forward(self, *inputs: Any) -> Tensor:
+    def forward(self, *inputs: Any) -> Any:
         if self.recomputed and self.training and torch.is_grad_enabled():
             return checkpoint(self.compute, *inputs, use_reentrant=False, preserve_rng_state=self.draws)
         return self.compute(*inputs)
 
     @abstractmethod
-    def compute(self, *inputs: Any) -> Tensor:
+    def compute(self, *inputs: Any) -> Any:
         """What the block does with its inputs."""
+
+
+def recompute(network: nn.Module, recomputed: bool) -> None:
+    """Turns gradient checkpointing on or off, for all blocks of a network."""
+    for module in network.modules():
+        if isinstance(module, Block):
+            module.recomputed = recomputed
 
 
 class ReluResidual(Block):

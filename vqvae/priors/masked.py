@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vqvae.networks.attention import angles_of
 from vqvae.networks.blocks import Dropout
 from vqvae.priors.heads import Head
-from vqvae.priors.transformer import Block, make_blocks
+from vqvae.priors.transformer import Block, make_blocks, over_all
 
 
 class MaskedMap(nn.Module):
@@ -63,7 +63,7 @@ class MaskedMap(nn.Module):
         condition = condition.flatten(2).transpose(1, 2)  # (B, N, width)
         style, x = condition.mean(1), self.dropout(tokens + condition)
         for block in self.blocks:
-            x = block(x, style, self.angles, causal=False)  # every position sees all
+            x = block(x, style, self.angles, over_all)
         return self.norm(x)
 
 

@@ -86,20 +86,22 @@ class NextScale(Prior):
     def hidden(self, codes: list[Tensor], labels: Tensor) -> list[Tensor]:
         """M maps (B, *s_m), labels (B,) -> M hidden states (B, width, *s_m), each of the class and of coarser maps alone."""
         inputs = torch.cat([as_rows(self.condition(m, codes, labels)) for m in range(len(codes))], dim=1)
-        x = self.dropout(inputs)  # (B, all codes, width)
-        for block, modulation in zip(self.blocks, self.modulations(labels)):
-            q, k, v = block.attended(x, modulation, self.angles)
-            scales = [attend(q[:, :, a:b], k[:, :, :b], v[:, :, :b], causal=False) for a, b in pairwise(self.ends)]
-            x = block.add(x, torch.cat(scales, dim=2), modulation)
+        x, style = self.dropout(inputs), self.style(labels)  # (B, all codes, width)
+        for block in self.blocks:
+            x = block(x, style, self.angles, self.over_scales)
         parts = (
             self.norm(x).transpose(1, 2).split([b - a for a, b in pairwise(self.ends)], dim=2)
         )  # M x (B, width, N_m)
         return [part.unflatten(2, shape) for part, shape in zip(parts, self.code_shapes)]
 
-    def modulations(self, labels: Tensor) -> list[tuple[Tensor, ...]]:
-        """Labels (B,) -> what the class makes of the norms of each block."""
-        style = self.classes(labels.masked_fill(labels < 0, self.num_classes))  # (B, width)
-        return [block.modulation(style) for block in self.blocks]
+    def over_scales(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of each scale over itself and all coarser ones."""
+        scales = [attend(q[:, :, a:b], k[:, :, :b], v[:, :, :b], causal=False) for a, b in pairwise(self.ends)]
+        return torch.cat(scales, dim=2)  # (B, heads, all codes, head_dim)
+
+    def style(self, labels: Tensor) -> Tensor:
+        """Labels (B,) -> the class, which modulates the norms of all blocks (B, width)."""
+        return self.classes(labels.masked_fill(labels < 0, self.num_classes))
 
     def sample_chunk(
         self, noise: Tensor, labels: Tensor, drawing: Drawing, known: Known | None, on_progress: OnProgress | None
@@ -120,7 +122,8 @@ class NextScale(Prior):
     def with_cache(self, codes: list[Tensor], labels: Tensor, way: Way) -> Iterator[Tensor]:
         """Hidden states (copies B, width, *s_m) of one scale after another, whose codes are then filled in."""
         asked = torch.cat([labels, torch.full_like(labels, -1)]) if way.guided else labels
-        modulations = self.modulations(asked)
+        style = self.style(asked)
+        modulations = [block.modulation(style) for block in self.blocks]
         heads, width = self.blocks[0].heads, self.classes.weight.shape[1]
         shape = (2, len(asked), heads, self.codes_per_sample, width // heads)  # keys and values
         caches = [self.classes.weight.new_empty(shape) for _ in self.blocks]

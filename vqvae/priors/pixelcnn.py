@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqvae.networks.blocks import Dropout, ShiftedConv2d, shift
+from vqvae.networks.blocks import Block, Dropout, ShiftedConv2d, shift
 from vqvae.networks.linear import linear
 from vqvae.priors.autoregressive import AutoregressivePrior, MapNetwork
 from vqvae.priors.base import check_planes, plane_of
@@ -20,7 +20,7 @@ from vqvae.ranges import Bound, Count, Ge, Le, LessThanOne, PositiveInt, checked
 ODD = Bound("be odd", lambda value: value % 2 == 1)
 
 
-class GatedLayer(nn.Module):
+class GatedLayer(Block):
     """One layer of two stacks (van den Oord et al. 2016, arXiv 1606.05328, figure 2 and equation 4).
 
     vertical v (B, width, H, W): row r knows rows up to and with r of its input; horizontal h: all rows above r, and
@@ -41,9 +41,9 @@ class GatedLayer(nn.Module):
         # Nothing comes after the last vertical one; neither has a bias, as the next layer's convolutions have one.
         self.vertical_out = None if last else nn.Conv2d(width, width, 1, bias=False)
         self.horizontal_out = nn.Conv2d(width, width, 1, bias=False)
-        self.dropout = Dropout(dropout)
+        self.dropout, self.draws = Dropout(dropout), dropout > 0
 
-    def forward(self, v: Tensor, h: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+    def compute(self, v: Tensor, h: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         condition = self.project(condition)
         v_in = self.vertical(v)  # (B, 2 width, H, W)
         seen = shift(h, dim=3) if self.first else h  # mask A: a code never sees itself

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqvae.networks import blocks
 from vqvae.networks.blocks import Dropout, attend
 from vqvae.priors.autoregressive import AutoregressivePrior, MapNetwork
 from vqvae.priors.base import check_heads, check_planes, plane_of
@@ -89,7 +90,7 @@ class CausalAttention(nn.Module):
         return attend(query, key, value, causal).transpose(1, 2).flatten(2)
 
 
-class Block(nn.Module):
+class Block(blocks.Block):
     """Gated residual layers, then attention."""
 
     layers: list[GatedResidual]
@@ -97,9 +98,9 @@ class Block(nn.Module):
     def __init__(self, width: int, layers: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.layers = nn.ModuleList(GatedResidual(width, dropout) for _ in range(layers))  # type: ignore[assignment]
-        self.attention = CausalAttention(width, heads)
+        self.attention, self.draws = CausalAttention(width, heads), dropout > 0
 
-    def forward(self, h: Tensor, x: Tensor, condition: Tensor) -> Tensor:
+    def compute(self, h: Tensor, x: Tensor, condition: Tensor) -> Tensor:
         for layer in self.layers:
             h = layer(h, condition)
         return self.attention(h, x, condition)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vqvae import distributed
 from vqvae.errors import UserError
+from vqvae.networks import blocks
 from vqvae.networks.attention import angles_of, rotate
 from vqvae.networks.blocks import Dropout, attend
 from vqvae.networks.marks import mark, mark_matrices
@@ -21,8 +22,19 @@ from vqvae.priors.base import Positions
 from vqvae.priors.heads import Head
 from vqvae.ranges import Count, LessThanOne, PositiveInt, Share, checked
 
+# Attention: queries, keys and values (B, heads, N, head_dim) -> what each query reads, of the same shape.
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-class Block(nn.Module):
+
+def over_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return attend(q, k, v, causal=False)
+
+
+def over_past(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return attend(q, k, v, causal=True)
+
+
+class Block(blocks.Block):
     """x + attention(norm(x)), then x + MLP(norm(x)): a pre-norm block, (B, N, width) -> same.
 
     Both norms are scaled and shifted by a vector for the whole sample (adaLN: Peebles & Xie 2022, arXiv 2212.09748, section
@@ -40,17 +52,16 @@ class Block(nn.Module):
         mark(self, "sharpness", "is_factor")  # decay would make attention even
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.dropout = Dropout(dropout)
+        self.dropout, self.draws = Dropout(dropout), dropout > 0
 
     def modulation(self, style: Tensor) -> tuple[Tensor, ...]:
         """style (B, width) -> scale and shift of both norms, 4 x (B, 1, width)."""
         return self.modulate(style)[:, None].chunk(4, dim=2)
 
-    def forward(self, x: Tensor, style: Tensor, angles: Tensor, causal: bool) -> Tensor:
+    def compute(self, x: Tensor, style: Tensor, angles: Tensor, attention: Attention) -> Tensor:
         """style (B, width), angles (N, head_dim / 2) or (B, 1, N, head_dim / 2)."""
         modulation = self.modulation(style)
-        q, k, v = self.attended(x, modulation, angles)
-        return self.add(x, attend(q, k, v, causal), modulation)
+        return self.add(x, attention(*self.attended(x, modulation, angles)), modulation)
 
     def step(
         self, x: Tensor, modulation: tuple[Tensor, ...], angles: Tensor, keys: Tensor, values: Tensor, position: int
@@ -178,7 +189,7 @@ class TransformerMap(MapNetwork):
         x = torch.cat([self.start.expand(len(codes), 1, -1), seen], dim=1) + near + condition
         x = self.dropout(x)
         for block in self.blocks:
-            x = block(x, style, angles, causal=True)
+            x = block(x, style, angles, over_past)
         if order is not None:  # back to raster order
             x = x.take_along_dim(order.argsort(1)[:, :, None], dim=1)  # (B, N, width)
         return self.norm(x)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqvae.networks.blocks import Dropout
+from vqvae.networks.blocks import Block, Dropout
 from vqvae.priors.autoregressive import AutoregressivePrior, MapNetwork
 from vqvae.priors.heads import Head
 from vqvae.ranges import Count, LessThanOne, PositiveInt, checked
@@ -17,7 +17,7 @@ from vqvae.ranges import Count, LessThanOne, PositiveInt, checked
 SKIP = 4  # channels of the head over those of a layer: 256 over 64 in nv-wavenet; the paper names no number
 
 
-class GatedLayer(nn.Module):
+class GatedLayer(Block):
     """A gated dilated causal convolution (van den Oord et al. 2016, arXiv 1609.03499, sections 2.1, 2.3 to 2.5).
 
     x (B, N, width), condition (B, N, 2 width) -> x with the residual added, and the gated (B, N, width) for the skip
@@ -30,9 +30,9 @@ class GatedLayer(nn.Module):
         self.dilation = dilation
         self.taps = nn.Linear(2 * width, 2 * width, bias=False)  # columns of t - dilation, then of t
         self.residual = None if last else nn.Linear(width, width, bias=False)  # nothing comes after the last layer's
-        self.dropout = Dropout(dropout)
+        self.dropout, self.draws = Dropout(dropout), dropout > 0
 
-    def forward(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+    def compute(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         before = F.pad(x, (0, 0, self.dilation, 0))[:, : x.shape[1]]  # (B, N, width), zeros before the first
         a, b = (self.taps(torch.cat([before, x], dim=-1)) + condition).chunk(2, dim=-1)
         gated = self.dropout(torch.tanh(a) * torch.sigmoid(b))  # (B, N, width)

@@ -16,7 +16,7 @@ MOST_SHOWN = 8  # differences in a message
 MANY_ALIKE = 4
 # Keys that decide where, for how long, how often and how a run works, and not what it has come to.
 FREE_KEYS = re.compile(
-    r"^(run_dir|stages|search_sweeps|device|allow_targets|logger|evaluation|report|model\.gradient_checkpointing"
+    r"^(run_dir|stages|search_sweeps|device|allow_targets|logger|evaluation|report|(model|prior)\.gradient_checkpointing"
     r"|data\.(root|path|urls|val_urls|resident|workers|cache_dir|most_unreadable|most_pixels|show)"
     r"|(prior\.)?trainer\.(max_time_minutes|on_nonfinite|max_skipped_steps|eval_batch_size|accumulation|compile|cuda_graph"
     r"|(log|eval|preview|checkpoint)_every_steps))(\.|$)"

@@ -28,6 +28,7 @@ from vqvae.losses.likelihood import Likelihood
 from vqvae.losses.objective import Objective
 from vqvae.metrics.sounds import SoundObserver
 from vqvae.model import VQVAE
+from vqvae.networks.blocks import recompute
 from vqvae.priors.base import Prior
 from vqvae.priors.digits import Digits
 from vqvae.priors.sampling import Sampling
@@ -143,6 +144,7 @@ class Run:
             num_classes=len(self.data.class_names),
         )
         head.check(prior.masks)
+        recompute(prior, self.cfg.prior.gradient_checkpointing)
         return prior
 
     def prior_stage(self, prior: Prior, tokenizer: TrainedModel) -> PriorStage:
