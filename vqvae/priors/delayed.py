@@ -15,7 +15,7 @@ from vqvae.networks.blocks import Dropout
 from vqvae.priors.base import Prior, Scored
 from vqvae.priors.heads import CodeSampler, Head
 from vqvae.priors.sampling import Drawing, Known, OnProgress
-from vqvae.priors.transformer import Block, make_blocks
+from vqvae.priors.transformer import Block, make_blocks, over_past
 from vqvae.ranges import Count, LessThanOne, PositiveInt, checked
 
 
@@ -92,7 +92,7 @@ class Delayed(Prior):
         style, flats = self.style(labels), [m.flatten(1) for m in codes]
         x = self.dropout(self.inputs(flats, slice(0, self.steps), style))  # (B, steps, width)
         for block in self.blocks:
-            x = block(x, style, self.angles, causal=True)
+            x = block(x, style, self.angles, over_past)
         x = self.norm(x).transpose(1, 2)  # (B, width, steps)
         spans = [x[:, :, m : m + self.codes_per_map] for m in range(len(codes))]
         return [span.unflatten(2, shape) for span, shape in zip(spans, self.code_shapes)]
