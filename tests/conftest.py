@@ -25,6 +25,7 @@ os.environ.setdefault("WANDB_SILENT", "true")
 TINY = [
     "logger=off",
     "debug=fast",
+    "report=false",
     "data.train_count=96",
     "data.val_count=20",
     "model=conv",

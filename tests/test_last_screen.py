@@ -22,7 +22,7 @@ def screen(printed: str) -> list[str]:
 
 
 def test_a_run_ends_with_five_lines_and_a_command_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = [*TINY, *SMALL_CODEBOOK, "trainer.log_every_steps=2", "report=true"]
+    own = [*(one for one in TINY if one != "report=false"), *SMALL_CODEBOOK, "trainer.log_every_steps=2"]
     printed = run("train.py", *own, "run_dir=my run", cwd=tmp_path).stdout
     shown = screen(printed)
     assert [line.split()[0] for line in shown[:5]] == LINES
@@ -43,6 +43,7 @@ def test_a_run_without_a_prior_names_the_command_that_trains_one(tmp_path: Path)
     first = [*TINY, *SMALL_CODEBOOK, "stages=autoencoder", "report=false"]
     shown = screen(run("train.py", *first, "run_dir=run", cwd=tmp_path).stdout)
     assert shown[2].split() == ["prior", "not", "trained"]
+    assert "report.html" not in shown[4]
     assert shown[-1] == "next: python train.py run_dir=run stages=prior"
     more = screen(run("train.py", "run_dir=run", "stages=prior", cwd=tmp_path).stdout)
     assert "bits per code" in more[2]
