@@ -88,7 +88,7 @@ WRONG = {
     "stages=[]": "stages=[] names no stage: it may hold autoencoder and prior, as [autoencoder]",
     "stages=null": "stages=None names no stage",
     "stages=[[prior]]": "stages may hold autoencoder and prior, got ['prior']",
-    "stages={a:prior}": "names no stage: it may hold autoencoder and prior",
+    "stages={a:prior}": "stages={a:prior} cannot be used: this key holds another kind of value",
     "logger.mode=on": "logger.mode",
     "data.resident=disc": "data.resident=disc must be one of auto, device, memory, disk, stream",
     "data=folder": "data.root",

@@ -83,6 +83,8 @@ def explain(error: Exception, config_name: str) -> str:
         return f"{match[1]}: several values are a sweep, so add -m; a list is written in brackets"
     if match := re.search(r"Primary config module '([^']+)' not found", text):
         return f"--config-path={match[1]} is not needed: own configs are added by -cd <folder>"
+    if match := re.match(r"Error merging override (.+)", text):
+        return f"{match[1]} cannot be used: this key holds another kind of value"
     if "Primary config directory not found" in text:
         return "--config-path is not needed: own configs are added by -cd <folder>"
     if match := re.search(r"Additional config directory '([^']+)' not found", text):
