@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from os.path import expanduser
 from pathlib import Path
-from typing import BinaryIO, Literal, TypeVar
+from typing import Annotated, BinaryIO, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -17,18 +17,19 @@ from torch import Tensor
 from vqvae.data import held_out
 from vqvae.data.base import Items, Split, Whole, fingerprint
 from vqvae.data.formats import open_image
-from vqvae.data.framing import as_setting
+from vqvae.data.framing import TwoSides, as_setting
 from vqvae.data.layout import Layout, Listing
 from vqvae.data.planes import ARRAY_SUFFIXES
 from vqvae.data.resized import ResizedImages
 from vqvae.data.tree import Tree, check_suffixes
 from vqvae.errors import UserError
-from vqvae.ranges import checked
+from vqvae.ranges import PositiveInt, checked
 from vqvae.storage.files import digest
 from vqvae.surroundings.terminal import printable
 
 CONTENT_PROBES = 64  # files whose content is part of the fingerprint, with the name and size of all
 T = TypeVar("T")
+Buckets = list[Annotated[tuple[PositiveInt, PositiveInt], TwoSides]] | None  # height and width of each
 DECODING = 2  # part of the fingerprint; raise it when the same files decode to different pixels
 
 
@@ -65,6 +66,13 @@ class FolderSplit(Split):
         return replace(self, labels=self.labels[indices], files=files, pages=pages)
 
 
+def check_buckets(buckets: Buckets) -> None:
+    """Raise UserError for buckets of which two have the same proportions, and for none."""
+    shares = [height / width for height, width in buckets or []]
+    if buckets is not None and (not buckets or len(set(shares)) < len(shares)):
+        raise UserError(f"data.buckets={buckets} must be sizes of different proportions, such as [[64,64],[64,96]]")
+
+
 @checked
 @dataclass(kw_only=True)
 class Folder(ResizedImages):
@@ -74,6 +82,8 @@ class Folder(ResizedImages):
     in any case. classes: auto takes the folders of a split for classes; off reads all images without labels.
     pages: of TIFF, GIF and other files with several; all makes each an item, in the split of its file. suffixes: of the files
     that are items, such as [.npy]; null: of all images that can be read, and of arrays where values are read as they are.
+    buckets: heights and widths; the autoencoder is trained on each image in the one of the nearest proportions. All else sees
+    `image_size`. See vqvae/data/buckets.py.
     """
 
     root: str
@@ -81,9 +91,15 @@ class Folder(ResizedImages):
     classes: Literal["auto", "off"] = "auto"
     pages: Literal["first", "all"] = "first"
     suffixes: list[str] | None = None
+    buckets: Buckets = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_buckets(self.buckets)
+        if self.buckets and (not self.is_plain or self.pages != "first" or self.fit != "crop"):
+            raise UserError(
+                "data.buckets is for gray and color images of 8 bits with data.pages=first and data.fit=crop"
+            )
         check_suffixes(self.suffixes)
 
     @property

@@ -20,6 +20,7 @@ from vqvae.data.loader import ItemLoader
 from vqvae.data.waveforms import Sounds
 from vqvae.errors import UserError
 from vqvae.inference.inputs import DataInfo
+from vqvae.inference.tiles import has_fixed_size
 from vqvae.inference.trained_model import TrainedModel
 from vqvae.judging.judge import Judge
 from vqvae.judging.observer import FrechetObserver
@@ -223,7 +224,24 @@ def build_model(cfg: Any, data: Data, variance: float) -> tuple[VQVAE, Head]:
         model.code_shapes(data.size)
     except UserError as error:
         raise UserError(f"data.{data.size_key}={getattr(data, data.size_key)}: {error}") from error
+    check_buckets(model, data)
     return model, head
+
+
+def sizes_of(data: Data) -> list[tuple[int, ...]]:
+    """Sizes of all items that the autoencoder sees."""
+    return [data.size, *(tuple(size) for size in getattr(data, "buckets", None) or [])]
+
+
+def check_buckets(model: VQVAE, data: Data) -> None:
+    """Raise UserError where the networks do not take all shapes of data.buckets."""
+    for size in sizes_of(data)[1:]:
+        if has_fixed_size(model, data.size):
+            raise UserError("data.buckets needs networks that take images of any size, such as model=conv or resnet")
+        try:
+            model.code_shapes(size)
+        except UserError as error:
+            raise UserError(f"data.buckets, {list(size)}: {error}") from error
 
 
 def build_objective(cfg: Any, head: Head, data: Data, variance: float) -> Objective:
@@ -233,7 +251,8 @@ def build_objective(cfg: Any, head: Head, data: Data, variance: float) -> Object
         key = f"loss.terms.{name}"
         terms[name] = build(node, key, variance=variance)
         try:
-            terms[name].check(data.channels, data.size)
+            for size in sizes_of(data):
+                terms[name].check(data.channels, size)
         except UserError as error:
             raise UserError(f"{key}: {error}") from error
     objective = Objective(head, terms)
@@ -248,7 +267,8 @@ def build_adversary(node: Any, data: Data) -> Adversary | None:
         return None
     network = build(node.network, "adversary.network")
     try:
-        network.check(data.size)
+        for size in sizes_of(data):
+            network.check(size)
     except UserError as error:
         raise UserError(f"adversary.network.{error}") from error
     loss = build(node.loss, "adversary.loss")

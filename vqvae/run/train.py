@@ -9,8 +9,11 @@ from typing import Any
 from vqvae import distributed
 from vqvae.config.build import build
 from vqvae.config.compose import plain
+from vqvae.data.buckets import BucketedTrainingSet
 from vqvae.data.codes import CodeEvaluationSet, CodeTrainingSet
+from vqvae.data.folder import Folder, FolderSplit
 from vqvae.data.items import ItemEvaluationSet, ItemTrainingSet
+from vqvae.data.loader import ItemLoader
 from vqvae.errors import UserError
 from vqvae.inference.trained_model import TrainedModel
 from vqvae.run.report import SAMPLES_PER_CLASS, figures, stage_figures
@@ -40,12 +43,24 @@ def train_autoencoder(run: Run, stop: StopRequest) -> None:
         stage = run.autoencoder_stage(run.variance(), Fraction(len(train), cfg.trainer.batch_size))
         if cfg.init_from is not None and not run.folder.has_begun("autoencoder"):
             load_initial_weights(run, "autoencoder", stage)
-        batches = ItemTrainingSet(run.data, train, cfg.trainer.batch_size, cfg.seed)
-        examples = Examples(batches, ItemEvaluationSet(run.data, val), len(val))
+        examples = Examples(training_set(run, train), ItemEvaluationSet(run.data, val), len(val))
         make_trainer(run, cfg, stop, stage, examples, logger).fit()
         send_results(run, logger)
         weights = run.folder.weights_file("autoencoder")
         logger.artifact("tokenizer", "model", weights, {"data": train.split.fingerprint}, [])
+
+
+def training_set(run: Run, loader: ItemLoader) -> ItemTrainingSet | BucketedTrainingSet:
+    """Training items of one shape, or of the shapes that data.buckets has."""
+    size, seed = run.cfg.trainer.batch_size, run.cfg.seed
+    if not getattr(run.data, "buckets", None):
+        return ItemTrainingSet(run.data, loader, size, seed)
+    assert isinstance(run.data, Folder)
+    assert isinstance(loader.split, FolderSplit)
+    batches = BucketedTrainingSet(run.data, loader.split, size, seed, run.device)
+    for note in batches.notes():
+        log.info("%s", note)
+    return batches
 
 
 def train_prior(run: Run, tokenizer: TrainedModel, stop: StopRequest) -> None:
