@@ -11,7 +11,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_leaves, tree_map
 
 from vqvae.errors import UserError
 
@@ -136,16 +140,104 @@ def rows_of_rank(global_size: int, parts: int = 1) -> Tensor:
 
 
 def wrap(network: nn.Module) -> nn.Module:
-    """Wrap a network for training: DistributedDataParallel under torchrun, else the network itself.
+    """Wrap a network for training: DistributedDataParallel under torchrun, else, or if it is sharded, the network itself.
 
     DDP does not synchronize buffers, because ours are computed from all-reduced values and are equal already.
     """
-    if world_size() == 1 or not any(p.requires_grad for p in network.parameters()):
+    alone = world_size() == 1 or isinstance(network, FSDPModule)
+    if alone or not any(p.requires_grad for p in network.parameters()):
         return network
     unused = getattr(network, "has_unused_parameters", False)
     with warnings.catch_warnings():  # torch 2.15 has another name for it, which older ones do not know
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         return DistributedDataParallel(network, broadcast_buffers=False, find_unused_parameters=unused)
+
+
+# ---- networks whose weights are shared out (FSDP2). Their parameters, gradients and moments are DTensors.
+
+
+def shard(network: nn.Module) -> None:
+    """Share a network out among the ranks, in place: each keeps a part of every weight, its gradient and its moments.
+
+    Blocks (networks/blocks.py) are gathered one at a time while they compute. What `stays_whole` (quantizers) is on every rank
+    as it was: see `average_gradients`.
+    """
+    whole = {p for m in network.modules() if getattr(m, "stays_whole", False) for p in m.parameters()}
+    before = dict(network.named_parameters())
+    for parameter in before.values():
+        parameter.data = parameter.data.contiguous()  # FSDP2 takes no others
+    mesh = init_device_mesh(device().type, (world_size(),))
+    units = [m for m in network.modules() if getattr(m, "is_unit", False) and not whole.intersection(m.parameters())]
+    for unit in [*reversed(units), network]:  # inner ones first
+        fully_shard(unit, mesh=mesh, ignored_params=whole)
+    for name, parameter in network.named_parameters():
+        vars(parameter).update(vars(before[name]))  # what optimizers read of it
+    if hasattr(network, "sample"):  # it may be the first that is called
+        register_fsdp_forward_method(network, "sample")
+
+
+def gather_weights(network: nn.Module) -> None:
+    """Let every rank have all weights of a sharded network until `release_weights`: ranks may evaluate different batches."""
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            module.set_reshard_after_forward(False, recurse=False)
+            module.unshard()
+
+
+def release_weights(network: nn.Module) -> None:
+    """Go back to parts of weights."""
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            module.set_reshard_after_forward(module is not network, recurse=False)
+            module.reshard()
+
+
+def average_gradients(network: nn.Module) -> None:
+    """Average over ranks the gradients of what stays whole in a sharded network; the others are averaged already."""
+    if isinstance(network, FSDPModule):
+        own = [p.grad for p in network.parameters() if p.grad is not None and not isinstance(p, DTensor)]
+        for gradient, total in zip(own, all_reduce_sum(own)):
+            gradient.copy_(total / world_size())
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    return isinstance(tensor, DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a sharded tensor that this rank keeps, in the same memory; another tensor as it is."""
+    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor  # type: ignore[attr-defined]
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """All of a sharded tensor, on every rank; another tensor as it is."""
+    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor  # type: ignore[attr-defined]
+
+
+def part_of(whole: Any, like: Tensor) -> Any:
+    """What this rank keeps of a whole tensor, if `like` is sharded. What is no tensor of its shape stays as it is.
+
+    In the layout in memory of `like`, because fused optimizers trust that moments have that of their weights.
+    """
+    if not isinstance(whole, Tensor) or isinstance(whole, DTensor) or whole.shape != like.shape:
+        return whole
+    if isinstance(like, DTensor):
+        placed = whole.to(like.device).contiguous()
+        return distribute_tensor(placed, like.device_mesh, like.placements, src_data_rank=None)
+    same = whole.stride() == like.stride()
+    return whole if same else torch.empty_like(like, dtype=whole.dtype, device=whole.device).copy_(whole)
+
+
+def whole_state(state: Any) -> Any:
+    """A tree in which rank 0 has the whole of each sharded tensor, on the CPU, and other ranks have no values of it."""
+
+    def whole(leaf: Any) -> Any:
+        if not isinstance(leaf, DTensor):
+            return leaf
+        full = gathered(leaf)
+        return full.cpu() if is_main() else full.to("meta")
+
+    return tree_map(whole, state) if any(isinstance(leaf, DTensor) for leaf in tree_leaves(state)) else state
 
 
 @contextmanager

@@ -77,6 +77,7 @@ class Block(nn.Module, ABC):
     arXiv 1604.06174): less memory, about a third more time, the same bits.
     """
 
+    is_unit = True  # of networks that are shared out among ranks: read by distributed.shard
     recomputed = False
     draws = False  # True if `compute` draws random numbers, which must be the same again
 

@@ -76,6 +76,7 @@ class Quantizer(nn.Module):
     Raises UserError for sizes below 1 or above 2^18 (split larger vocabularies into several maps).
     """
 
+    stays_whole: bool = True  # where networks are shared out among ranks: read by distributed.shard
     init_vectors: int = 0
     outermost_because: str | None = None  # why it cannot be part of another quantizer
     trains_encoder: bool = True  # whether the output passes a gradient on; random projection does not

@@ -90,6 +90,11 @@ def check_settings(node: Any, prefix: str, train_size: int | None) -> None:
 def check_adversary(run: Run) -> None:
     """Raises UserError, naming the key, for what does not fit in how the adversary is trained."""
     node, settings = run.cfg.adversary, build(run.cfg.trainer, "trainer")
+    if settings.sharding == "fsdp":
+        raise UserError(
+            "trainer.sharding=fsdp does not go with an adversary, because its weight needs the gradient of a single layer: "
+            "take trainer.sharding=none"
+        )
     build(node.schedule, "adversary.schedule")
     check_optimizer(node.optimizer, "adversary.")
     steps = settings.total_steps(run.known.count("train"))

@@ -18,7 +18,7 @@ MANY_ALIKE = 4
 FREE_KEYS = re.compile(
     r"^(run_dir|stages|search_sweeps|device|allow_targets|logger|evaluation|report|(model|prior)\.gradient_checkpointing"
     r"|data\.(root|path|urls|val_urls|resident|workers|cache_dir|most_unreadable|most_pixels|show)"
-    r"|(prior\.)?trainer\.(max_time_minutes|on_nonfinite|max_skipped_steps|eval_batch_size|accumulation|compile|cuda_graph"
+    r"|(prior\.)?trainer\.(max_time_minutes|on_nonfinite|max_skipped_steps|eval_batch_size|accumulation|compile|cuda_graph|sharding"
     r"|(log|eval|preview|checkpoint)_every_steps))(\.|$)"
 )
 LENGTHS = re.compile(

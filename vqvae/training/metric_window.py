@@ -74,7 +74,8 @@ class MetricWindow:
         return None if good else "is no window of metrics: its sums do not go with its names"
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        device = self.counted.device
         self.names, sums, self.counted, self.steps = (state[k] for k in ("names", "sums", "counted", "steps"))
         if sums.ndim == 2:  # version 0.1 saved the mean of the ranks
             sums = sums[distributed.rank()] if len(sums) == distributed.world_size() else sums.mean(0)
-        self.sums = sums
+        self.sums, self.counted = sums.to(device), self.counted.to(device)

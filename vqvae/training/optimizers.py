@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vqvae import distributed
 from vqvae.devices.graphs import captures_on
 from vqvae.metrics.registry import figure
 from vqvae.ranges import LessThanOne, NonNegativeFloat, checked
@@ -36,8 +37,8 @@ def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
     ordered = [p for p, last in zip(trained, small) if not last] + [p for p, last in zip(trained, small) if last]
     kept = {p for p, what in marks.items() if what in EXEMPT} | {p for p in trained if getattr(p, "is_factor", False)}
     decays = {id(p): not last and p not in kept for p, last in zip(trained, small)}
-    runs = itertools.groupby(ordered, key=lambda p: decays[id(p)])
-    return [{"params": list(run)} if decay else {"params": list(run), "weight_decay": 0.0} for decay, run in runs]
+    runs = itertools.groupby(ordered, key=lambda p: (decays[id(p)], distributed.is_sharded(p)))  # no mixed groups
+    return [{"params": list(run)} if decay else {"params": list(run), "weight_decay": 0.0} for (decay, _), run in runs]
 
 
 def marks_of_modules(network: nn.Module) -> dict[nn.Parameter, str]:
@@ -65,7 +66,12 @@ def load_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Non
         for name, part in optimizer.parts.items():
             load_moments(part, state[name])
     else:
-        optimizer.load_state_dict({**state, "param_groups": optimizer.state_dict()["param_groups"]})
+        own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        moments = {
+            index: {name: distributed.part_of(value, own[index]) for name, value in of_one.items()}
+            for index, of_one in state["state"].items()
+        }
+        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 class LearningRate:
@@ -88,10 +94,14 @@ class LearningRate:
 
 def gradient_norm(network: nn.Module, clip_norm: float | None) -> Tensor:
     """Norm (0-d) of the whole gradient of a network, which is then clipped to `clip_norm`."""
-    parameters = [p for p in network.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    moved = [p for p in network.parameters() if p.grad is not None]
+    kinds = [kind for sharded in (False, True) if (kind := [p for p in moved if distributed.is_sharded(p) is sharded])]
+    gradients = [[p.grad for p in kind if p.grad is not None] for kind in kinds] or [[]]
+    norms = [distributed.gathered(nn.utils.get_total_norm(kind)) for kind in gradients]
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     if clip_norm is not None:
-        nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+        for kind in kinds:
+            nn.utils.clip_grads_with_norm_(kind, clip_norm, norm)
     return norm
 
 
@@ -183,7 +193,8 @@ class Muon(torch.optim.Optimizer):
                 skipped = torch.zeros((), device=weight.device) if self.found_inf is None else self.found_inf
                 buffer = muon.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
                 average = buffer.lerp(weight.grad, 1 - momentum)
-                move = orthogonal(weight.grad.lerp(average, momentum), group).float()
+                whole = distributed.gathered(weight.grad.lerp(average, momentum))
+                move = distributed.part_of(orthogonal(whole, group).float(), weight)
                 speed = -lr * (0.2 * math.sqrt(max(weight.shape)))  # as far as AdamW would move it
                 new = weight * (1 - lr * group["weight_decay"])
                 new = new.addcmul_(move, speed) if isinstance(lr, Tensor) else new.add_(move, alpha=speed)

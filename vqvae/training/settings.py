@@ -25,7 +25,8 @@ class TrainerConfig:
     on_nonfinite: stop or skip, where a loss or its gradient is not finite; with skip, a run ends when more than
     `max_skipped_steps` were. compile: auto compiles the networks on CUDA in runs of
     `COMPILE_FROM` steps or more, which win the time back. cuda_graph: auto replays steps as CUDA graphs where one process
-    trains on CUDA. Raises UserError for values out of range.
+    trains on CUDA. sharding: fsdp shares out a network's weights, gradients and moments among processes, where one card does
+    not hold them (tested on CPUs with gloo, not run on NCCL). Raises UserError for values out of range.
     """
 
     steps: PositiveInt | None
@@ -47,12 +48,18 @@ class TrainerConfig:
     on_nonfinite: Literal["stop", "skip"]
     max_skipped_steps: NonNegativeInt
     cuda_graph: Literal["auto", "off"] = "auto"
+    sharding: Literal["none", "fsdp"] = "none"
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
             raise UserError(f"set steps or epochs, and the other to null; got steps={self.steps}, epochs={self.epochs}")
         if self.early_stop_evals is not None and self.eval_every_steps == 0:
             raise UserError(f"early_stop_evals={self.early_stop_evals} needs eval_every_steps above 0")
+        if self.sharding == "fsdp" and distributed.world_size() == 1:
+            raise UserError(
+                "sharding=fsdp shares out a network among processes, and there is one alone: start several with torchrun, "
+                "or take sharding=none"
+            )
         if self.batch_size % (self.accumulation * distributed.world_size()):
             raise UserError(
                 f"batch_size={self.batch_size} does not divide by accumulation={self.accumulation} x "

@@ -41,4 +41,4 @@ class SkippedSteps:
         return {"count": self.count, "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.count, self.steps = state["count"], state["steps"]
+        self.count, self.steps = (state[key].to(self.step.device) for key in ("count", "steps"))

@@ -72,7 +72,13 @@ class TrainingStep:
             network.to(self.device)
             if config.channels_last:
                 to_channels_last(network)
-        self.trained = {name: [p for p in n.parameters() if p.requires_grad] for name, n in stage.networks.items()}
+            if config.sharding == "fsdp":
+                distributed.shard(network)
+        # What a loss moves. A sharded network is the only one of its stage, and autograd does not see its parts of weights.
+        self.trained = {
+            name: None if config.sharding == "fsdp" else [p for p in n.parameters() if p.requires_grad]
+            for name, n in stage.networks.items()
+        }
         self.optimizers = {name: updates[name].optimizer(parameter_groups(n)) for name, n in stage.networks.items()}
         self.base_lr = {name: o.param_groups[0]["lr"] for name, o in self.optimizers.items()}
         self.lr = {name: LearningRate(optimizer, self.device) for name, optimizer in self.optimizers.items()}
@@ -149,8 +155,10 @@ class TrainingStep:
         for name, network in self.stage.networks.items():
             norm = torch.zeros((), device=self.device)
             if name in names:
+                distributed.average_gradients(network)
                 if self.loss_scale is not None:
-                    self.loss_scale.unscale(p.grad for p in network.parameters() if p.grad is not None)
+                    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+                    self.loss_scale.unscale(map(distributed.local, gradients))
                 norm = gradient_norm(network, self.config.clip_grad_norm)
                 applied = applied & torch.isfinite(norm)
             self.window.add({self.figure("grad_norm", name): norm})

@@ -208,12 +208,13 @@ class Trainer(TrainingStep):
     def result(self, step: int) -> dict[str, Any]:
         """The (averaged) weights, for later stages."""
         with self.evaluating():
-            networks = {name: copy.deepcopy(network.state_dict()) for name, network in self.stage.networks.items()}
-        return {"step": step, "networks": networks}
+            networks = {name: network.state_dict() for name, network in self.stage.networks.items()}
+            return {"step": step, "networks": copy.deepcopy(distributed.whole_state(networks))}
 
     def save(self, step: int, pending: Sequence[str]) -> None:
         """Write the checkpoint from which a later start continues bit-identically, beginning with `pending`."""
-        checkpoint.save_step(self.checkpoints, step, self.state(step, pending), KEEP_CHECKPOINTS)
+        state = distributed.whole_state(self.state(step, pending))
+        checkpoint.save_step(self.checkpoints, step, state, KEEP_CHECKPOINTS)
 
     def state(self, step: int, pending: Sequence[str]) -> dict[str, Any]:
         return {
@@ -238,7 +239,8 @@ class Trainer(TrainingStep):
         """Load the newest good checkpoint. Returns its step (0 if there is none) and what is left to do after it."""
         moments = {name: moments_form(own, self.updates[name].optimizer) for name, own in self.optimizers.items()}
         form = checkpoint_form(self.state(0, []), self.steps, EXTRAS, moments)
-        state = checkpoint.load_newest(self.checkpoints, form, self.device)
+        place = "cpu" if self.config.sharding == "fsdp" else self.device  # whole, it may be too large for the device
+        state = checkpoint.load_newest(self.checkpoints, form, place)
         if state is None:
             return 0, []
         self.load(rename_checkpoint(state, self.logger.stage))
@@ -248,7 +250,8 @@ class Trainer(TrainingStep):
     def load(self, state: dict[str, Any]) -> None:
         """Take up what `state` gives."""
         for name, network in self.stage.networks.items():
-            network.load_state_dict(state["networks"][name])
+            own = network.state_dict()
+            network.load_state_dict({k: distributed.part_of(v, own[k]) for k, v in state["networks"][name].items()})
             load_moments(self.optimizers[name], state["optimizers"][name])
         if self.average is not None:
             self.average.load(state["average"])
@@ -264,17 +267,18 @@ class Trainer(TrainingStep):
 
     def finish(self, step: int) -> None:
         """Write the stage's result: its last weights, or those of its best step if the stage or an early stop asks for them."""
+        result = self.result(step)
         if distributed.is_main():
             best = checkpoint.find(self.checkpoints, "best")
             kept = None
             if best and (self.stage.keeps_best or self.config.early_stop_evals):
-                kept = checkpoint.load(best[-1], needed=(form := form_of(self.result(step))))
+                kept = checkpoint.load(best[-1], needed=(form := form_of(result)))
                 if said := mistake(kept, form):
                     raise UserError(
                         f"{best[-1]} does not hold this run's best weights: {said}; remove it to end without it"
                     )
             own = kept is not None and kept["step"] == self.best.get("step")  # not one whose evaluation was lost
-            checkpoint.save(self.logger.folder, "weights", kept if kept and own else self.result(step))
+            checkpoint.save(self.logger.folder, "weights", kept if kept and own else result)
         distributed.barrier()
 
     def evaluating(self) -> Evaluating:

@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
+from vqvae import distributed
+
 
 class WeightAverage:
     """average <- decay_t average + (1 - decay_t) weights, decay_t = min(decay, (1 + step) / (10 + step)).
@@ -29,27 +31,34 @@ class WeightAverage:
 
         Replaced rows are copied, not averaged.
         """
-        moves = torch._foreach_sub(self.live, self.weights)
+        weights = [distributed.local(one) for one in self.weights]
+        moves = torch._foreach_sub([distributed.local(one) for one in self.live], weights)
         torch._foreach_mul_(moves, applied * self.share)
-        torch._foreach_add_(self.weights, moves)
+        torch._foreach_add_(weights, moves)
         for average, live in zip(self.weights, self.live):
             if isinstance(live, nn.Parameter) and live in replaced:
                 average.copy_(torch.where(replaced[live].view(-1, *[1] * (live.ndim - 1)), live, average))
 
     def swap(self) -> None:
-        """Exchanges the networks' weights with the average, without copying."""
+        """Exchanges the networks' weights with the average, without copying if they are not sharded."""
         for index, live in enumerate(self.live):
-            live.data, self.weights[index] = self.weights[index], live.data
+            if distributed.is_sharded(live):  # its place is known to others
+                own, average = distributed.local(live), distributed.local(self.weights[index])
+                kept = own.clone()
+                own.copy_(average)
+                average.copy_(kept)
+            else:
+                live.data, self.weights[index] = self.weights[index], live.data
 
     @torch.no_grad()
     def load(self, weights: list[Tensor]) -> None:
         """Takes up the average of a checkpoint."""
         for average, saved in zip(self.weights, weights, strict=True):
-            average.copy_(saved)
+            average.copy_(distributed.part_of(saved, average))
 
 
 class Evaluating(AbstractContextManager[None]):
-    """For the length of a `with`: networks in eval mode, with their averaged weights where there are any."""
+    """For the length of a `with`: networks in eval mode, whole, with their averaged weights where there are any."""
 
     def __init__(self, networks: dict[str, nn.Module], average: WeightAverage | None) -> None:
         self.networks, self.average = networks, average
@@ -59,8 +68,12 @@ class Evaluating(AbstractContextManager[None]):
             network.eval()
         if self.average is not None:
             self.average.swap()
+        for network in self.networks.values():
+            distributed.gather_weights(network)
 
     def __exit__(self, *exception: object) -> None:
+        for network in self.networks.values():
+            distributed.release_weights(network)
         if self.average is not None:
             self.average.swap()
         for network in self.networks.values():
