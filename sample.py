@@ -52,8 +52,8 @@ def run_mode(cfg: Any) -> None:
     run = Run(RunFolder.load(cfg.run_dir, settings["allow_targets"], places=settings["data"]))
     if settings["n"] is None and settings["folder"] is None:
         settings["n"] = COUNTS[cfg.mode]
-        if cfg["class"] == "all" and cfg.mode == "generate" and run.data.class_names:
-            settings["n"] = 8 * len(run.data.class_names)  # whole rows
+        if cfg["class"] == "all" and cfg.mode == "generate" and run.class_names:
+            settings["n"] = 8 * len(run.class_names)  # whole rows
     out = Path(cfg.out) if cfg.out else run.folder.path / "samples" / folder_name(settings, typed)
     with logging_redirect_tqdm():
         mode = reconstruct_originals if settings["size"] == "original" else modes[cfg.mode]

@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from omegaconf import open_dict
+
 from vqvae.config.compose import check_train, resolve
 from vqvae.config.program import entry_point, typed_overrides, without_places
 from vqvae.config.sweep import in_sweep
@@ -79,12 +81,18 @@ def adopt_config(cfg: Any, overrides: list[str]) -> None:
     if other.weights_file("autoencoder") is None:
         raise UserError(f"tokenizer={cfg.tokenizer} has no finished autoencoder")
     brought = ("data", "model", "quantizer", "loss", "adversary")
+    added = [override for override in overrides if override.startswith("++data.")]  # what conditions of the prior need
+    own = {key: cfg.data[key] for key in (one.removeprefix("++data.").partition("=")[0] for one in added)}
     for override in overrides:
+        if override in added:
+            continue
         group = override.lstrip("+~").split("=")[0].split(".")[0].split("/")[0]
         if group in brought:
             raise UserError(f"{override} does not go with tokenizer={cfg.tokenizer}, which brings its own; drop it")
     for key in brought:
         cfg[key] = other.config[key]
+    with open_dict(cfg):
+        cfg.data.update(own)
 
 
 if __name__ == "__main__":

@@ -84,8 +84,7 @@ def through(
     code: (rows, weights (batch, K), the right digits (batch,)) -> the digits (batch,); known: the right maps, None where they
     are to be found.
     """
-    device = prior.classes.weight.device
-    labels = torch.full((batch,), -1, device=device)
+    device, labels = prior.device, prior.classes.no_labels(batch)
     maps = [torch.zeros(batch, *shape, dtype=torch.int64, device=device) for shape in prior.code_shapes]
     for m, network in enumerate(prior.networks):
         flat = maps[m].view(batch, -1)
@@ -112,7 +111,7 @@ def weights_of(logits: Tensor) -> np.ndarray:
 
 def ideal_bits(prior: AutoregressivePrior, codes: list[Tensor]) -> float:
     """-log2 p of all codes, without classes: what no coder can go below."""
-    labels = torch.full((len(codes[0]),), -1, device=prior.classes.weight.device)
+    labels = prior.classes.no_labels(len(codes[0]))
     return float(sum(batch_nats(prior, codes, labels))) / float(np.log(2))
 
 

@@ -26,6 +26,7 @@ GROUPS = [
 TOP_LEVEL = [*SETTINGS, *GROUPS]
 PRIOR_SETTINGS: dict[str, Any] = {
     "flip": bool,
+    "conditions": list[str] | dict[str, float] | None,
     "class_dropout": LessThanOne,
     "label_smoothing": LessThanOne,
     "guidance": NonNegativeFloat,

@@ -29,6 +29,7 @@ from vqvae.shipped.runs import with_shipped
 from vqvae.surroundings.terminal import PrintableFormatter, printable
 
 PLACES = ("data.root=", "data.path=", "data.urls=", "data.val_urls=", "data.most_unreadable=", "data.most_pixels=")
+CONDITIONS = ("data.vectors=", "data.attributes=")
 RANK_0_SPEAKS_SECONDS = 3
 
 
@@ -86,11 +87,16 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
 
 
 def with_places(arguments: list[str]) -> list[str]:
-    """Arguments of train.py in which a run that goes on takes keys of its own data, which those of the default data are not."""
+    """Arguments of train.py in which a run that goes on takes keys of its own data, which those of the default data are not.
+
+    A run with the tokenizer of another takes keys of its data that conditions of the prior need.
+    """
+    if any(argument.startswith("tokenizer=") for argument in arguments):
+        return [f"++{argument}" if argument.startswith(CONDITIONS) else argument for argument in arguments]
     folders = values_of("run_dir", arguments)
     if not folders or not (Path(folders[-1]) / "config.yaml").is_file():
         return arguments
-    if any(argument.startswith(("data=", "experiment=", "tokenizer=")) for argument in arguments):
+    if any(argument.startswith(("data=", "experiment=")) for argument in arguments):
         return arguments
     return [f"++{argument}" if argument.startswith(PLACES) else argument for argument in arguments]
 

@@ -110,7 +110,10 @@ def rename_keys(config: dict[str, Any]) -> dict[str, Any]:
         config = {**config, "data": {**EARLIER_DATA.get(str(data.get("_target_")), {}), **data}}
     prior = config.get("prior")
     if isinstance(prior, dict):
-        config = {**config, "prior": {"head": dict(EARLIER_HEAD), "gradient_checkpointing": False, **prior}}
+        config = {
+            **config,
+            "prior": {"head": dict(EARLIER_HEAD), "gradient_checkpointing": False, "conditions": None, **prior},
+        }
     earlier = {
         "device": "auto",
         "train": "all",
@@ -127,7 +130,7 @@ def rename_export(config: dict[str, Any]) -> dict[str, Any]:
     if isinstance(loss, dict) and "_target_" in loss:
         config = {**config, "head": {**split_loss(loss)["head"], "variance": loss.get("variance")}}
     if "network" in config:  # of a prior
-        config = {"head": dict(EARLIER_HEAD), **config}
+        config = {"head": dict(EARLIER_HEAD), "conditions": None, **config}
     return {"fit": "crop", "levels": None, **rename_keys(config)}
 
 

@@ -16,7 +16,7 @@ from vqvae.errors import UserError
 
 # Keys whose values are texts, such as paths, and no numbers or lists.
 TEXTS = re.compile(
-    r"\+{0,2}(run_dir|tokenizer|init_from|out|in|image|mask|folder|class|reference|(evaluation\.)?backbone_file"
+    r"\+{0,2}(condition\.[^=]+|run_dir|tokenizer|init_from|out|in|image|mask|folder|class|reference|(evaluation\.)?backbone_file"
     r"|data\.(root|path|urls|val_urls|cache_dir|listing)|[\w.]+\.file)"
 )
 # Settings of Hydra that name a folder for the run, which is named otherwise here.
@@ -38,6 +38,8 @@ def as_hydra_reads(arguments: list[str]) -> list[str]:
 
 
 def readable(argument: str, sweeps: bool) -> str:
+    if argument.startswith("condition."):
+        argument = f"++{argument}"  # its names are those of the run
     key, equals, value = argument.partition("=")
     if key == "stages" and value != "null" and re.fullmatch(r"\w+", value):
         return f"stages=[{value}]"

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vqvae.data.attributes import Attribute
 from vqvae.data.levels import Levels
 from vqvae.errors import UserError
 from vqvae.images import to_uint8, x_of
@@ -151,6 +152,13 @@ class Data(ABC):
     def whole(self, name: str) -> Whole:
         """All items that may belong to a split, in whose data set files may have been added."""
         return Whole(self.split(name), self.class_names, shared=False)
+
+    def attribute(self, name: str, split: Split) -> Attribute:
+        """What the items of a split have beside their class, by its name. Raises UserError where there is no such thing."""
+        raise UserError(
+            f"prior.conditions names {name}, and {type(self).__name__} brings no more than classes: data=table reads columns, "
+            "and data.vectors=... a file of vectors for data=table and data=folder"
+        )
 
     def facts(self) -> dict[str, Any]:
         """What was found in the files and holds for all items, as plain values, for `recall`."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vqvae import distributed
 from vqvae.data import arrays
+from vqvae.data.resident import mapped
 from vqvae.errors import UserError
 from vqvae.storage.files import digest, temporary_name, write_bytes
 
@@ -24,7 +25,8 @@ class CodeStore:
     """M code maps of n items and their labels, in a folder: header.json, codes_<m>.npy, labels.npy.
 
     Header: count, code_shapes, codebook_sizes, the fingerprints `tokenizer` and `data`, `flipped` if the items were mirrored,
-    and the SHA-256 of each file. Raises UserError if a file is missing or does not match the header.
+    `label_width` and the fingerprint `conditions` if labels are (n, label_width) float32 of several conditions, and the SHA-256
+    of each file. Raises UserError if a file is missing or does not match the header.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,7 +40,9 @@ class CodeStore:
             self._load(f"codes_{m}.npy", (len(self), *shape), smallest_dtype(size))
             for m, (shape, size) in enumerate(zip(self.code_shapes, self.codebook_sizes))
         ]
-        self.labels = torch.from_numpy(np.array(self._load("labels.npy", (len(self),), np.dtype(np.int64))))
+        shape, kind = shape_of_labels(self.header)
+        labels = self._load("labels.npy", (len(self), *shape), kind)
+        self.labels = mapped(labels) if shape else torch.from_numpy(np.array(labels))
 
     def __len__(self) -> int:
         return self.header["count"]
@@ -85,10 +89,11 @@ class CodeStore:
         assert isinstance(shapes, list)
         assert isinstance(sizes, list)
         names = [*(f"codes_{m}.npy" for m in range(len(shapes))), "labels.npy"]
-        kinds = [*map(smallest_dtype, sizes), np.dtype(np.int64)]
+        of_labels, kind_of_labels = shape_of_labels(header)
+        kinds = [*map(smallest_dtype, sizes), kind_of_labels]
         if distributed.is_main():
             temporary.mkdir(parents=True)
-            for name, kind, shape in zip(names, kinds, [*shapes, ()]):
+            for name, kind, shape in zip(names, kinds, [*shapes, of_labels]):
                 arrays.create(temporary / name, kind, (count, *shape))
         distributed.barrier()
         for indices, maps, labels in batches:
@@ -116,11 +121,18 @@ def read_header(file: Path) -> dict[str, Any]:
         and are_integers(sizes, 1, MOST_CODES)
         and len(shapes) == len(sizes) > 0
         and are_integers([header.get("count")], 0, 2**40)
+        and are_integers([header.get("label_width", 1)], 1, MOST_PLACES)
         and isinstance(header.get("sha256"), dict)
     )
     if not good:
         raise UserError(f"{file} does not describe maps of codes; delete {file.parent} to encode again")
     return header
+
+
+def shape_of_labels(header: dict[str, Any]) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape of an item's labels, and their type: of a class, or of several conditions."""
+    width = header.get("label_width")
+    return ((), np.dtype(np.int64)) if width is None else ((width,), np.dtype(np.float32))
 
 
 def are_integers(values: Any, low: int, high: int) -> bool:

@@ -19,7 +19,7 @@ VALIDATION, TRAINING = 0, 1  # the set that an example of an evaluation is from
 
 
 class CodeBatch(NamedTuple):
-    """codes: M maps (B, *s_m); labels (B,), -1 for no class; origin (B,): VALIDATION or TRAINING, in evaluation."""
+    """codes: M maps (B, *s_m); labels (B,), -1 for no class, or (B, F); origin (B,): VALIDATION or TRAINING, in evaluation."""
 
     codes: list[Tensor]
     labels: Tensor
@@ -102,7 +102,7 @@ class CodeEvaluationSet:
 def to_device(codes: list[Tensor], labels: Tensor, origin: int, device: torch.device) -> CodeBatch:
     """Batch of codes and labels from one set, on a device."""
     codes, labels = [send(m, device) for m in codes], send(labels, device)
-    return CodeBatch(codes, labels, torch.full_like(labels, origin))
+    return CodeBatch(codes, labels, torch.full((len(labels),), origin, device=device))
 
 
 def bits_of_uniform(codebook_sizes: list[int], code_shapes: list[tuple[int, ...]]) -> float:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vqvae.data import held_out
+from vqvae.data.attributes import Attribute, read_vectors
 from vqvae.data.base import Items, Split, Whole, fingerprint
 from vqvae.data.formats import open_image
 from vqvae.data.framing import TwoSides, as_setting
@@ -84,6 +85,8 @@ class Folder(ResizedImages):
     that are items, such as [.npy]; null: of all images that can be read, and of arrays where values are read as they are.
     buckets: heights and widths; the autoencoder is trained on each image in the one of the nearest proportions. All else sees
     `image_size`. See vqvae/data/buckets.py.
+    vectors: .npy files (items, W) below the folder that paths are relative to, or absolute: one, which is called `vector`, or
+    name -> file. Rows are in the order of the table, or of all paths sorted.
     """
 
     root: str
@@ -92,6 +95,7 @@ class Folder(ResizedImages):
     pages: Literal["first", "all"] = "first"
     suffixes: list[str] | None = None
     buckets: Buckets = None
+    vectors: str | dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,6 +122,37 @@ class Folder(ResizedImages):
             raise UserError(f"data.root={self.root} is not a folder; name the folder that holds the images")
         without = self.recalled.get("class_names") == []
         return Layout(path, self.splits, "off" if without else self.classes, self.item_suffixes)
+
+    @property
+    def vector_files(self) -> dict[str, str]:
+        """Name -> file of vectors."""
+        return {"vector": self.vectors} if isinstance(self.vectors, str) else self.vectors or {}
+
+    def attribute(self, name: str, split: Split) -> Attribute:
+        if name not in self.vector_files:
+            found = f"; data.vectors has {', '.join(self.vector_files)}" if self.vector_files else ""
+            raise UserError(
+                f"prior.conditions names {name}, and data.vectors brings no such vectors{found}; data=table reads columns, too"
+            )
+        if name not in self._vectors:
+            file = self.layout.root / expanduser(self.vector_files[name])
+            key = f"data.vectors={self.vector_files[name]} (below {self.layout.root})"
+            self._vectors[name] = read_vectors(file, key, len(self._rows))
+        return Attribute(self._vectors[name], self.rows_of(split))
+
+    def rows_of(self, split: Split) -> np.ndarray:
+        """Rows (n,) of a split's items in the table, or among all sorted paths."""
+        assert isinstance(split, FolderSplit)
+        return np.array([self._rows[split.root, file] for file in split.files])
+
+    @cached_property
+    def _rows(self) -> dict[tuple[Path, str], int]:
+        return self.layout.rows()
+
+    @cached_property
+    def _vectors(self) -> dict[str, np.ndarray]:
+        """Vectors that were read."""
+        return {}
 
     def found_class_names(self) -> list[str]:
         return self.layout.class_names

@@ -38,6 +38,10 @@ class Listing(ABC):
         """Class number of each item, -1 for one without a class."""
 
     @abstractmethod
+    def rows(self) -> dict[tuple[Path, str], int]:
+        """Root and file of every item -> its row in a file of vectors."""
+
+    @abstractmethod
     def notes(self) -> list[str]:
         """What was understood, and what was left out, in sentences."""
 
@@ -93,6 +97,12 @@ class Layout(Listing):
         """Class number of each item, -1 for one in none of the class folders."""
         index = {name: number for number, name in enumerate(self.class_names)}
         return [index.get(file.split("/")[0], -1) if "/" in file else -1 for file in tree.files]
+
+    def rows(self) -> dict[tuple[Path, str], int]:
+        """Root and file of every item -> its row in a file of vectors: all splits, sorted by their paths below `root`."""
+        found = [(folder, file) for split, folder in self.folders.items() for file in self.tree(split).files]
+        order = sorted(found, key=lambda one: (one[0].relative_to(self.root) / one[1]).as_posix())
+        return {one: row for row, one in enumerate(order)}
 
     def notes(self) -> list[str]:
         """Which folders are splits, and what was left out, in sentences."""

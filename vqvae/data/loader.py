@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Iterable, Iterator
@@ -82,6 +83,7 @@ class ItemLoader:
         self.split, self.workers, self.device = split, data.workers, device
         self.most_unreadable = data.most_unreadable
         self.unreadable: set[int] = set()
+        self.used = torch.arange(len(split))  # item that is read for each, where one cannot be
         self.images: Tensor | None = None
         shape = (data.channels, *data.read_size)
         self.item_type = data.item_type
@@ -117,6 +119,13 @@ class ItemLoader:
     def items(self, inputs: Tensor) -> Tensor:
         """Items of `inputs`: (b, C, *R)."""
         return inputs if self.images is None or inputs.dtype == self.item_type else self.images[inputs]
+
+    def numbered(self) -> ItemLoader:
+        """The same items, with their numbers in the split for labels: those of the items that are read in their place."""
+        other = copy.copy(self)
+        other.split = copy.copy(self.split)
+        other.split.labels = self.used
+        return other
 
     def variance(self, most: int = 20_000) -> float:
         """Variance over all values in [-1, 1]; of `most` items in a fixed random order if there are more."""
@@ -193,7 +202,7 @@ class ItemLoader:
         self._report(known or {})
         used = torch.from_numpy(np.array(arrays.read(cache.used, np.dtype(np.int64), (count,))))
         array = arrays.read(cache.images, NUMPY_TYPES[self.item_type], (count, *shape))
-        self.split.labels = self.split.labels[used]
+        self.split.labels, self.used = self.split.labels[used], used
         return mapped(array) if self.place == "disk" else torch.from_numpy(np.array(array))
 
     def _known(self, cache: Cache) -> dict[int, str] | None:

@@ -12,6 +12,8 @@ from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
+from vqvae.data.attributes import Attribute, Kind, read_column
+from vqvae.data.base import Split
 from vqvae.data.folder import Folder
 from vqvae.data.layout import NAMES, Listing
 from vqvae.data.tree import Tree
@@ -20,6 +22,7 @@ from vqvae.ranges import checked
 from vqvae.surroundings.terminal import printable
 
 Row = dict[str, Any]
+MOST_NAMED = 20  # columns in a message
 
 
 @checked
@@ -29,11 +32,14 @@ class Table(Folder):
 
     path, label, split: names of the columns. Without a column of labels there are no classes; without one of splits, a share is
     held out. `splits`: split -> the word for it in its column; null: the usual ones, in any case. classes=off: no labels.
+    attributes: kinds of further columns that prior.conditions names, where they are not what they look like: numbers if all
+    their values are, else categories.
     """
 
     path: str = "path"
     label: str = "label"
     split_column: str = "split"
+    attributes: dict[str, Kind] | None = None
 
     @cached_property
     def layout(self) -> TableListing:
@@ -44,6 +50,25 @@ class Table(Folder):
         without = self.classes == "off" or self.recalled.get("class_names") == []
         columns = {"path": self.path, "label": None if without else self.label, "split": self.split_column}
         return TableListing(file, columns, self.splits)
+
+    def attribute(self, name: str, split: Split) -> Attribute:
+        if name in self.vector_files or self.layout.has(name):
+            if name in self.vector_files and self.layout.has(name):
+                raise UserError(
+                    f"{name} is a column of {self.root}, and data.vectors too: data.vectors={{<a name>: ...}} names it"
+                )
+            return super().attribute(name, split) if name in self.vector_files else self._column(name, split)
+        raise self.layout.no_column(name, "prior.conditions")
+
+    def _column(self, name: str, split: Split) -> Attribute:
+        kinds = self.attributes or {}
+        for other in kinds:
+            if not self.layout.has(other):
+                raise self.layout.no_column(other, "data.attributes")
+        values = read_column(
+            self.layout.column(name), kinds.get(name), lambda row: f"{self.root}, row {row + 1}: {name}"
+        )
+        return Attribute(values, self.rows_of(split))
 
 
 class TableListing(Listing):
@@ -62,11 +87,9 @@ class TableListing(Listing):
         rows = list(rows_of(file))
         if not rows:
             raise UserError(f"{file} has no rows")
+        self.names = [str(name) for name in {name: None for row in rows for name in row if name is not None}]
         if columns["path"] not in rows[0]:
-            known = ", ".join(map(printable, list(rows[0])[:8]))
-            raise UserError(
-                f"{file} has no column {columns['path']}; its columns are {known}: name one by data.path=..."
-            )
+            raise self.no_column(str(columns["path"]), "data.path")
         self.labels_of: dict[str, str | None] = {}
         self.files: dict[str, list[str]] = {}
         for number, row in enumerate(rows, 1):
@@ -91,6 +114,25 @@ class TableListing(Listing):
     def numbers(self, tree: Tree) -> list[int]:
         index: dict[str | None, int] = {name: number for number, name in enumerate(self.class_names)}
         return [index.get(self.labels_of[file], -1) for file in tree.files]
+
+    def rows(self) -> dict[tuple[Path, str], int]:
+        """Root and file of every item -> its row, from 0: in the table, and in a file of vectors."""
+        return {(self.root, path): row for row, path in enumerate(self.labels_of)}
+
+    def has(self, name: str) -> bool:
+        """True for a column that is an attribute: further than path, class and split."""
+        return name in self.names and name not in self.columns.values()
+
+    def column(self, name: str) -> list[Any]:
+        """The values of all rows, None where there is none."""
+        return [row.get(name) for row in rows_of(self.file)]
+
+    def no_column(self, name: str, key: str) -> UserError:
+        """The error of a setting that names a column which is not there."""
+        known = ", ".join(map(printable, self.names[:MOST_NAMED])) + ", ..." * (len(self.names) > MOST_NAMED)
+        if name in self.names and name == self.columns["label"]:
+            return UserError(f"{key} names {name}, the column of the classes: as a condition it is called class")
+        return UserError(f"{self.file} has no column {printable(name)}; its columns are {known}: name one by {key}=...")
 
     def notes(self) -> list[str]:
         counts = ", ".join(f"{len(files):,} {split}" for split, files in self.files.items())

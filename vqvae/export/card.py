@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from vqvae.inference.trained_model import TrainedModel
+from vqvae.priors.conditions import CLASS
 from vqvae.report.contents import all_figures, read_json
 from vqvae.report.pictures import read_png
 from vqvae.run.folder import STAGES
@@ -60,6 +61,8 @@ def about(trained: TrainedModel) -> str:
     if trained.prior is not None:
         count = sum(parameter.numel() for parameter in trained.prior.parameters())
         said.append(f"Its prior is a {type(trained.prior).__name__} of {count:,} parameters.")
+        if trained.prior.conditions is not None:
+            said.append(f"Its conditions: {safe(str(trained.prior.conditions))}.")
     if data.class_names:
         said.append(f"Classes: {', '.join(map(safe, data.class_names[:20]))}{', ...' * (len(data.class_names) > 20)}.")
     return " ".join(said)
@@ -70,8 +73,11 @@ def loading(trained: TrainedModel, name: str) -> str:
     lines = ["import vqvae", "", f"model = vqvae.load({json.dumps(name)})"]
     lines += ["codes = model.encode(x)  # x (B, C, *S) in [-1, 1]", "x_hat = model.decode(codes)"]
     if trained.prior is not None:
-        labels = ", labels=[0] * 16" if trained.data.class_names else ""
-        lines += [f"items = model.sample(seeds=range(16){labels})"]
+        asked = ", labels=[0] * 16" if trained.sampled_classes else ""
+        each = [] if trained.prior.conditions is None else trained.prior.conditions.each
+        values = {one.name: one.values[0] for one in each if one.values and one.name != CLASS}
+        asked += f", conditions={json.dumps(values)}" if values else ""
+        lines += [f"items = model.sample(seeds=range(16){asked})"]
     return "\n".join(["```python", *lines, "```"])
 
 

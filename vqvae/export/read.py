@@ -23,6 +23,7 @@ from vqvae.inference.trained_model import TrainedModel
 from vqvae.losses.heads import Head
 from vqvae.model import VQVAE
 from vqvae.priors.base import Prior
+from vqvae.priors.conditions import Conditions
 from vqvae.priors.digits import Digits
 from vqvae.priors.sampling import Sampling
 from vqvae.storage import checkpoint
@@ -52,6 +53,7 @@ KEYS: dict[str, dict[str, Any]] = {
         "head": dict,
         "guidance": float,
         "guidable": bool,
+        "conditions": list | None,
     },
 }
 
@@ -82,9 +84,19 @@ def load_export(path: str | Path, device: str | torch.device, allow_targets: Seq
         codes = {"code_shapes": trained.code_shapes, "digits": digits}
         prior = construct("network", config["network"], Prior, allowed, **codes, num_classes=len(class_names))
         head.check(prior.masks)
+        if config["conditions"] is not None:
+            prior.condition_on(conditions_in(folder, config["conditions"]))
         trained.prior = fill(prior, read_weights(folder, "prior", config), folder / "prior.safetensors")
         trained.sampling, trained.guidable = Sampling(guidance=config["guidance"]), config["guidable"]
     return trained.to(device)
+
+
+def conditions_in(folder: Path, listed: Any) -> Conditions:
+    """`conditions` of a prior's config. Raises UserError for what are none."""
+    try:
+        return Conditions.of_plain(listed)
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG}: prior.conditions is not what an export has there: {error}") from error
 
 
 def levels_of(values: dict[str, Any] | None) -> Levels | None:

@@ -112,6 +112,7 @@ def prior_config(run: Run, trained: TrainedModel) -> dict[str, Any]:
         "tokenizer": trained.fingerprint,
         "guidance": float(trained.sampling.guidance),
         "guidable": trained.guidable,
+        "conditions": None if trained.prior is None or (own := trained.prior.conditions) is None else own.plain(),
         "network": plain(run.cfg)["prior"]["network"],
         "head": plain(run.cfg)["prior"]["head"],
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, Literal
 
@@ -18,13 +18,13 @@ from vqvae.inference.inputs import (
     DataInfo,
     Picture,
     as_input,
-    as_labels,
     as_seeds,
     as_sides,
     check_model_codes,
     check_sweeps,
     named_device,
 )
+from vqvae.inference.labels import Labels, labels_for
 from vqvae.inference.search import check_places, search
 from vqvae.inference.tiles import in_tiles
 from vqvae.losses.heads import Head
@@ -93,6 +93,12 @@ class TrainedModel:
         return self.data.class_names
 
     @property
+    def sampled_classes(self) -> list[str]:
+        """Names of the classes that samples can be of: none where the prior has other conditions alone."""
+        conditions = None if self.prior is None else self.prior.conditions
+        return self.class_names if conditions is None else conditions.class_names
+
+    @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
@@ -152,21 +158,25 @@ class TrainedModel:
     def sample(
         self,
         seeds: Sequence[int],
-        labels: Sequence[int | str] | Tensor | None = None,
+        labels: Labels = None,
         *,
+        conditions: Mapping[str, Any] | None = None,
         known: Known | None = None,
         on_progress: OnProgress | None = None,
         **settings: Any,
     ) -> Tensor:
         """Draw one item per seed -> (n, C, *S) in [-1, 1], on the CPU. Arguments as in `sample_codes`."""
-        codes = self.sample_codes(seeds, labels, known=known, on_progress=on_progress, **settings)
+        codes = self.sample_codes(
+            seeds, labels, conditions=conditions, known=known, on_progress=on_progress, **settings
+        )
         return self.in_chunks(lambda maps: [self.decode(maps)], codes)[0]
 
     def sample_codes(
         self,
         seeds: Sequence[int],
-        labels: Sequence[int | str] | Tensor | None = None,
+        labels: Labels = None,
         *,
+        conditions: Mapping[str, Any] | None = None,
         known: Known | None = None,
         on_progress: OnProgress | None = None,
         **settings: Any,
@@ -175,19 +185,24 @@ class TrainedModel:
 
         Sample i depends on seed i, label i and the i-th known codes alone.
 
-        labels: class names or numbers, -1 or None for no class. known: codes to keep. on_progress: called with the codes and
-        the masks of those that are drawn, for the first chunk of samples. settings: fields of vqvae.priors.sampling.Sampling
+        labels: class names or numbers, -1 or None for no class. conditions: of a prior with more than the class, name -> a
+        value for all samples or one each, such as {"colour": "red", "vector": array (W,) or (n, W), or its .npy file}; others
+        are not given. known: codes to keep. on_progress: called with the codes and the masks of those that are drawn, for
+        the first chunk of samples. settings: fields of vqvae.priors.sampling.Sampling
         that differ from the model's own, such as temperature=0.9 or guidance=1.
         Raises UserError without a prior, for unknown settings, and for values out of range.
         """
-        drawn = list(self.draw_chunks(seeds, labels, known=known, on_progress=on_progress, **settings))
+        drawn = list(
+            self.draw_chunks(seeds, labels, conditions=conditions, known=known, on_progress=on_progress, **settings)
+        )
         return [torch.cat(maps) for maps in zip(*drawn)]
 
     def draw_chunks(
         self,
         seeds: Sequence[int],
-        labels: Sequence[int | str] | Tensor | None = None,
+        labels: Labels = None,
         *,
+        conditions: Mapping[str, Any] | None = None,
         known: Known | None = None,
         on_progress: OnProgress | None = None,
         **settings: Any,
@@ -197,7 +212,7 @@ class TrainedModel:
             raise UserError("this model has no prior: train one, and load or export the run when it is finished")
         sampling = self.sampling_with(settings)
         seeds = as_seeds(seeds)
-        chosen = as_labels(labels, self.class_names, len(seeds)).to(self.device)
+        chosen = labels_for(self.prior, self.class_names, len(seeds), labels, conditions or {}).to(self.device)
         size = sampling.chunk or self.prior.samples_at_a_time
         starts = range(0, len(seeds), size)
         total = len(starts) * self.prior.codes_per_sample
@@ -219,7 +234,7 @@ class TrainedModel:
         if unknown := sorted(set(settings) - set(names)):
             raise UserError(f"{unknown[0]} is not a setting of sampling; {suggest(unknown[0], names)}")
         sampling = replace(self.sampling, **settings)
-        if sampling.guided and not self.class_names:
+        if sampling.guided and not self.class_names and (self.prior is None or self.prior.conditions is None):
             raise UserError(f"guidance={sampling.guidance} needs classes, and this model's data has none")
         if sampling.guided and not self.guidable:
             raise UserError(

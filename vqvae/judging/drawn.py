@@ -77,8 +77,8 @@ class DrawnSamples:
         distributed.barrier()
 
     def labels(self, seeds: Tensor) -> Tensor:
-        """Seeds (n,) -> the class of each (n,), -1 without classes."""
-        classes = len(self.trained.class_names)
+        """Seeds (n,) -> the class of each (n,), -1 where samples have none."""
+        classes = len(self.trained.sampled_classes)
         return seeds % classes if classes else torch.full_like(seeds, -1)
 
     def batches(self, chunk: int) -> Iterator[ItemBatch]:

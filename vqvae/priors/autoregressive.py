@@ -91,7 +91,7 @@ class AutoregressivePrior(Prior):
 
     def guesses(self, m: int, way: Way, size: int) -> Callable[[Any], Any]:
         """`guess` of map m for `size` samples, some rounds of it as a graph where there are graphs."""
-        if captures_on(self.classes.weight.device):
+        if captures_on(self.device):
             return partial(graphs_of(self), (AutoregressivePrior.guess, (m, way, GUESSES_IN_A_GRAPH), size))
         return partial(self.guess, (m, way, 1))
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vqvae.devices.graphs import Graphs, captures_on
 from vqvae.errors import UserError
 from vqvae.networks.blocks import conv
+from vqvae.priors.conditions import ClassVectors, Conditions, ConditionVectors, nothing
 from vqvae.priors.sampling import Drawing, Known, OnProgress, Sampling, Way, uniform_noise
 from vqvae.ranges import PositiveInt, checked
 
@@ -138,6 +139,8 @@ class Prior(nn.Module, ABC):
     decided_by_host: tuple[
         str, ...
     ] = ()  # of them, those that look at values to know how to go on: no graph of a chunk
+    classes: ClassVectors | ConditionVectors  # of labels
+    conditions: Conditions | None  # what labels hold; None: the class alone
     networks: Sequence[
         nn.Module
     ]  # one a map, coarse to fine, with the `embedding` of its codes where they are its inputs
@@ -157,7 +160,8 @@ class Prior(nn.Module, ABC):
         self.digits, self.codebook_sizes = digits, [math.prod(of_map) for of_map in digits]  # K of each map
         self.num_classes = num_classes
         self.codes_per_sample = sum(math.prod(shape) for shape in self.code_shapes)
-        self.classes = nn.Embedding(num_classes + 1, width)  # the last is "no class"
+        self.width, self.conditions = width, None
+        self.classes = ClassVectors(num_classes + 1, width)
         self.positions = nn.ModuleList(Positions(shape, width) for shape in self.code_shapes)
         self.contexts = nn.ModuleList(
             ContextNetwork(len(shape), self.codebook_sizes[:m], width) for m, shape in enumerate(self.code_shapes) if m
@@ -167,6 +171,14 @@ class Prior(nn.Module, ABC):
             network(of_map, shape) for of_map, shape in zip(digits, self.code_shapes)
         )
 
+    def condition_on(self, conditions: Conditions) -> None:
+        """Take labels (B, F) of several conditions in place of the class alone, before weights are trained or loaded."""
+        self.conditions, self.classes = conditions, ConditionVectors(conditions, self.width)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
     @property
     def samples_at_a_time(self) -> int:
         """Samples are drawn in padded chunks of this size, so that none depends on how many are asked for.
@@ -175,7 +187,7 @@ class Prior(nn.Module, ABC):
         where padding would cost the most. On a GPU, where a small chunk takes as long as a large one, up to 1,024, as long as
         a GiB holds the logits of all codes at once.
         """
-        if self.classes.weight.device.type != "cuda":
+        if self.device.type != "cuda":
             return min(64, max(16, 16384 // self.codes_per_sample))
         logits = sum(math.prod(shape) * max(of_map) for shape, of_map in zip(self.code_shapes, self.digits))
         return max(16, min(1024, 2**18 // self.codes_per_sample, 2**28 // logits))
@@ -185,8 +197,8 @@ class Prior(nn.Module, ABC):
         return None
 
     def condition(self, m: int, coarser: list[Tensor], labels: Tensor) -> Tensor:
-        """Maps before m, labels (B,), -1 for no class -> (B, width, *s_m)."""
-        vector = self.classes(labels.masked_fill(labels < 0, self.num_classes))  # (B, width)
+        """Maps before m, labels (B,), -1 for no class, or (B, F) -> (B, width, *s_m)."""
+        vector = self.classes(labels)  # (B, width)
         field = self.positions[m]()[None]  # (1, width, *s_m)
         if m:
             field = field + self.contexts[m - 1](coarser[:m], self.code_shapes[m])  # (B, width, *s_m)
@@ -211,10 +223,10 @@ class Prior(nn.Module, ABC):
                     table.weight[: len(centered)] = centered / spread @ projection  # (K, width)
 
     def sampling_condition(self, m: int, codes: list[Tensor], labels: Tensor, way: Way) -> Tensor:
-        """`condition` of a chunk that is drawn; where it is guided 2 B, with the class and then without."""
+        """`condition` of a chunk that is drawn; where it is guided 2 B, with labels and then without."""
         if not way.guided:
             return self.condition(m, codes[:m], labels)
-        asked = torch.cat([labels, torch.full_like(labels, -1)])
+        asked = torch.cat([labels, nothing(labels)])
         return self.condition(m, [torch.cat([maps, maps]) for maps in codes[:m]], asked)
 
     @abstractmethod
@@ -235,7 +247,7 @@ class Prior(nn.Module, ABC):
         known: Known | None = None,
         on_progress: OnProgress | None = None,
     ) -> list[Tensor]:
-        """Draws one set of maps per seed, from float32 logits; labels (n,) int64, -1 for no class.
+        """Draws one set of maps per seed, from float32 logits; labels (n,) int64, -1 for no class, or (n, F) of conditions.
 
         -> M maps (n, *s_m). Sample i depends on seed i, label i, the i-th known codes and `sampling` alone. `on_progress` is
         called as codes are drawn, chunk by chunk. Raises UserError for a method that this prior does not have, and for
@@ -243,7 +255,7 @@ class Prior(nn.Module, ABC):
         """
         if sampling.method is not None and sampling.method not in self.methods:
             raise UserError(f"method must be one of {', '.join(self.methods)} for this prior, got {sampling.method!r}")
-        if sampling.guided and not self.num_classes:
+        if sampling.guided and not self.num_classes and self.conditions is None:
             raise UserError(f"guidance={sampling.guidance} needs a prior that was trained with classes")
         chunks = []
         known_maps = () if known is None else (known.codes, known.kept)
@@ -288,5 +300,5 @@ class Prior(nn.Module, ABC):
         """Start of sampling: M maps (B, *s_m) of codes to be filled in, the known ones in their places, and masks of those."""
         if known is not None:
             return [m.clone() for m in known.codes], [m.clone() for m in known.kept]
-        codes = [labels.new_zeros(len(labels), *shape) for shape in self.code_shapes]
+        codes = [labels.new_zeros(len(labels), *shape, dtype=torch.int64) for shape in self.code_shapes]
         return codes, [torch.zeros_like(m, dtype=torch.bool) for m in codes]

@@ -13,6 +13,7 @@ from vqvae.errors import UserError
 from vqvae.networks.attention import angles_of
 from vqvae.networks.blocks import Dropout
 from vqvae.priors.base import Prior, Scored
+from vqvae.priors.conditions import nothing
 from vqvae.priors.heads import CodeSampler, Head
 from vqvae.priors.sampling import Drawing, Known, OnProgress
 from vqvae.priors.transformer import Block, make_blocks, over_past
@@ -89,17 +90,13 @@ class Delayed(Prior):
 
     def hidden(self, codes: list[Tensor], labels: Tensor) -> list[Tensor]:
         """M maps (B, *s), labels (B,) -> M hidden states (B, width, *s), each of the codes of earlier steps."""
-        style, flats = self.style(labels), [m.flatten(1) for m in codes]
+        style, flats = self.classes(labels), [m.flatten(1) for m in codes]
         x = self.dropout(self.inputs(flats, slice(0, self.steps), style))  # (B, steps, width)
         for block in self.blocks:
             x = block(x, style, self.angles, over_past)
         x = self.norm(x).transpose(1, 2)  # (B, width, steps)
         spans = [x[:, :, m : m + self.codes_per_map] for m in range(len(codes))]
         return [span.unflatten(2, shape) for span, shape in zip(spans, self.code_shapes)]
-
-    def style(self, labels: Tensor) -> Tensor:
-        """Labels (B,), -1 for no class -> (B, width)."""
-        return self.classes(labels.masked_fill(labels < 0, self.num_classes))
 
     def inputs(self, flats: list[Tensor], span: slice, style: Tensor) -> Tensor:
         """Maps M x (B, N), style (B, width) -> the input of the steps in `span` (B, n, width).
@@ -126,7 +123,7 @@ class Delayed(Prior):
             CodeSampler(drawing, noises[m], progress + m / self.steps, flat.clone(), mark.clone() if known else None)
             for m, (flat, mark) in enumerate(zip(flats, marks))
         ]
-        asked = torch.cat([labels, torch.full_like(labels, -1)]) if drawing.way.guided else labels
+        asked = torch.cat([labels, nothing(labels)]) if drawing.way.guided else labels
         states = Uncached(self, asked) if drawing.way.method == "uncached" else Cached(self, asked)
         for step in range(self.steps):
             hidden = states.at(step, [flat.repeat(len(asked) // len(labels), 1) for flat in flats])  # (copies B, width)
@@ -145,7 +142,7 @@ class Cached:
     """The state of one step after another, of labels (B,), by keys and values of the steps before."""
 
     def __init__(self, prior: Delayed, labels: Tensor) -> None:
-        self.prior, self.style = prior, prior.style(labels)
+        self.prior, self.style = prior, prior.classes(labels)
         self.modulations = [block.modulation(self.style) for block in prior.blocks]
         heads, width = prior.blocks[0].heads, self.style.shape[1]
         self.keys, self.values = (

@@ -13,6 +13,7 @@ from vqvae.errors import UserError
 from vqvae.networks.attention import angles_of
 from vqvae.networks.blocks import Dropout, attend
 from vqvae.priors.base import Prior, Scored, to_grid
+from vqvae.priors.conditions import nothing
 from vqvae.priors.heads import CodeSampler, Head
 from vqvae.priors.sampling import Drawing, Known, OnProgress, Way
 from vqvae.priors.transformer import Block, make_blocks
@@ -101,7 +102,7 @@ class NextScale(Prior):
 
     def style(self, labels: Tensor) -> Tensor:
         """Labels (B,) -> the class, which modulates the norms of all blocks (B, width)."""
-        return self.classes(labels.masked_fill(labels < 0, self.num_classes))
+        return self.classes(labels)
 
     def sample_chunk(
         self, noise: Tensor, labels: Tensor, drawing: Drawing, known: Known | None, on_progress: OnProgress | None
@@ -121,12 +122,12 @@ class NextScale(Prior):
 
     def with_cache(self, codes: list[Tensor], labels: Tensor, way: Way) -> Iterator[Tensor]:
         """Hidden states (copies B, width, *s_m) of one scale after another, whose codes are then filled in."""
-        asked = torch.cat([labels, torch.full_like(labels, -1)]) if way.guided else labels
+        asked = torch.cat([labels, nothing(labels)]) if way.guided else labels
         style = self.style(asked)
         modulations = [block.modulation(style) for block in self.blocks]
-        heads, width = self.blocks[0].heads, self.classes.weight.shape[1]
+        heads, width = self.blocks[0].heads, self.width
         shape = (2, len(asked), heads, self.codes_per_sample, width // heads)  # keys and values
-        caches = [self.classes.weight.new_empty(shape) for _ in self.blocks]
+        caches = [self.norm.weight.new_empty(shape) for _ in self.blocks]
         for m, (a, b) in enumerate(pairwise(self.ends)):
             x = as_rows(self.sampling_condition(m, codes, labels, way))  # (copies B, N_m, width)
             for block, modulation, (keys, values) in zip(self.blocks, modulations, caches):
@@ -137,7 +138,7 @@ class NextScale(Prior):
     def without_cache(self, codes: list[Tensor], labels: Tensor, way: Way) -> Iterator[Tensor]:
         """The same from the whole transformer for each scale."""
         for m in range(len(codes)):
-            copies = [labels, torch.full_like(labels, -1)] if way.guided else [labels]
+            copies = [labels, nothing(labels)] if way.guided else [labels]
             yield self.hidden([one.repeat(len(copies), *[1] * (one.ndim - 1)) for one in codes], torch.cat(copies))[m]
 
 

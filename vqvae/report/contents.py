@@ -180,7 +180,7 @@ def figures_in(about: dict[str, Any]) -> list[Figure]:
 
 def add_pictures(run: Run, found: Contents) -> None:
     """Samples by class; and where reconstructions or samples are missing, the last previews of training."""
-    sheet, names = read_png(run.folder.path / "samples.png"), run.data.class_names[:10]
+    sheet, names = read_png(run.folder.path / "samples.png"), run.sample_rows()[0]
     if sheet is not None:
         rows = names or [f"seeds {SAMPLES_PER_CLASS * row} .." for row in range(4)]
         found.samples = [(row[:LONGEST], Picture(one)) for row, one in zip(rows, strips(sheet, len(rows)))]

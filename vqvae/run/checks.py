@@ -42,6 +42,7 @@ def check_run(run: Run) -> dict[str, nn.Module]:
         run.folder.weights("autoencoder")
     build(run.cfg.logger, "logger").check()
     check_data(run, bool(model.codebook_sizes))
+    run.conditions.found()
     trains = {stage: run.folder.weights_file(stage) is None for stage in STAGES}
     trains["autoencoder"] &= run.cfg.tokenizer is None
     check_settings(run.cfg, "", run.known.count("train") if trains["autoencoder"] else None)
@@ -71,7 +72,11 @@ def needs_data(run: Run, has_codes: bool) -> bool:
     folder, source = run.folder, run.folder.source
     trains = [stage for stage in run.cfg.stages if folder.weights_file(stage) is None]
     stores = (["train", *(["train_flipped"] if run.cfg.prior.flip else [])] if "prior" in trains else []) + ["val"]
-    made = all((source / "codes" / store / "header.json").is_file() for store in stores) or not has_codes
+    if run.conditions.rates is not None and run.conditions.recorded() is None:
+        return True
+    made = (
+        all((source / "codes" / run.store_name(store) / "header.json").is_file() for store in stores) or not has_codes
+    )
     trains_items = "autoencoder" in trains and source == folder.path
     return run.known.record is None or trains_items or run.cfg.search_sweeps > 0 or bool(folder.longer) or not made
 

@@ -30,6 +30,8 @@ def first_lines(run: Run, networks: dict[str, nn.Module]) -> list[str]:
     data = f"data: {type(run.data).__name__}, {counts} items of {size}{classes(run)}"
     lines = [data if run.data.class_names else wrapped(data)]
     lines += [f"data: {note}" for note in run.known.notes()]
+    if (conditions := run.conditions.found()) is not None:
+        lines.append(f"prior: conditions are {printable(str(conditions))}")
     model = networks["model"]
     assert isinstance(model, VQVAE)
     lines.append(wrapped(f"model: {parameters(model)}, {codes(run, model)}"))

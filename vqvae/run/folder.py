@@ -40,6 +40,7 @@ from vqvae.storage.forms import form_of
 log = logging.getLogger(__name__)
 STAGES = ("autoencoder", "prior")
 NETWORKS = {"autoencoder": "model", "prior": "prior"}  # the network that a stage leaves
+CONDITIONS = "conditions.json"  # what the prior's labels hold: see conditions.py
 INITIAL = "initial"  # name of the weights that a stage starts from, with init_from
 
 
@@ -201,7 +202,7 @@ class RunFolder:
             files += [file for stage in STAGES for file in checkpoint.find(self.stage(stage), INITIAL)]
             files += [self.stage(stage) / "wandb_id" for stage in STAGES]
         if self.replaces or not any(map(self.has_begun, STAGES)):  # of data that may have been corrected
-            files += [*checkpoint.find(self.path, "variance"), self.path / RECORD]
+            files += [*checkpoint.find(self.path, "variance"), self.path / RECORD, self.path / CONDITIONS]
         if "autoencoder" in stages:
             for header in self.path.glob("codes/*/header.json"):
                 shutil.rmtree(header.parent)

@@ -79,7 +79,7 @@ def time(figures: dict[str, Any]) -> str:
 def next_command(run: Run, figures: dict[str, Any]) -> str:
     """Samples where there is a prior; a prior where there are codes; else reconstructions."""
     if "prior/bits_per_code_uniform" in figures:
-        program, own = "sample.py", ["class=all"] if run.data.class_names else []
+        program, own = "sample.py", ["class=all"] if run.class_names else []
     elif "codebook/perplexity_0" in figures:
         program, own = "train.py", ["stages=prior"]
     else:

@@ -175,14 +175,14 @@ def store_counts(store: CodeStore) -> list[Tensor]:
 
 
 def draw_samples(run: Run, trained: TrainedModel) -> None:
-    """Draw samples of the finished prior into samples.png, one row per class.
+    """Draw samples of the finished prior into samples.png, one row per class, or per value of its first category.
 
     Data that is not images of 8 bits is also written to samples/<class>.<suffix>, one item per class; without classes, one
     per row.
     """
-    names = run.data.class_names[:10]
+    names, labels_of_rows = run.sample_rows()
     count = SAMPLES_PER_CLASS * (len(names) or 4)
-    labels = torch.arange(len(names)).repeat_interleave(SAMPLES_PER_CLASS) if names else None
+    labels = labels_of_rows.repeat_interleave(SAMPLES_PER_CLASS, dim=0) if names else None
     items = run.data.to_items(trained.sample(range(count), labels))
     captions = Captions(
         rows=names or [f"from seed {row * SAMPLES_PER_CLASS}" for row in range(count // SAMPLES_PER_CLASS)]

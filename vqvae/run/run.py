@@ -33,6 +33,7 @@ from vqvae.networks.blocks import recompute
 from vqvae.priors.base import Prior
 from vqvae.priors.digits import Digits
 from vqvae.priors.sampling import Sampling
+from vqvae.run.conditions import KnownConditions, sample_rows
 from vqvae.run.encoding import encode
 from vqvae.run.folder import RunFolder
 from vqvae.run.known_data import KnownData
@@ -51,6 +52,7 @@ class Run:
         self.folder, self.cfg, self.device = folder, folder.config, distributed.device()
         self.known = KnownData(folder)
         self.data: Data = self.known.data
+        self.conditions = KnownConditions(folder, self.known)
         self._loaders: dict[str, ItemLoader] = {}
 
     def split(self, name: str) -> Split:
@@ -131,7 +133,7 @@ class Run:
         """A finished autoencoder with the finished prior."""
         trained = copy.copy(tokenizer)
         trained.prior, trained.sampling = self.prior(trained.model), self.sampling()
-        trained.guidable = bool(self.data.class_names and self.cfg.prior.class_dropout)
+        trained.guidable = self.guidable
         return trained
 
     def new_prior(self, model: VQVAE) -> Prior:
@@ -145,22 +147,39 @@ class Run:
             num_classes=len(self.data.class_names),
         )
         head.check(prior.masks)
+        if (conditions := self.conditions.found()) is not None:
+            prior.condition_on(conditions)
         recompute(prior, self.cfg.prior.gradient_checkpointing)
         return prior
 
     def prior_stage(self, prior: Prior, tokenizer: TrainedModel) -> PriorStage:
         """Prior stage, which previews samples decoded by `tokenizer`."""
-        node, names = self.cfg.prior, self.data.class_names
+        node, names, rates = self.cfg.prior, self.data.class_names, self.conditions.rates or {}
 
         def draw(codes: list[Tensor]) -> Tensor:
             return self.data.picture_of(tokenizer.decode(codes))
 
-        return PriorStage(prior, draw, self.sampling(), node.class_dropout, node.label_smoothing, names)
+        shares = node.class_dropout, node.label_smoothing
+        return PriorStage(prior, draw, self.sampling(), *shares, names, list(rates.values()))
 
     def sampling(self) -> Sampling:
         """Default sampling; guided if trained with class dropout."""
-        node = self.cfg.prior
-        return Sampling(guidance=node.guidance if self.data.class_names and node.class_dropout else 1.0)
+        return Sampling(guidance=self.cfg.prior.guidance if self.guidable else 1.0)
+
+    @property
+    def guidable(self) -> bool:
+        """True if the prior learns codes with and without conditions."""
+        return bool((self.data.class_names or self.conditions.rates) and self.cfg.prior.class_dropout)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes that samples can be of."""
+        conditions = self.conditions.found()
+        return self.data.class_names if conditions is None else conditions.class_names
+
+    def sample_rows(self, most: int = 10) -> tuple[list[str], Tensor]:
+        """Captions and labels of the rows of samples.png: see `conditions.sample_rows`."""
+        return sample_rows(self.conditions.found(), self.data.class_names, most)
 
     def prior(self, model: VQVAE) -> Prior:
         """Finished prior. Raises UserError if it is not finished."""
@@ -169,12 +188,19 @@ class Run:
         checkpoint.load_weights(prior, state, self.folder.stage("prior"))
         return prior.to(self.device).eval()
 
+    def store_name(self, split: str, flipped: bool = False) -> str:
+        """Folder of the codes of a split below `codes`: another one for other conditions, whose labels are others."""
+        conditions = self.conditions.found()
+        name = f"{split}_flipped" if flipped else split
+        return name if conditions is None else f"{name}-{conditions.fingerprint}"
+
     def code_store(self, tokenizer: TrainedModel, split: str, flipped: bool = False) -> CodeStore:
         """Codes of a split, or of its mirrored items, encoded now unless that was done before.
 
         Raises UserError for a store that does not fit.
         """
-        path = self.folder.codes(f"{split}_flipped" if flipped else split)
+        path = self.folder.codes(self.store_name(split, flipped))
+        conditions = self.conditions.found()
         header: dict[str, Any] = {
             "code_shapes": tokenizer.code_shapes,
             "codebook_sizes": tokenizer.codebook_sizes,
@@ -182,12 +208,26 @@ class Run:
             "data": self.known.fingerprint(split),
             **({"flipped": True} if flipped else {}),
         }
+        if conditions is not None:
+            header |= {"label_width": sum(conditions.widths), "conditions": conditions.fingerprint}
         if not path.is_dir():
             loader = self.loader(split)
             with locked(self.folder.path):
-                CodeStore.write(path, header, len(loader), encode(tokenizer, loader, self.data.size, flipped))
+                batches = encode(
+                    tokenizer, loader if conditions is None else loader.numbered(), self.data.size, flipped
+                )
+                if conditions is not None:
+                    labels = self.conditions.labels(loader.split)
+                    batches = ((indices, maps, labels(items)) for indices, maps, items in batches)
+                CodeStore.write(path, header, len(loader), batches)
         store = CodeStore(path)
         store.require(**header)
+        if conditions is not None:
+            try:
+                conditions.check(store.labels)
+            except UserError as error:
+                raise UserError(f"{path / 'labels.npy'} is damaged: {error}; delete {path} to encode again") from error
+            return store
         most = max(len(self.data.class_names) - 1, 0)
         if len(store) and not -1 <= int(store.labels.min()) <= int(store.labels.max()) <= most:
             raise UserError(f"{path / 'labels.npy'} has labels that are no class; delete {path} to encode again")

@@ -37,4 +37,5 @@ def start_run(cfg: Any, overrides: list[str], sweep_job: bool) -> Run:
     folder.adopt_tokenizer()
     folder.adopt_initial_weights()
     run.known.keep()
+    run.conditions.keep()
     return run

@@ -104,11 +104,12 @@ def send_results(run: Run, logger: Logger) -> None:
 
 def first_samples(run: Run, tokenizer: TrainedModel) -> Samples:
     """Draw the first samples of each class, those of samples.png."""
-    names = run.data.class_names[:10]
+    names, labels_of_rows = run.sample_rows()
     seeds = [row * SAMPLES_PER_CLASS + i for row in range(len(names) or 4) for i in range(SENT_PER_CLASS)]
-    labels = [seed // SAMPLES_PER_CLASS if names else -1 for seed in seeds]
+    rows = [seed // SAMPLES_PER_CLASS for seed in seeds]
+    labels = labels_of_rows[rows] if names else None
     images = run.data.picture(run.data.to_items(run.with_prior(tokenizer).sample(seeds, labels)))
-    return Samples(images, [names[label] if names else "" for label in labels], seeds)
+    return Samples(images, [names[row] if names else "" for row in rows], seeds)
 
 
 def load_initial_weights(run: Run, name: str, stage: Stage) -> None:

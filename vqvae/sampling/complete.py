@@ -13,7 +13,6 @@ from vqvae.data.waveforms import Sounds
 from vqvae.errors import UserError, suggest
 from vqvae.images import Captions
 from vqvae.priors.sampling import Known
-from vqvae.sampling.classes import choose_labels
 from vqvae.sampling.job import Job, paint
 from vqvae.sampling.sources import names_in, read_named
 from vqvae.surroundings.terminal import say
@@ -35,8 +34,8 @@ def complete(job: Job) -> None:
         raise UserError(f"mode=complete needs one {job.run.data.noun}, got image={settings['image']}")
     region = region_to_draw(job)
     original, label = read_named(job.run, names[0])
-    labels = choose_labels(settings["class"], job.run.data.class_names, job.seeds)
-    if settings["class"] is None and label >= 0:
+    labels = job.labels()
+    if settings["class"] is None and label >= 0 and job.class_names:
         labels = torch.full((n,), label)
     given = job.encode(job.x(original[None]))
     kept = kept_codes(region, given)

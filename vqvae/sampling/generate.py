@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from vqvae.images import Captions, write_gif
-from vqvae.sampling.classes import choose_labels
 from vqvae.sampling.frames import Frames, render
 from vqvae.sampling.job import MOST_SHOWN, Drawn, Job, join
 from vqvae.surroundings.terminal import say
@@ -23,8 +22,8 @@ def generate(job: Job) -> None:
 
     Samples are decoded and written while the next ones are drawn. Memory holds no more than three files' samples.
     """
-    settings, names, n = job.settings, job.run.data.class_names, job.settings["n"]
-    labels = choose_labels(settings["class"], names, job.seeds)
+    settings, names, n = job.settings, job.class_names, job.settings["n"]
+    labels = job.labels()
     frames = Frames(n) if settings["gif"] else None
     chosen, columns = shown_of(n, len(names) if settings["class"] == "all" else 0, settings["columns"])
     shown, files, start = [], [], 0
@@ -39,8 +38,9 @@ def generate(job: Job) -> None:
         assert pending is not None, "n is at least 1"
         files.append(pending.result())
     of_them = f" ({len(chosen):,} of them)" if len(chosen) < n else ""
-    classes = [names[label] if label >= 0 else "" for label in labels[chosen].tolist()]
-    note = f"{len(chosen):,} of {n:,} samples" if of_them else ""
+    classes = job.captions(labels[chosen])
+    asked = [f"{name} {value}" for name, value in job.conditions.items()]
+    note = "; ".join([*([f"{len(chosen):,} of {n:,} samples"] if of_them else []), *asked])
     by_rows = settings["class"] == "all" and names
     captions = (
         Captions(rows=classes[::columns], note=note) if by_rows else Captions(tiles=classes if names else (), note=note)
@@ -52,16 +52,16 @@ def generate(job: Job) -> None:
     say(f"items and codes: {files[0]}" + (f" .. {files[-1].name}" if len(files) > 1 else ""))
     if frames is not None:
         file = job.out / "progress.gif"
-        tiles = [names[label] for label in labels[: frames.count].tolist()] if names else []
+        tiles = job.captions(labels[: frames.count]) if names else []
         write_gif(file, render(frames, job, min(settings["columns"], frames.count), Captions(tiles=tiles)))
         say(f"how the first {frames.count} came about: {file}")
 
 
 def write(job: Job, start: int, labels: Tensor, items: Tensor, codes: list[Tensor]) -> Path:
     """Write the samples from number `start` on; returns the file of all."""
-    names, seeds = job.run.data.class_names, job.seeds[start : start + len(items)]
+    seeds = job.seeds[start : start + len(items)]
     if job.writes_singles:
-        classes = [f"_{names[label]}" if label >= 0 else "" for label in labels.tolist()]
+        classes = [f"_{name}" if name else "" for name in job.captions(labels)]
         job.write_singles([f"{seed:06d}{name}" for seed, name in zip(seeds, classes)], items)
     name = "samples.npz" if len(items) == job.settings["n"] else f"samples_{start:06d}.npz"
     maps = {f"codes_{m}": drawn for m, drawn in enumerate(codes)}

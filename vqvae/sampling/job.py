@@ -18,6 +18,7 @@ from vqvae.images import Captions, grid, rows_of, write_png, x_of
 from vqvae.inference.trained_model import TrainedModel
 from vqvae.priors.sampling import Known, OnProgress
 from vqvae.run.run import Run
+from vqvae.sampling.classes import choose_labels
 from vqvae.storage.files import path_part, write_bytes
 from vqvae.surroundings.terminal import counted
 
@@ -50,6 +51,27 @@ class Job:
         wanted = self.settings["singles"]
         return self.run.data.writes_singles if wanted is None else wanted
 
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes that samples can be of."""
+        return self.run.class_names
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """Conditions beside the class that this command asks for."""
+        return {name: value for name, value in self.settings["condition"].items() if value is not None}
+
+    def labels(self) -> Tensor:
+        """Class (n,) of each sample, -1 for none. Raises UserError for a class that samples cannot be of."""
+        wanted, own = self.settings["class"], self.run.conditions.found()
+        if wanted is not None and own is not None and not self.class_names:
+            raise UserError(f"class={wanted}: this prior knows no class, its conditions are {', '.join(own.names)}")
+        return choose_labels(wanted, self.class_names, self.seeds)
+
+    def captions(self, labels: Tensor) -> list[str]:
+        """Name of the class of each label (b,); none without classes."""
+        return [self.class_names[label] if label >= 0 else "" for label in labels.tolist()]
+
     def draw(self, labels: Tensor, known: Known | None = None, on_progress: OnProgress | None = None) -> Drawn:
         """Draw from the prior with this command's settings -> items (n, C, *S), and their M code maps.
 
@@ -68,7 +90,8 @@ class Job:
                 f"tokenizer={path} run_dir=..., or choose mode=reconstruct or mode=interpolate"
             )
         settings = {key: self.settings[key] for key in SAMPLING_KEYS if self.settings[key] is not None}
-        for codes in self.trained.draw_chunks(self.seeds, labels, known=known, on_progress=on_progress, **settings):
+        settings |= {"conditions": self.conditions, "known": known, "on_progress": on_progress}
+        for codes in self.trained.draw_chunks(self.seeds, labels, **settings):
             yield self.decode(codes), codes
 
     def decode(self, codes: list[Tensor]) -> Tensor:

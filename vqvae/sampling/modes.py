@@ -15,6 +15,7 @@ COMMON = ("mode", "run_dir", "n", "out", "data", "device", "allow_targets")
 DRAWING = (
     "seed",
     "class",
+    "condition",
     "temperature",
     "top_k",
     "top_p",
@@ -45,6 +46,7 @@ TYPES: dict[
     "folder": str | None,
     "search": CountOrZero | None,
     "size": Literal["original"] | None,
+    "condition": dict[str, str | int | float | None],
     "guidance": NonNegativeFloat | None,
     "method": str | None,
     "steps": Count | None,
@@ -81,7 +83,9 @@ def folder_name(cfg: dict[str, Any], typed: Iterable[str]) -> str:
     parts += [f"seed{cfg['seed']}"] if "seed" in KEYS[mode] else []
     parts += [f"n{cfg['n']}"] if cfg["n"] is not None else []
     for key in KEYS[mode]:
-        if key in typed and key not in ("seed", "columns", "singles", "format", "gif"):
+        if key == "condition":
+            parts += [f"{name}-{plain_name(value)}{digest_of_files(value)}" for name, value in cfg[key].items()]
+        elif key in typed and key not in ("seed", "columns", "singles", "format", "gif"):
             dash = "" if fits(cfg[key], float) else "-"
             parts.append(f"{key}{dash}{plain_name(cfg[key])}{digest_of_files(cfg[key])}")
     return "_".join(parts)

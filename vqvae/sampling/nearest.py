@@ -15,7 +15,6 @@ from vqvae.data.items import center_crop
 from vqvae.images import Captions
 from vqvae.inference.trained_model import TrainedModel
 from vqvae.run.run import Run
-from vqvae.sampling.classes import choose_labels
 from vqvae.sampling.job import Job
 from vqvae.surroundings.terminal import say
 
@@ -46,7 +45,7 @@ class Neighbors:
 def nearest(job: Job) -> None:
     """Writes nearest.png and nearest.npz, and prints how samples and held-out images lie to the training images."""
     settings, run, trained = job.settings, job.run, job.trained
-    labels = choose_labels(settings["class"], run.data.class_names, job.seeds)
+    labels = job.labels()
     samples = Queries(*job.draw(labels))
     store = run.code_store(trained, "val")
     count = min(HELD_OUT, len(store))
@@ -60,7 +59,7 @@ def nearest(job: Job) -> None:
     values = "pixels" if noun == "image" else "values"
     shown = [samples.items[:, None], *(training_items(run, near.numbers[:n]) for near in neighbors.values())]
     tiles = torch.cat(shown, dim=1)  # (n, 1 + 2 k, C, *S)
-    names = [run.data.class_names[label] if label >= 0 else "" for label in labels.tolist()]
+    names = job.captions(labels)
     captions = Captions(
         rows=[f"seed {seed} {name}" for seed, name in zip(job.seeds, names)],
         columns=["sample", *(f"{by} {rank}" for by in neighbors for rank in range(1, NEIGHBORS + 1))],

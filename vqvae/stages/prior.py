@@ -60,9 +60,10 @@ class PriorStage(Stage):
 
     The loss is the prior's own; metrics are in bits of all codes, under the name that the prior gives them (`bits_name`).
     `draw` turns codes into images uint8 (B, 1 or 3, H, W), for previews, `sampling` how they are drawn.
-    class_dropout: share of examples whose class is hidden (label -1), so that the prior learns p(codes) beside
-    p(codes | class). label_smoothing: share of the loss that all codes have in equal parts. class_names: captions of
-    previews. Raises UserError for values out of range.
+    class_dropout: share of examples whose class is hidden (label -1), or all conditions at once, so that the prior learns
+    p(codes) beside p(codes | class). label_smoothing: share of the loss that all codes have in equal parts. class_names:
+    captions of previews. condition_dropout: of a prior of several conditions, the share of examples in which each is hidden by
+    itself. Raises UserError for values out of range.
     """
 
     keeps_best = True  # a prior overfits; its best validation step is the one to keep
@@ -75,9 +76,11 @@ class PriorStage(Stage):
         class_dropout: LessThanOne = 0.0,
         label_smoothing: LessThanOne = 0.0,
         class_names: Sequence[str] = (),
+        condition_dropout: Sequence[float] = (),
     ) -> None:
         self.prior, self.draw, self.sampling, self.class_names = prior, draw, sampling, class_names
-        self.class_dropout, self.label_smoothing = class_dropout, label_smoothing
+        self.class_dropout, self.condition_dropout = class_dropout, condition_dropout
+        self.label_smoothing = label_smoothing
         self.monitor, self.train_monitor = f"prior/{prior.bits_name}", f"prior/train_{prior.bits_name}"
         self.headline = (self.monitor, self.train_monitor)
         self.networks: dict[str, nn.Module] = {"prior": prior}
@@ -138,17 +141,36 @@ class PriorStage(Stage):
 
     def preview(self, batch: CodeBatch) -> dict[str, Tensor]:
         count = len(batch.labels)
-        columns = (count + 1) // 2  # each of one class
-        labels = torch.arange(count, device=batch.labels.device) % columns % max(1, self.prior.num_classes)
-        labels = labels if self.prior.num_classes else labels - 1
+        columns = (count + 1) // 2  # each of one class, or of one value of a condition
+        names, labels = self._shown(columns)
+        labels = labels.to(batch.labels.device)[torch.arange(count) % columns]
         drawn = self.draw(self.prior.sample(list(range(count)), labels, self.sampling))
-        names = [self.class_names[label] for label in labels[:columns].tolist()] if self.class_names else []
         rows = [drawn[:columns], drawn[columns:]] if count > 1 else [drawn]
         return {"samples": grid(rows, Captions(columns=names))}
 
+    def _shown(self, columns: int) -> tuple[list[str], Tensor]:
+        """Captions and labels of a preview's columns, whose first are repeated where there are more columns than labels."""
+        if self.prior.conditions is None:
+            every = torch.arange(self.prior.num_classes) if self.prior.num_classes else torch.full((1,), -1)
+            names = list(self.class_names)
+        else:
+            names, every = self.prior.conditions.examples(columns)
+            every = every if names else self.prior.classes.no_labels(1)
+        rows = torch.arange(columns) % len(every)
+        return [names[row] for row in rows.tolist()] if names else [], every[rows]
+
     def _hide_classes(self, labels: Tensor) -> Tensor:
-        """Sets labels (B,) to -1 with a share of `class_dropout`; drawn for the global batch, sliced by rank."""
-        if not self.class_dropout:
+        """Labels (B,) of which a share of `class_dropout` is -1; drawn for the global batch, sliced by rank.
+
+        Of labels (B, F), that share is without all conditions, and each condition is hidden by itself with its own share.
+        """
+        conditions, shares = self.prior.conditions, [self.class_dropout, *self.condition_dropout]
+        if not any(shares):
             return labels
-        own = distributed.draw_of_rank(lambda rows: torch.rand(rows, device=labels.device), len(labels))
-        return labels.masked_fill(own < self.class_dropout, -1)
+        if conditions is None:
+            own = distributed.draw_of_rank(lambda rows: torch.rand(rows, device=labels.device), len(labels))
+            return labels.masked_fill(own < self.class_dropout, -1)
+        own = distributed.draw_of_rank(lambda rows: torch.rand(rows, len(shares), device=labels.device), len(labels))
+        all_hidden = own[:, 0] < self.class_dropout  # (B,)
+        hidden = [all_hidden | (own[:, i] < share) for i, share in enumerate(self.condition_dropout, 1)]
+        return conditions.hide(labels, torch.stack(hidden, dim=1))
