@@ -12,7 +12,8 @@ from vqvae.config.build import build
 from vqvae.config.compose import choices, compose, resolve
 from vqvae.networks.blocks import recompute
 from vqvae.priors.autoregressive import AutoregressivePrior
-from vqvae.priors.base import ContextNetwork, Prior
+from vqvae.priors.base import Prior
+from vqvae.priors.context import ContextNetwork
 from vqvae.priors.pixelcnn import GatedPixelCNN
 from vqvae.priors.sampling import Known, Sampling
 

@@ -23,8 +23,9 @@ from vqvae import distributed
 from vqvae.data.code_store import CodeStore
 from vqvae.data.codes import CodeEvaluationSet, CodeTrainingSet
 from vqvae.priors.sampling import Sampling
+from vqvae.run.parts import build_model
 from vqvae.run.process import set_up_process
-from vqvae.run.run import Run, build_model
+from vqvae.run.run import Run
 from vqvae.run.train import make_trainer, open_log
 from vqvae.stages.prior import PriorStage
 from vqvae.training.hardware import RATE

@@ -25,8 +25,9 @@ from vqvae.config.compose import check_train, compose, plain, resolve
 from vqvae.data.items import ItemEvaluationSet, ItemTrainingSet
 from vqvae.devices.graphs import Graphs, captures_on
 from vqvae.run.folder import RunFolder
+from vqvae.run.parts import build_model
 from vqvae.run.process import set_up_process
-from vqvae.run.run import Run, build_model
+from vqvae.run.run import Run
 from vqvae.run.tables import table
 from vqvae.run.train import make_trainer, open_log, train_autoencoder
 from vqvae.storage import checkpoint

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from vqvae.errors import UserError
 from vqvae.networks.attention import angles_of
 from vqvae.networks.blocks import Dropout, attend
-from vqvae.priors.base import Prior, Scored, to_grid
+from vqvae.priors.base import Prior, Scored
 from vqvae.priors.conditions import nothing
+from vqvae.priors.context import to_grid
 from vqvae.priors.heads import CodeSampler, Head
 from vqvae.priors.sampling import Drawing, Known, OnProgress, Way
 from vqvae.priors.transformer import Block, make_blocks

@@ -18,7 +18,7 @@ from vqvae.networks.attention import angles_of, rotate
 from vqvae.networks.blocks import Dropout, attend
 from vqvae.networks.marks import mark, mark_matrices
 from vqvae.priors.autoregressive import AutoregressivePrior, MapNetwork
-from vqvae.priors.base import Positions
+from vqvae.priors.context import Positions
 from vqvae.priors.heads import Head
 from vqvae.ranges import Count, LessThanOne, PositiveInt, Share, checked
 

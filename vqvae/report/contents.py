@@ -26,8 +26,9 @@ from vqvae.report.pictures import Picture, read_png
 from vqvae.run.first_lines import classes, codes, parameters, times
 from vqvae.run.folder import STAGES
 from vqvae.run.machine import noted_machine
+from vqvae.run.parts import build_model
 from vqvae.run.report import SAMPLES_PER_CLASS, figures
-from vqvae.run.run import Run, build_model
+from vqvae.run.run import Run
 from vqvae.storage.files import read_own_text
 from vqvae.training.hardware import GPU_MEMORY, MEMORY, RATE, SECONDS
 from vqvae.training.logger import is_number, read_lines

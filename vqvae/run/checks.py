@@ -12,7 +12,8 @@ from vqvae.errors import UserError
 from vqvae.inference.inputs import DataInfo
 from vqvae.inference.trained_model import TrainedModel
 from vqvae.run.folder import STAGES
-from vqvae.run.run import Run, build_model
+from vqvae.run.parts import build_model
+from vqvae.run.run import Run
 from vqvae.run.train import load_initial_weights
 from vqvae.training.settings import TrainerConfig
 

@@ -20,13 +20,9 @@ from vqvae.data.loader import ItemLoader
 from vqvae.data.waveforms import Sounds
 from vqvae.errors import UserError
 from vqvae.inference.inputs import DataInfo
-from vqvae.inference.tiles import has_fixed_size
 from vqvae.inference.trained_model import TrainedModel
 from vqvae.judging.judge import Judge
 from vqvae.judging.observer import FrechetObserver
-from vqvae.losses.heads import Head
-from vqvae.losses.likelihood import Likelihood
-from vqvae.losses.objective import Objective
 from vqvae.metrics.sounds import SoundObserver
 from vqvae.model import VQVAE
 from vqvae.networks.blocks import recompute
@@ -38,8 +34,8 @@ from vqvae.run.encoding import encode
 from vqvae.run.folder import RunFolder
 from vqvae.run.known_data import KnownData
 from vqvae.run.lock import locked
+from vqvae.run.parts import build_adversary, build_model, build_objective
 from vqvae.stages.adversarial import AdversarialStage
-from vqvae.stages.adversary import Adversary
 from vqvae.stages.autoencoder import AutoencoderStage, Observer
 from vqvae.stages.prior import PriorStage
 from vqvae.storage import checkpoint
@@ -243,77 +239,6 @@ def info_of(data: Data) -> DataInfo:
     """What a trained model has to know of its data."""
     rate, fit = getattr(data, "sample_rate", None), getattr(data, "fit", "crop")
     return DataInfo(type(data).__name__, data.channels, data.size, data.class_names, rate, fit, data.value_levels)
-
-
-def build_model(cfg: Any, data: Data, variance: float) -> tuple[VQVAE, Head]:
-    """Networks and output head of a config. Raises UserError if they do not fit each other, or the data."""
-    build(cfg.quantizer, "quantizer")  # by itself, so that errors name the user's key and not its copy below `model`
-    head: Head = build(cfg.loss.head, "loss.head", variance=variance)
-    model: VQVAE = build(cfg.model, "model")
-    if isinstance(head, Likelihood) and data.item_type != torch.uint8:
-        raise UserError(
-            f"loss={head.name} is a likelihood of 8-bit values, and those of this data are {data.value_type}: choose loss=mse"
-        )
-    wanted, channels = head.decoder_channels(data.channels), model.decoders[0].channels
-    if channels != wanted:
-        raise UserError(
-            f"model.decoders.0.channels={channels} does not suit the head, which needs {wanted}: "
-            "write ${decoder_channels:} there"
-        )
-    try:
-        model.code_shapes(data.size)
-    except UserError as error:
-        raise UserError(f"data.{data.size_key}={getattr(data, data.size_key)}: {error}") from error
-    check_buckets(model, data)
-    return model, head
-
-
-def sizes_of(data: Data) -> list[tuple[int, ...]]:
-    """Sizes of all items that the autoencoder sees."""
-    return [data.size, *(tuple(size) for size in getattr(data, "buckets", None) or [])]
-
-
-def check_buckets(model: VQVAE, data: Data) -> None:
-    """Raise UserError where the networks do not take all shapes of data.buckets."""
-    for size in sizes_of(data)[1:]:
-        if has_fixed_size(model, data.size):
-            raise UserError("data.buckets needs networks that take images of any size, such as model=conv or resnet")
-        try:
-            model.code_shapes(size)
-        except UserError as error:
-            raise UserError(f"data.buckets, {list(size)}: {error}") from error
-
-
-def build_objective(cfg: Any, head: Head, data: Data, variance: float) -> Objective:
-    """Reconstruction objective of a config. Raises UserError where it has no term, or one that does not suit the data."""
-    terms = {}
-    for name, node in cfg.loss.terms.items():
-        key = f"loss.terms.{name}"
-        terms[name] = build(node, key, variance=variance)
-        try:
-            for size in sizes_of(data):
-                terms[name].check(data.channels, size)
-        except UserError as error:
-            raise UserError(f"{key}: {error}") from error
-    objective = Objective(head, terms)
-    if not objective.weights:
-        raise UserError("loss has no terms: add one, such as +loss/term@loss.terms.mse=mse")
-    return objective
-
-
-def build_adversary(node: Any, data: Data) -> Adversary | None:
-    """Adversary of a config; None where there is none. Raises UserError for one that cannot judge the data."""
-    if node.network is None:
-        return None
-    network = build(node.network, "adversary.network")
-    try:
-        for size in sizes_of(data):
-            network.check(size)
-    except UserError as error:
-        raise UserError(f"adversary.network.{error}") from error
-    loss = build(node.loss, "adversary.loss")
-    terms = {name: build(term, f"adversary.terms.{name}") for name, term in node.terms.items()}
-    return Adversary(network, loss, terms, [*node.augment], node.weight, node.adaptive_limit, node.start_step)
 
 
 def load_run(path: str | Path, device: str | torch.device, allow_targets: Sequence[str]) -> TrainedModel:
