@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from vqvae.run.checks import check_adversary
 from vqvae.run.train import train_autoencoder, train_prior
 from vqvae.storage.forms import form_of, mistake
 from vqvae.training.hardware import Clock
+from vqvae.training.optimizers import Muon, guarded_step, parameter_groups
 from vqvae.training.stop import Stopped, StopRequest
 from vqvae.training.trainer import Trainer
 from vqvae.training.weight_average import Evaluating
@@ -35,6 +37,7 @@ from vqvae.training.weight_average import Evaluating
 pytestmark = pytest.mark.cpu
 
 STEPS = 20
+MUON: dict[str, Any] = {"lr": 1e-2, "betas": (0.9, 0.95), "momentum": 0.95, "weight_decay": 0.0}
 AVERAGED = ["trainer.weight_average_decay=0.9", "trainer.clip_grad_norm=0.1"]
 K_MEANS = "k-means, revival, weight average, clipping"
 AUTOENCODERS = {
@@ -174,11 +177,23 @@ def what_is_shared(prior: Prior, model: nn.Module) -> dict[str, Any]:
         with Evaluating({"prior": prior}, None):
             drawn.append(prior.sample([0, 1], labels[:2], Sampling()))
         prior(codes, labels).loss.backward()
+    gradients = [p.grad for p in prior.parameters() if p.grad is not None]
+    are_parts = len(gradients) > 20 and all(map(distributed.is_sharded, gradients))
+    moved = []
+    for new in (partial(torch.optim.AdamW, lr=1e-2, fused=True), partial(Muon, **MUON)):
+        optimizer = new(parameter_groups(prior))
+        for applied in (False, True):
+            before = [distributed.local(p).clone() for p in prior.parameters()]
+            prior(codes, labels).loss.backward()
+            guarded_step(optimizer, torch.tensor(applied))
+            pairs = zip(before, map(distributed.local, prior.parameters()))
+            moved.append(sum(not torch.equal(one, other) for one, other in pairs))
     kept = {name: distributed.local(p).numel() / p.numel() for name, p in model.named_parameters()}
     return {
+        "moved": moved,
         "draws": [torch.equal(one[0], wanted[0]) for one in drawn],
         "prior": [distributed.local(p).numel() / p.numel() for p in prior.parameters() if p.ndim > 1],
-        "gradients": all(p.grad is None or distributed.is_sharded(p.grad) for p in prior.parameters()),
+        "gradients": are_parts,
         "model": kept,
     }
 
@@ -186,9 +201,13 @@ def what_is_shared(prior: Prior, model: nn.Module) -> dict[str, Any]:
 def test_each_rank_keeps_a_part_of_every_weight_but_of_quantizers_and_a_prior_can_draw_at_any_time(
     tmp_path: Path,
 ) -> None:
+    """And a step that is not applied moves nothing."""
     model = build(resolve(compose("train", [*TINY, "quantizer=vq", *SMALL_CODEBOOK])).model, "model")
     shared = in_a_group(tmp_path, what_is_shared, prior_of("transformer", [(2, 2)], [7]), model)
     assert all(rank["draws"] == [True, True] and rank["gradients"] for rank in shared)
+    for rank in shared:
+        assert rank["moved"][0] == rank["moved"][2] == 0
+        assert min(rank["moved"][1], rank["moved"][3]) > 20
     for first, second in zip(*(rank["prior"] for rank in shared)):
         assert first + second == 1
     for name, first in shared[0]["model"].items():
