@@ -34,6 +34,8 @@ EARLIER_ARGUMENTS: dict[str, dict[str, Any]] = {
     "vqvae.quantizers.soft.IBQ": {"speed": 1.0},
     "vqvae.quantizers.multiscale.MultiScale": {"sizes": None},
     "vqvae.quantizers.revival.RandomRevival": {"start_weight": 1.0},
+    "vqvae.trainer_config.TrainerConfig": {"sharding": "none"},
+    "vqvae.training.settings.TrainerConfig": {"sharding": "none"},
 }
 
 # Keys of `data` that came later, and what was done before they were there.
