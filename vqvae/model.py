@@ -182,7 +182,8 @@ class VQVAE(nn.Module):
         features: list[Tensor] = []
         for encoder in self.encoders:
             h = features[-1] if features else x
-            encoder.check(h)
+            if isinstance(encoder, Encoder):
+                encoder.check(h)
             features.append(encoder(h))  # (B, D, *s_l)
         return features
 
