@@ -57,7 +57,7 @@ def test_a_text_is_one_line_and_no_wider_than_its_place(name: str) -> None:
 def test_a_long_sheet_is_cut_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Run:
         class data:
-            picture = staticmethod(lambda items: items)
+            picture, noun = staticmethod(lambda items: items), "image"
 
     given: list[tuple[int, Captions]] = []
     monkeypatch.setattr(jobs, "MOST_SHOWN", 10)

@@ -337,7 +337,7 @@ def test_a_run_of_the_class_alone_stores_and_draws_what_it_did(finished_run: Pat
     own = Run(RunFolder.load(finished_run, []))
     assert own.conditions.found() is None
     assert not (finished_run / "conditions.json").exists()
-    assert {one.name for one in (finished_run / "codes").iterdir()} == {"train", "val"}
+    assert not [one.name for one in (finished_run / "codes").iterdir() if "-" in one.name], "stores of conditions alone"
     store = CodeStore(finished_run / "codes" / "val")
     assert (store.labels.dtype, store.labels.ndim) == (torch.int64, 1)
     assert {"label_width", "conditions"}.isdisjoint(store.header)
