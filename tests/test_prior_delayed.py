@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import SCALES, TINY, error_of, train_inside
-from test_prior_next_scale import assert_all_programs_take
-from test_priors import LABELS, prior_of, random_codes
+from test_prior_next_scale import assert_all_programs_take, assert_cache_is_exact
+from test_priors import prior_of, random_codes
 from torch import Tensor, nn
 
 import vqvae
 from vqvae.errors import UserError
 from vqvae.priors.delayed import Delayed
-from vqvae.priors.sampling import Known, Sampling
+from vqvae.priors.sampling import Sampling
 
 MAPS: dict[str, tuple[list[tuple[int, ...]], list[int]]] = {
     "one map": ([(5,)], [5]),
@@ -52,18 +52,7 @@ def test_a_code_changes_what_is_known_of_all_later_steps_and_of_no_other(maps: s
 @pytest.mark.parametrize("maps", MAPS)
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_the_cache_draws_what_the_whole_transformer_draws(maps: str, guidance: float) -> None:
-    """In float64, with codes that are known and without."""
-    prior, codes, labels = delayed(maps).double(), random_codes(*MAPS[maps], 3), torch.tensor(LABELS)
-    known = Known(codes, [torch.rand(m.shape) < 0.4 for m in codes])
-    for kept in (None, known):
-        settings = {"guidance": guidance, "guidance_schedule": "linear", "top_p": 0.9}
-        cached, uncached = (
-            prior.sample([3, 4, 5], labels, Sampling(method=method, **settings), kept)  # type: ignore[arg-type]
-            for method in ("cached", "uncached")
-        )
-        assert all(torch.equal(a, b) for a, b in zip(cached, uncached))
-        if kept is not None:
-            assert all(torch.equal(a[k], b[k]) for a, b, k in zip(cached, codes, known.kept))
+    assert_cache_is_exact(delayed(maps), random_codes(*MAPS[maps], 3), guidance)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import vqvae
 from vqvae.compression.coder import coding_prior
 from vqvae.errors import UserError
+from vqvae.priors.base import Prior
 from vqvae.priors.next_scale import NextScale
 from vqvae.priors.sampling import Known, Sampling
 
@@ -50,8 +51,12 @@ def test_a_code_changes_what_is_known_of_all_finer_maps_and_of_no_other(maps: st
 @pytest.mark.parametrize("maps", MAPS)
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_the_cache_draws_what_the_whole_transformer_draws(maps: str, guidance: float) -> None:
+    assert_cache_is_exact(next_scale(maps), random_codes(*MAPS[maps], 3), guidance)
+
+
+def assert_cache_is_exact(prior: Prior, codes: list[Tensor], guidance: float) -> None:
     """In float64, with codes that are known and without."""
-    prior, codes, labels = next_scale(maps).double(), random_codes(*MAPS[maps], 3), torch.tensor(LABELS)
+    prior, labels = prior.double(), torch.tensor(LABELS)
     known = Known(codes, [torch.rand(m.shape) < 0.4 for m in codes])
     for kept in (None, known):
         settings = {"guidance": guidance, "guidance_schedule": "linear", "top_p": 0.9}
