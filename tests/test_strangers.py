@@ -238,7 +238,7 @@ SPOILT: dict[str, tuple[Callable[[str], str | bytes], str]] = {
     "a half": (lambda t: t[: len(t) // 2], ""),
     "a list of keys": (lambda t: t + "? [1, 2]\n: 3\n", "is no config"),
     "a date": (lambda t: t.replace("seed: 0", "seed: 2001-01-01"), "seed=2001-01-01 is not an integer"),
-    "stages": (lambda t: re.sub(r"stages:\n(- \w+\n)+", "stages: 5\n", t), "stages=5 is not a list"),
+    "stages": (lambda t: re.sub(r"stages:\n(- \w+\n)+", "stages: 5\n", t), "stages=5 names no stage"),
     "another home": (lambda t: t.replace("cache_dir: data_cache", "cache_dir: ~nobody-here/x"), "is_fine"),
 }
 
