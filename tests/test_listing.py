@@ -263,7 +263,7 @@ def test_there_is_an_item_on_each_side(share: float, count: int) -> None:
         held_out.by_shuffle(count, share, 0),
     ):
         assert 0 < int(rule.sum()) < count
-    with pytest.raises(ValueError, match="1 images are too few"):
+    with pytest.raises(ValueError, match="1 items are too few"):
         held_out.by_hash([b"0"], share, 0)
 
 
