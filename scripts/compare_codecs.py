@@ -171,7 +171,7 @@ def main() -> int:
         path = with_shipped([arguments.run_dir], "evaluate")[0].removeprefix("run_dir=")
         print(compare(Run(RunFolder.load(path, [])), arguments.images, arguments.judge))
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import call_inside
 from PIL import Image
 
 from scripts import compare_codecs
@@ -63,8 +64,7 @@ def test_the_shipped_run_stands_beside_both_forms(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["compare_codecs.py", "--images", "40", "--judge", "none", "run_dir=shapes"])
-    assert compare_codecs.main() == 0
+    call_inside("scripts.compare_codecs", "--images", "40", "--judge", "none", "run_dir=shapes")
     head, ours, *others = capsys.readouterr().out.splitlines()
     assert head.split("  ")[0] == "40 images"
     assert ours.startswith("this run ")
@@ -72,6 +72,7 @@ def test_the_shipped_run_stands_beside_both_forms(
     assert 20 < size < 64 + 1, "below a byte a code, which is 8 bits without a prior"
     assert psnr > 29
     assert {line.split(",")[0] for line in others} == {"JPEG", "WebP"}
-    monkeypatch.setattr("sys.argv", ["compare_codecs.py", "run_dir=nothing"])
-    assert compare_codecs.main() == 2
-    assert "nothing" in capsys.readouterr().err
+    call_inside("scripts.compare_codecs", "run_dir=nothing")
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert "run_dir=nothing" in said.err
