@@ -28,7 +28,6 @@ from vqvae.run import encoding
 from vqvae.run.checks import check_adversary
 from vqvae.run.train import train_autoencoder, train_prior
 from vqvae.storage.forms import form_of, mistake
-from vqvae.training.hardware import Clock
 from vqvae.training.optimizers import Muon, guarded_step, parameter_groups
 from vqvae.training.stop import Stopped, StopRequest
 from vqvae.training.trainer import Trainer
@@ -81,8 +80,8 @@ def train_until(step: int, base: Path, tokenizer: Path, sharding: str) -> None:
     """Trains an autoencoder and a prior until a step, or to the end."""
     original = Trainer.after_step
 
-    def after_step(self: Trainer, done: int, bar: tqdm, clock: Clock) -> None:
-        original(self, done, bar, clock)
+    def after_step(self: Trainer, done: int, bar: tqdm) -> None:
+        original(self, done, bar)
         if done == step < STEPS:
             self.save_and_stop(done, [])
 
