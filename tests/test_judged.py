@@ -200,12 +200,30 @@ def test_statistics_are_those_of_all_vectors_whatever_the_batches() -> None:
     judge, found = seen(x, labels)
     vectors = judge.features(x)
     torch.testing.assert_close(found.moments, moments(vectors))
-    torch.testing.assert_close(found.folds[1], moments(vectors[1::5]))
-    torch.testing.assert_close(found.kept, vectors)
+    order = places(300)
+    torch.testing.assert_close(found.folds[1], moments(vectors[order % 5 == 1]))
+    torch.testing.assert_close(found.kept, vectors[order.argsort()])
     torch.testing.assert_close(found.class_moments[1], moments(vectors[1::2]))
     assert len(found) == 300
     p = vectors[:, :2].softmax(1)
-    torch.testing.assert_close(found.probabilities[3, :2].float(), p[3::10].sum(0))
+    torch.testing.assert_close(found.probabilities[3, :2].float(), p[order % 10 == 3].sum(0))
+
+
+def test_parts_of_a_set_hold_all_classes_where_these_come_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in samples: every fifth or tenth of them would be of one or two classes alone."""
+    monkeypatch.setattr("vqvae.judging.statistics.KEPT", 200)
+    labels = torch.arange(1000) % 10
+    x = torch.zeros(1000, 3, 4, 4)
+    x[torch.arange(1000), 0, labels.div(4, rounding_mode="floor"), labels % 4] = 1  # a pixel of its own for each class
+    judge = Judge(Seen(12), "seen", 12, 1)
+    found = collect(judge, Images(x, labels), 1000, 10, "images")
+    counts = found.labels.long().bincount(minlength=10)
+    assert counts.sum() == 200
+    assert counts.min() >= 10
+    means = found.folds[:, 0, 1:13] / found.folds[:, 0, :1]  # of each pixel of the first row of three, in each fifth
+    assert (means[:, :10] - means[:, :10].mean(0)).abs().max() < 0.1
+    alike = found.probabilities[:, :-1] / found.probabilities[:, :-1].sum(1, keepdim=True)
+    assert (alike - alike.mean(0)).abs().max() < 0.05
 
 
 def on_each_rank(folder: Path) -> tuple[Statistics, Statistics, list[str]]:
@@ -232,13 +250,18 @@ def test_two_ranks_collect_and_draw_what_one_does(run_dir: Path, tmp_path: Path)
     assert first[2] == alone[2]
 
 
-def test_at_most_ten_thousand_vectors_are_kept_spread_over_the_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def places(count: int) -> Tensor:
+    """Where each of `count` vectors lies in the random order of their set."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))
+
+
+def test_at_most_ten_thousand_vectors_are_kept_from_all_over_the_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vqvae.judging.statistics.KEPT", 40)
     x = torch.rand(300, 3, 4, 4) * 2 - 1
     judge, found = seen(x, torch.arange(300) % 2)
-    spread = torch.arange(40) * 300 // 40
-    torch.testing.assert_close(found.kept, judge.features(x)[spread])
-    assert found.labels.tolist() == (spread % 2).tolist()
+    kept = places(300).argsort()[:40]
+    torch.testing.assert_close(found.kept, judge.features(x)[kept])
+    assert found.labels.tolist() == (kept % 2).tolist()
 
 
 def test_statistics_that_were_kept_are_the_same_and_damaged_ones_are_made_again(tmp_path: Path) -> None:

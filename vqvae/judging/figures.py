@@ -28,7 +28,7 @@ for start, what in MADE.items():
     )
     figure(
         start + "fd_error_{backbone}",
-        "standard error of that distance, the items being given: jackknife over every fifth image",
+        "standard error of that distance, the items being given: jackknife over fifths of the images",
     )
     figure(
         start + "kd_{backbone}",
@@ -66,7 +66,7 @@ for start, what in MADE.items():
     )
     figure(
         start + "fid_error_inception",
-        "standard error of the FID, the items being given: jackknife over every fifth image",
+        "standard error of the FID, the items being given: jackknife over fifths of the images",
     )
     figure(start + "fid_per_class_inception", f"FID of the {what} of a class to its items, mean over classes", "lower")
     figure(start + "kid_inception", f"KID: unbiased squared kernel distance of {what} to the items, as kd_ is", "lower")

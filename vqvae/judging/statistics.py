@@ -21,9 +21,9 @@ from vqvae.metrics.frechet import moments
 from vqvae.storage.files import write_bytes
 
 AT_A_TIME = 128  # images
-FOLDS = 5  # parts of a set, for the error of its distances: every fifth vector
+FOLDS = 5  # parts of a set, for the error of its distances
 PARTS = 10  # of the Inception score
-KEPT = 10_000  # vectors, evenly spread over the set
+KEPT = 10_000  # vectors
 
 
 class ImageSet(Protocol):
@@ -36,8 +36,10 @@ class ImageSet(Protocol):
 class Statistics:
     """Sums over the feature vectors of a set, and some of the vectors. All in float64 but `kept`.
 
+    Parts of the set, and the vectors that are kept, are random, because samples, for one, are of each class in turn.
+
     Args:
-        folds: moments (FOLDS, 1 + F, 1 + F) of every fifth vector.
+        folds: moments (FOLDS, 1 + F, 1 + F) of each fifth of the vectors.
         kept: at most KEPT vectors (n, F), float32.
         labels: of the kept vectors (n,), -1 for no class.
         class_sums: sums of (1, vector) over each class (C, 1 + F).
@@ -75,17 +77,13 @@ class Statistics:
             torch.zeros(PARTS, known + 1 if known else 1, **double),
         )
 
-    def add(self, judge: Judge, features: Tensor, labels: Tensor, rows: Tensor, count: int) -> None:
-        """Add vectors (B, F) with labels (B,): the vectors `rows` (B,) of `count`."""
+    def add(self, judge: Judge, features: Tensor, labels: Tensor, places: Tensor) -> None:
+        """Add vectors (B, F) with labels (B,) at `places` (B,) of the set in random order."""
         for fold in range(FOLDS):
-            self.folds[fold] += moments(features[rows % FOLDS == fold])
-        spread = (
-            torch.arange(len(self.kept), device=rows.device) * count // max(len(self.kept), 1)
-        )  # numbers of the kept
-        slots = torch.searchsorted(spread, rows).clamp_max(len(self.kept) - 1)
-        is_kept = spread[slots] == rows
-        self.kept[slots[is_kept]] = features[is_kept]
-        self.labels[slots[is_kept]] = labels[is_kept].double()
+            self.folds[fold] += moments(features[places % FOLDS == fold])
+        is_kept = places < len(self.kept)
+        self.kept[places[is_kept]] = features[is_kept]
+        self.labels[places[is_kept]] = labels[is_kept].double()
         ones = torch.cat([features.new_ones(len(features), 1), features], 1).double()
         has_class = labels >= 0
         if len(self.class_sums):
@@ -95,7 +93,7 @@ class Statistics:
         if self.probabilities.shape[1] > 1:
             p = judge.backbone.probabilities(features).double()  # (B, K)
             both = torch.cat([p, torch.special.xlogy(p, p).sum(1, keepdim=True)], 1)
-            self.probabilities.index_add_(0, rows % PARTS, both)
+            self.probabilities.index_add_(0, places % PARTS, both)
 
     def over_ranks(self) -> Statistics:
         """The sums of all ranks' statistics, on all ranks."""
@@ -131,11 +129,12 @@ def collect(
     classes: number of classes C. what: said beside the progress bar.
     """
     statistics, views = Statistics.empty(judge, count * judge.views, classes), judge.views
+    order = torch.randperm(count * views, generator=torch.Generator().manual_seed(0))  # the same on all ranks
     starts = [int(chunk[0]) for chunk in chunks_of_rank(count, AT_A_TIME)]
     bar = tqdm(starts, desc=f"judging {what}", leave=False, disable=distributed.bar_hidden())
     for start, batch in zip(bar, images.batches(AT_A_TIME)):
         features = judge.features(batch.x if change is None else change(batch.x))
-        rows = start * views + torch.arange(len(features), device=features.device)
+        places = order[start * views : start * views + len(features)].to(features.device)
         labels = batch.labels.to(features.device).repeat_interleave(views)
-        statistics.add(judge, features, labels, rows, count * views)
+        statistics.add(judge, features, labels, places)
     return statistics.over_ranks()

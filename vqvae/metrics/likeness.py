@@ -18,7 +18,7 @@ def kernel_distance(made: Tensor, real: Tensor) -> tuple[float, float]:
     """Vectors (n, F) and (m, F) -> unbiased squared kernel distance with k(x, y) = (x y / F + 1)^3, and its standard error.
 
     KID (arXiv 1801.01401) where the features are Inception's. The mean over disjoint blocks of at most 1,000 vectors of each
-    set, block b being every n-th vector; the error is that of this mean, NaN for a single block. In float64. May be below 0.
+    set, which should be in random order; the error is that of this mean, NaN for a single block. In float64. May be below 0.
     """
     with own_folder():  # it imports matplotlib
         from torchmetrics.image.kid import poly_mmd

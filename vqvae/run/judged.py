@@ -167,7 +167,7 @@ class Judgment:
         """Statistics of items, kept beside the decoded ones for all runs on the same data: then on rank 0 alone."""
         folder = Path(self.run.data.cache_dir).expanduser()
         key = f"{self.run.known.fingerprint(split)}-{self.judge.fingerprint}-{limit or 'all'}"
-        file = folder / f"{key}-statistics.npz"
+        file = folder / f"{key}-statistics-2.npz"
         kept = Statistics.read(file) if distributed.is_main() else None
         if distributed.broadcast_object(kept is not None):
             return kept
