@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -85,20 +84,13 @@ def finished(path: Path, overrides: list[str], edit: Edit = None, prior: bool = 
     return run
 
 
-@pytest.fixture
-def no_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine without the optional packages; converting takes seconds."""
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else found(name))
-
-
 @pytest.fixture(scope="module")
 def plain_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return finished(tmp_path_factory.mktemp("plain") / "run", *KINDS["plain"])
 
 
 @pytest.fixture
-def export(plain_run: Run, tmp_path: Path, no_onnx: None) -> Path:
+def export(plain_run: Run, tmp_path: Path) -> Path:
     export_run(plain_run, tmp_path / "export")
     return tmp_path / "export"
 
@@ -111,9 +103,7 @@ def test_a_run_is_exported_to_the_same_bytes_each_time(plain_run: Run, export: P
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_codes_reconstructions_logits_and_samples_are_those_of_the_run(
-    kind: str, tmp_path: Path, no_onnx: None
-) -> None:
+def test_codes_reconstructions_logits_and_samples_are_those_of_the_run(kind: str, tmp_path: Path) -> None:
     run = finished(tmp_path / "run", *KINDS[kind])
     said = export_run(run, tmp_path / "out")
     assert said[-1].endswith("were not written: pip install onnx onnxscript onnxruntime and export again for them")
@@ -290,7 +280,7 @@ def test_what_cannot_be_encoded_decoded_or_drawn_is_one_sentence(export: Path, t
         vqvae.load(str(export)).sample([1])
 
 
-def test_a_run_that_is_not_finished_is_refused_and_one_without_a_prior_is_not(tmp_path: Path, no_onnx: None) -> None:
+def test_a_run_that_is_not_finished_is_refused_and_one_without_a_prior_is_not(tmp_path: Path) -> None:
     run = finished(tmp_path / "run", *KINDS["plain"], prior=False)
     assert "no prior: this run has not finished it" in export_run(run, tmp_path / "out")
     assert vqvae.load(str(tmp_path / "out")).prior is None

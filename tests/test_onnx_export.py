@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor
 
 import vqvae
 from vqvae.config.compose import choices
+from vqvae.export import write
 from vqvae.export.onnx import CannotExport, run_onnx, write_decoder
 from vqvae.export.write import export_run
 from vqvae.run.folder import RunFolder
@@ -22,7 +24,16 @@ from vqvae.run.run import Run
 has_onnx = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 needs_onnx = pytest.mark.skipif(not has_onnx, reason="onnx is optional")
 NO_ENCODER = {f"quantizer={name}" for name in ("cosine_knn", "l1", "linf", "seeds")}
+MISSING = write.missing_packages  # before it is patched for all other tests
 NO_CODEBOOK = [one for one in TINY if not one.startswith("quantizer")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def with_onnx() -> Iterator[None]:
+    """The packages as they are: other tests export as if they were missing, because converting takes seconds."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(write, "missing_packages", MISSING)
+        yield
 
 
 @needs_onnx

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vqvae.inference.tiles import has_fixed_size
 from vqvae.inference.trained_model import TrainedModel
+from vqvae.quantizers.multiscale import MultiScale
 from vqvae.surroundings.own_folder import own_folder
 
 TRACED, CHECKED = 2, 3  # batch sizes: the second shows that the first was not built in
@@ -74,7 +75,10 @@ def write_encoder(trained: TrainedModel, file: Path) -> str:
 
     Raises CannotExport where torch cannot convert it, or onnxruntime does not agree with it; then no file is left.
     """
-    if not has_fixed_size(trained.model, trained.data.size):
+    rounds_sizes = any(
+        isinstance(quantizer, MultiScale) for quantizer in trained.model.quantizers
+    )  # ONNX has no such sizes
+    if not rounds_sizes and not has_fixed_size(trained.model, trained.data.size):
         with contextlib.suppress(CannotExport):
             share = write_encoder_of(trained, file, any_size=True)
             strides = trained.model.strides(len(trained.data.size))

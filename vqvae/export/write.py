@@ -73,7 +73,7 @@ def describe(trained: TrainedModel) -> str:
 
 def export_onnx(trained: TrainedModel, folder: Path) -> list[str]:
     """encoder.onnx and decoder.onnx -> a line about each; one that cannot be written is left out."""
-    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    missing = missing_packages()
     if not trained.codebook_sizes:
         return ["encoder.onnx and decoder.onnx were not written: this autoencoder has no codes"]
     if missing:
@@ -87,6 +87,10 @@ def export_onnx(trained: TrainedModel, folder: Path) -> list[str]:
         except CannotExport as cannot:
             said.append(f"{name} was not written: {cannot}")
     return said
+
+
+def missing_packages() -> list[str]:
+    return [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
 
 
 def tokenizer_config(run: Run, trained: TrainedModel) -> dict[str, Any]:
