@@ -13,7 +13,7 @@ from vqvae.config.compose import CONFIGS
 ANSWERS = {
     "quantizer=ema,fsq": "several values are a sweep, so add -m",
     "lr=0.1": "optimizer.lr= sets the learning rate",
-    "data.root=x": "it is a key of data=arrays, data=audio, data=cifar10; data=shapes has data.ndim, ",
+    "data.root=x": "it is a key of data=folder, data=arrays, data=audio; data=shapes has data.ndim, ",
     "data=my_pictures": "data=folder data.root=my_pictures takes a folder of that name",
     "data=foldr": "did you mean folder?",
     "quantizer=fsq quantizer.codebook.size=512": "quantizer=fsq has quantizer.dim, quantizer.levels",
@@ -30,7 +30,9 @@ ANSWERS = {
     "gpus=2": "torchrun --nproc_per_node=2 train.py",
     "--data folder": "--data is no option: settings are written key=value, without dashes; data=folder",
     "--resume x": "the same command with run_dir=<the run> continues it",
-    "--batch-size=3": "batch_size=3",
+    "--batch-size=3": "without dashes; trainer.batch_size=3",
+    "--steps 100": "without dashes; trainer.steps=100",
+    "--seed 1": "without dashes; seed=1",
     "runs/x": "runs/x alone says nothing: settings are written key=value, such as data=folder data.root=runs/x",
     "prior=none": "stages=[autoencoder] trains without a prior",
     "hydra/launcher=nope": "brings submitit_slurm",
@@ -43,6 +45,15 @@ ANSWERS = {
     "trainer.steps= 10": "there are no blanks around =: trainer.steps=10",
     "trainer.steps =10": "there are no blanks around =: trainer.steps=10",
     "sed=1": "did you mean seed?",
+    "data=/tmp/my_pictures": "data=folder data.root=/tmp/my_pictures takes a folder of that name",
+    "data=my/pictures": "data=folder data.root=my/pictures takes a folder of that name",
+    "quantizer/lookup=eucl": "quantizer/lookup=eucl does not exist; did you mean euclidean?",
+    "quantizer=vqvae": "quantizer=ema is the default, and quantizer=vq learns its codes by gradient",
+    "trainer.lr=0.1": "optimizer.lr= sets the learning rate",
+    "optimizer.learning_rate=0.1": "optimizer.lr= sets the learning rate",
+    "trainer.device=cpu": "did you mean device?",
+    "quantizer.codebook_size=64": "quantizer.codebook.size= is the number of codes",
+    "quantizer.num_embeddings=64": "quantizer.codebook.size= is the number of codes",
 }
 
 

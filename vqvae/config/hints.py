@@ -46,6 +46,7 @@ INSTEAD = {  # choices that do not exist: what is meant
     "prior=none": "stages=[autoencoder] trains without a prior",
     "logger=none": "logger=off writes files only",
     "quantizer=none": "quantizer=identity passes latents on",
+    "quantizer=vqvae": "quantizer=ema is the default, and quantizer=vq learns its codes by gradient",
     "adversary=gan": "adversary=patch is a discriminator of patches",
     "data=imagenet": "data=folder data.root=<it> data.image_size=128 takes a folder of images",
 }
@@ -59,6 +60,7 @@ OPTIONS = {
     *("--config-dir", "-cd", "--experimental-rerun", "--info", "-i"),
 }
 MOST_NAMED = 3  # choices that have a key
+LIKELIEST = {"data=folder"}  # named before the other choices that have a key
 
 
 def check_options(arguments: list[str], config_name: str) -> None:
@@ -68,7 +70,7 @@ def check_options(arguments: list[str], config_name: str) -> None:
         if name.startswith("--") and name not in OPTIONS:
             value = argument.partition("=")[2] or next(iter(arguments[place + 1 :]), "...")
             key = name.lstrip("-").replace("-", "_")
-            better = MEANT.get(key, f"{key}={value}")
+            better = MEANT.get(key, f"{whole_key(key, config_name)}={value}")
             raise UserError(f"{name} is no option: settings are written key=value, without dashes; {better}")
         before = arguments[place - 1] if place else ""
         after, *more = [*arguments[place + 1 : place + 3], ""]
@@ -83,6 +85,22 @@ def check_options(arguments: list[str], config_name: str) -> None:
         ):
             key = "run_dir=" if config_name != "train" else "data=folder data.root="
             raise UserError(f"{argument} alone says nothing: settings are written key=value, such as {key}{argument}")
+
+
+def whole_key(name: str, config_name: str) -> str:
+    """A key's name as it is typed, trainer.steps for steps; the name itself where no section of the config has it."""
+    sections = OmegaConf.to_container(compose(config_name, []), resolve=False)
+    if not isinstance(sections, dict) or name in sections:
+        return name
+    having = [section for section, values in sections.items() if isinstance(values, dict) and name in values]
+    return ".".join([str(having[0]), name]) if len(having) == 1 else name
+
+
+def meant_below(key: str) -> str | None:
+    """What is meant by a dotted key whose last name is no key anywhere: a learning rate, or a key of the same group."""
+    group, last = key.split(".")[0], key.rpartition(".")[2]
+    hint = MEANT.get(last, "")
+    return hint if hint == RATE or hint.startswith(f"{group}.") else None
 
 
 def absent_choice(group: str, choice: str) -> str | None:
@@ -106,6 +124,7 @@ def of_another_choice(key: str, chosen: list[str]) -> str | None:
     files = {choice: OmegaConf.load(CONFIGS / group / f"{choice}.yaml") for choice in choices(group)}
     below = key.partition(".")[2]
     owners = [f"{group}={choice}" for choice, config in files.items() if choice != current and has(config, below)]
+    owners.sort(key=lambda one: one not in LIKELIEST)
     usual = default_of(group)
     if not owners and usual not in ("", current) and has(compose("train", [f"{group}={usual}"]), key):
         owners = [f"{group}={usual}"]  # of its parts

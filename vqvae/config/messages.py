@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vqvae.config.compose import choices, compose, groups
-from vqvae.config.hints import MEANT, absent_choice, of_another_choice
+from vqvae.config.hints import INSTEAD, MEANT, absent_choice, meant_below, of_another_choice
 from vqvae.config.keys import TOP_LEVEL
 from vqvae.config.typed import way_to_type
 from vqvae.errors import UserError, nearest, suggest
@@ -63,7 +63,7 @@ def explain(error: Exception, config_name: str) -> str:
     if isinstance(error, OverrideParseException):
         return f"{error.override} cannot be read as key=value{way_to_type(str(error.override))}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        return no_such_choice(*error.missing_cfg_file.rpartition("/")[::2])
+        return no_such_choice(*group_and_choice(error.missing_cfg_file))
     if match := re.search(r"Could not override '([^']+)'", text) or re.search(r"full_key: (\S+)", text):
         key = match[1].split("@")[0]
         if key in groups():
@@ -78,7 +78,7 @@ def explain(error: Exception, config_name: str) -> str:
             return f"{match[1]} has no value; add {match[1]}=... to the command"
         return unknown_key(key, config_name)
     if match := re.search(r"Could not find '([^']+)'", text):
-        return no_such_choice(*match[1].rpartition("/")[::2])
+        return no_such_choice(*group_and_choice(match[1]))
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{match[1]}: several values are a sweep, so add -m; a list is written in brackets"
     if match := re.search(r"Primary config module '([^']+)' not found", text):
@@ -94,6 +94,12 @@ def explain(error: Exception, config_name: str) -> str:
     return text.split("\n")[0]
 
 
+def group_and_choice(path: str) -> tuple[str, str]:
+    """Group and choice of data/x, where the choice may be a path itself."""
+    group = max((one for one in groups() if path.startswith(f"{one}/")), key=len, default=path.rpartition("/")[0])
+    return group, path[len(group) + 1 :] if group else path
+
+
 def no_such_choice(group: str, choice: str) -> str:
     """Message '<group>=<choice> does not exist; ...'."""
     if not group:
@@ -101,7 +107,9 @@ def no_such_choice(group: str, choice: str) -> str:
             f"there is no config called {choice}: own settings are chosen by experiment=<name>, added by -cd <folder>"
         )
     near = suggest(choice, [*own_choices(group, sys.argv), *choices(group)])
-    meant = None if near.startswith("did you mean") else absent_choice(group, choice)
+    meant = INSTEAD.get(f"{group}={choice}")
+    if meant is None and not near.startswith("did you mean"):
+        meant = absent_choice(group, choice)
     return f"{group}={choice} does not exist; {meant or near}"
 
 
@@ -127,6 +135,8 @@ def unknown_key(key: str, config_name: str) -> str:
         return said + f"did you mean {elsewhere[0]}?"
     if config_name == "train" and (owners := of_another_choice(key, chosen)):
         return said + owners
+    if meant := meant_below(key):
+        return said + meant
     if "." not in key:
         parts = [group for group in groups() if group not in TOP_LEVEL]
         near = suggest(key, [*TOP_LEVEL, *keys, *parts] if config_name == "train" else keys)
@@ -143,6 +153,8 @@ def near_key(key: str, keys: list[str]) -> str:
         names = {one.rpartition(".")[2]: one for one in reversed(candidates)}
         if near := nearest(last, names):
             return f"did you mean {names[near]}?"
+    if last in TOP_LEVEL:
+        return f"did you mean {last}?"
     return f"valid are: {', '.join(beside)}" if beside else suggest(key, keys)
 
 
