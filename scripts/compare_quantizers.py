@@ -1,4 +1,4 @@
-"""Trains every quantizer preset with the same network, data and steps, and prints the table of the README.
+"""Trains every quantizer preset with the same network, data and steps, and prints a table of them.
 
     python scripts/compare_quantizers.py data=folder data.root=... data.image_size=32        all of them, 3,000 steps each
     python scripts/compare_quantizers.py --only ema,fsq --jobs 1 trainer.steps=500           some, one after another

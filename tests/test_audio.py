@@ -427,7 +427,7 @@ def test_reconstructions_of_sound_files_are_written(
     said = run(
         "sample.py", f"run_dir={trained[0]}", "mode=reconstruct", f"folder={source}", f"out={tmp_path / 'o'}", *size
     )
-    assert "1 files skipped" in said.stdout
+    assert "1 file skipped" in said.stdout
     lengths = {file.stem[0]: len(heard(file)[2]) for file in (tmp_path / "o").glob("*_reconstructed.wav")}
     assert lengths == ({"0": 799, "1": 407} if size else {"0": 320, "1": 320})
 

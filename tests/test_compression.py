@@ -106,7 +106,7 @@ def test_a_folder_comes_back_as_the_reconstructions_that_the_run_makes(
     file, back = tmp_path / "pictures.vqz", tmp_path / "back"
     call_inside("scripts.compress", f"run_dir={run_dir}", f"in={pictures}", f"out={file}")
     said = capsys.readouterr().out
-    assert "4 images, 1 files skipped" in said
+    assert "4 images, 1 file skipped" in said
     assert f"{file}: {file.stat().st_size:,} bytes" in said
     call_inside("scripts.decompress", f"run_dir={run_dir}", f"in={file}", f"out={back}")
     model = vqvae.load(run_dir)

@@ -40,12 +40,13 @@ def test_a_run_says_first_what_it_understood_and_will_do_and_then_how_long_it_ta
     for said in (
         "data: Folder, 24 train and 8 val items of 3 x 16 x 16, 2 classes (cat, dog)",
         f"data: train in {tmp_path / 'p' / 'Training'}, val in {tmp_path / 'p' / 'valid'}",
-        f"data: left out in {tmp_path / 'p' / 'Training'}: 1 .txt files (notes.txt)",
+        f"data: left out in {tmp_path / 'p' / 'Training'}: 1 .txt file (notes.txt)",
         "logs: train.log, <stage>/metrics.jsonl in the run folder; wandb: off",
     ):
         assert first.count(said) == 1, "\n".join(first)
+    assert log[work:].count("results: measuring, drawing pictures") == 1
     (model,) = [line for line in first if line.startswith("model: ")]
-    assert model.endswith("parameters, 16 codes an item (4 x 4 of 16): 64 bits for 6,144")
+    assert model.endswith("parameters, 16 codes an item (4 x 4 of 16): 64 bits instead of 6,144")
     for stage in ("autoencoder", "prior"):
         line = next(line for line in first if line.startswith(f"{stage}: "))
         assert "4 steps of 8 items (1.33 epochs), " in line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,9 +30,9 @@ MISTAKES: dict[str, Callable[[vqvae.TrainedModel], Any]] = {
     "seeds must be one or more whole numbers, such as range(16), got []": lambda model: model.sample(seeds=[]),
     "seeds must be one or more whole numbers, such as range(16), got 3": lambda model: model.sample(3),
     "seeds must be one or more whole numbers, such as range(16), got [0.5]": lambda model: model.sample_codes([0.5]),
-    "labels must be 1 numbers (or class names), one per seed, of -1 .. 9; got 3": lambda m: m.sample([0], labels=3),
-    "labels must be 1 numbers (or class names), one per seed, of -1 .. 9; got 'disc'": lambda m: m.sample([0], "disc"),
-    "labels must be 1 numbers (or class names), one per seed, of -1 .. 9; got [0.5]": lambda m: m.sample([0], [0.5]),
+    "labels must be a list of 1, one per seed: class names, or numbers of -1": lambda m: m.sample([0], labels=3),
+    "class names, or numbers of -1 (none) .. 9; got 'disc'": lambda m: m.sample([0], "disc"),
+    "class names, or numbers of -1 (none) .. 9; got [0.5]": lambda m: m.sample([0], [0.5]),
     "path must be a text or a path, such as 'runs/mine', got 3": lambda _: vqvae.load(3),  # type: ignore[arg-type]
     "device='gpu' is none that PyTorch knows": lambda _: vqvae.load("shapes", device="gpu"),
     "device=cuda: PyTorch finds no GPU here; take cpu": lambda model: model.to("cuda"),
@@ -63,6 +64,15 @@ def test_what_cannot_be_meant_is_one_sentence(said: str, model: vqvae.TrainedMod
         MISTAKES[said](model)
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_cannot_be_read_is_named_and_nan_is_called_so(model: vqvae.TrainedModel, tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    for name in ("bad.jpg", "absent.jpg"):
+        with pytest.raises(OSError, match=f"{name} cannot be read: "):
+            model.encode([tmp_path / name])
+    with pytest.raises(ValueError, match="it holds NaN"):
+        model.encode(X * torch.nan)
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)

@@ -115,7 +115,7 @@ def test_a_folder_without_permission_is_said(where: str, tmp_path: Path, monkeyp
             folder(root, tmp_path).split("train")
     else:
         assert any(
-            "folders that cannot be opened (dog: Permission denied)" in note for note in folder(root, tmp_path).notes()
+            "folder that cannot be opened (dog: Permission denied)" in note for note in folder(root, tmp_path).notes()
         )
 
 
@@ -124,7 +124,7 @@ def test_a_class_without_images_is_no_class_and_is_said(tmp_path: Path) -> None:
     (root / "dog").mkdir()
     data = folder(root, tmp_path)
     assert data.class_names == ["cat"]
-    assert any("folders without items (dog)" in note for note in data.notes())
+    assert any("folder without items (dog)" in note for note in data.notes())
 
 
 def test_loose_images_beside_an_empty_folder_have_no_classes(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_shards_are_made_of_the_splits_and_classes_that_training_finds(
     assert (len(packed.split("train")), len(packed.split("val"))) == (2, 1)
     said = capsys.readouterr().out.splitlines()
     assert f"train in {root / 'A'}, val in {root / 'B'}" in said
-    assert f"left out in {root / 'A'}: 1 .txt files (notes.txt)" in said
+    assert f"left out in {root / 'A'}: 1 .txt file (notes.txt)" in said
     assert "2 train, 1 val images, no classes" in said
 
 

@@ -267,6 +267,8 @@ def test_the_ends_of_an_interpolation_are_the_reconstructions(
         (["mode=interpolate", "image=[0,1]", "temperature=2"], "temperature= does not belong to mode=interpolate"),
         (["mask=left_half"], "mask= does not belong to mode=generate; it is a key of mode=complete"),
         (["mode=reconstruct", "folder=/nowhere"], "folder=/nowhere is not a folder"),
+        (["mode=reconstruct", f"folder={__file__}"], "put the file into one of its own, and name that"),
+        (["mode=reconstruct", "image=my.png"], "mode=reconstruct takes folder=<a folder of images>"),
         (["steps=4"], "steps=4 is for masked priors"),
         (["method=halton"], "method must be one of cached, jacobi, uncached"),
         (["guidance_schedule=square"], "guidance_schedule must be one of constant, linear, cosine"),
@@ -279,6 +281,14 @@ def test_mistakes_are_one_sentence(
     overrides: list[str], expected: str, finished_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert expected in mistake(capsys, finished_run, *overrides)
+
+
+def test_a_folder_of_runs_names_them(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "dbca":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("seed: 0\n")
+    assert "holds no run" in (said := mistake(capsys, tmp_path))
+    assert "; below it lie runs: a, b, c, ..." in said
 
 
 def test_a_run_without_a_prior_reconstructs_and_refuses_the_rest_in_one_sentence(

@@ -40,7 +40,7 @@ def test_psnr_is_that_computed_by_hand_and_broken_files_are_named(
         assert float(row["psnr_db"]) == pytest.approx(-10 * math.log10(mse), abs=1e-3)
         assert row["image"] in printed
     mean = sum(float(row["psnr_db"]) for row in rows) / 3
-    assert f"mean PSNR of 3 images: {mean:.2f} dB, 1 files skipped" in printed
+    assert f"mean PSNR of 3 images: {mean:.2f} dB, 1 file skipped" in printed
 
 
 def test_reconstruct_takes_the_first_validation_images(finished_run: Path, tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_a_folder_that_holds_no_image_is_one_sentence(
     (tmp_path / "note.txt").write_text("no image")
     message = mistake(capsys, finished_run, "mode=reconstruct", f"folder={tmp_path}")
     assert "holds no files that can be read" in message
-    assert "1 .txt files (note.txt)" in message
+    assert "1 .txt file (note.txt)" in message
     assert "note.txt cannot be read" in mistake(capsys, finished_run, "mode=complete", f"image={tmp_path / 'note.txt'}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -140,6 +141,17 @@ def seen(log: Logger) -> dict[str, Any]:
     """What wandb has of a run."""
     run = log.wandb._run
     return {name: getattr(run, name) for name, _ in NAMED.values()}
+
+
+def test_the_command_that_uploads_a_run_can_be_typed_as_it_stands(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with open_log(tmp_path / "my runs", project=None):
+        pass
+    (said,) = [one.getMessage() for one in caplog.records if one.getMessage().startswith("wandb: offline; ")]
+    *command, folder = shlex.split(said.removeprefix("wandb: offline; "))
+    assert (command, Path(folder).is_dir()) == (["wandb", "sync"], True)
 
 
 def test_settings_of_the_environment_count_where_the_config_says_nothing(

@@ -56,7 +56,8 @@ class Tree:
     def notes(self) -> list[str]:
         """One sentence for each reason: how many, and the first of them."""
         return [
-            f"left out in {printable(str(self.root))}: {count} {reason} ({'such as ' * (count > 1)}{printable(first)})"
+            f"left out in {printable(str(self.root))}: {count} {reason if count > 1 else of_one(reason)} "
+            f"({'such as ' * (count > 1)}{printable(first)})"
             for reason, (count, first) in sorted(self.left_out.items())
         ]
 
@@ -127,6 +128,11 @@ def reason_against(name: str, kind: str, suffixes: Collection[str] | None) -> st
     if suffix in PLUGINS:
         return f"{suffix} files: {PLUGINS[suffix]} to have them read"
     return f"{printable(suffix)} files" if suffix else "files without a suffix"
+
+
+def of_one(reason: str) -> str:
+    """A reason for a single file, folder or link."""
+    return re.sub(r"\b(file|folder|link)s\b", r"\1", reason, count=1)
 
 
 def suffix_of(name: str) -> str:

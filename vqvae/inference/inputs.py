@@ -6,7 +6,8 @@ Values of x out of range are a plain ValueError, because no program here makes s
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +56,8 @@ def as_input(x: Tensor | Sequence[Picture], data: DataInfo) -> Tensor:
         wanted = ", ".join(map(str, (data.channels, *data.size)))
         raise UserError(f"x must be float32 in [-1, 1] of shape (B, {wanted}), got {x.dtype} of {tuple(x.shape)}")
     if not bool((x.abs() <= 1 + SLACK).all()):  # not for NaN either
-        raise ValueError(f"x must lie in [-1, 1], got {extremes(x)}: scale bytes by x / 127.5 - 1")
+        hint = "it holds NaN" if bool(x.isnan().any()) else "scale bytes by x / 127.5 - 1"
+        raise ValueError(f"x must lie in [-1, 1], got {extremes(x)}: {hint}")
     return x
 
 
@@ -84,7 +86,8 @@ def item_from(picture: Picture, data: DataInfo, size: Size) -> Tensor:
     """One of them -> an item."""
     if data.levels is not None:
         if isinstance(picture, (str, Path)):
-            return read_values(Path(picture), size, data.channels, data.levels, fit=data.fit)
+            with naming(picture):
+                return read_values(Path(picture), size, data.channels, data.levels, fit=data.fit)
         array = (
             first_or_last(picture, data.channels)
             if isinstance(picture, np.ndarray)
@@ -97,7 +100,17 @@ def item_from(picture: Picture, data: DataInfo, size: Size) -> Tensor:
         picture = fromarray(picture)
     if isinstance(picture, Image):
         return as_item(picture, size, data.channels, fit=data.fit)
-    return read_image(Path(picture), size, data.channels, fit=data.fit)
+    with naming(picture):
+        return read_image(Path(picture), size, data.channels, fit=data.fit)
+
+
+@contextmanager
+def naming(file: str | Path) -> Iterator[None]:
+    """Context in which an OSError, which says why a file cannot be read, comes to say which."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{file} cannot be read: {error}") from error
 
 
 def check_model_codes(codes: Sequence[Tensor], shapes: list[tuple[int, ...]], sizes: list[int]) -> None:
@@ -132,7 +145,7 @@ def as_labels(labels: Any, class_names: list[str], count: int) -> Tensor:
     numbers = [class_names.index(label) if isinstance(label, str) else label for label in given]
     if len(numbers) != count or not all(type(one) is int and -1 <= one < len(class_names) for one in numbers):
         raise UserError(
-            f"labels must be {count} numbers (or class names), one per seed, of -1 .. {len(class_names) - 1}; "
+            f"labels must be a list of {count}, one per seed: class names, or numbers of -1 (none) .. {len(class_names) - 1}; "
             f"got {short(labels)}"
         )
     return torch.tensor(numbers, dtype=torch.int64)

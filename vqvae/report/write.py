@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from vqvae.run import report
 from vqvae.run.folder import RunFolder
 from vqvae.run.run import Run
 
+log = logging.getLogger(__name__)
+
 NAME = "report.html"
 MOST_RUNS = 24
 
@@ -29,6 +32,7 @@ def results_of(run: Run) -> tuple[dict[str, Any] | None, Path | None]:
     page, figures = written_report(run), report.kept_figures(run)
     if figures is not None and (page is not None or not run.cfg.report):
         return figures, page
+    log.info("results: measuring, drawing pictures%s", ", writing report.html" if run.cfg.report else "")
     trained = run.trained_model()
     figures = report.summarize(run, trained)
     return figures, report_end(run, trained) if run.cfg.report else None

@@ -64,7 +64,7 @@ def codes(run: Run, model: VQVAE) -> str:
     bits = sum(count * math.log2(size) for count, size in zip(counts, sizes))
     maps = " + ".join(f"{times(shape)} of {size:,}" for shape, size in zip(shapes, sizes))
     values = BITS[run.data.value_type] * run.data.channels * math.prod(run.data.size)
-    return f"{sum(counts):,} codes an item ({maps}): {bits:,.0f} bits for {values:,}"
+    return f"{sum(counts):,} codes an item ({maps}): {bits:,.0f} bits instead of {values:,}"
 
 
 def training(run: Run, node: Any) -> str:

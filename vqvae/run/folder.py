@@ -36,6 +36,7 @@ from vqvae.run.untrusted import load_weights, saved_config
 from vqvae.storage import checkpoint
 from vqvae.storage.files import remove_leftovers, temporary_name, write_bytes
 from vqvae.storage.forms import form_of
+from vqvae.surroundings.terminal import printable
 
 log = logging.getLogger(__name__)
 STAGES = ("autoencoder", "prior")
@@ -64,7 +65,7 @@ class RunFolder:
         """
         folder = Path(path)
         if not (folder / "config.yaml").is_file():
-            raise UserError(f"{key}={path} holds no run (there is no {folder / 'config.yaml'})")
+            raise UserError(f"{key}={path} holds no run (there is no {folder / 'config.yaml'}){runs_below(folder)}")
         cfg = saved_config(folder, allow_targets)
         for name, value in (places or {}).items():
             if value is not None:
@@ -278,3 +279,10 @@ class RunFolder:
             # Last, because the weights say that all is there.
             write_bytes(self.stage("autoencoder") / source.name, source.read_bytes())
         distributed.barrier()
+
+
+def runs_below(folder: Path) -> str:
+    """Words for a folder that holds no run: up to three runs right below it, as in the folder of a sweep."""
+    names = sorted(config.parent.name for config in folder.glob("*/config.yaml"))
+    more = ", ..." * (len(names) > 3)
+    return f"; below it lie runs: {', '.join(printable(name) for name in names[:3])}{more}" if names else ""

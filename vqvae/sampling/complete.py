@@ -52,7 +52,7 @@ def complete(job: Job) -> None:
         job.write_singles([f"{seed:06d}" for seed in job.seeds], items)
     count, every = sum(int(mask.sum()) for mask in kept), sum(mask.numel() for mask in kept)
     say(
-        f"original, masked, reconstruction, and {n} completions that keep {count} of {every} codes: {png}\n"
+        f"original, masked, decoded (its reconstruction), and {n} completions that keep {count} of {every} codes: {png}\n"
         f"{job.run.data.noun}s, their codes, and those that were given and kept: {file}"
     )
 

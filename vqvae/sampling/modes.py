@@ -63,7 +63,12 @@ def check_mode(cfg: dict[str, Any], typed: Iterable[str]) -> None:
     for key in typed:
         if key.split(".")[0] not in (*COMMON, *KEYS[mode]):
             others = " and ".join(f"mode={other}" for other, keys in KEYS.items() if key in keys)
-            raise UserError(f"{key}= does not belong to mode={mode}; it is a key of {others}")
+            own = (
+                "; mode=reconstruct takes folder=<a folder of images>"
+                if (mode, key) == ("reconstruct", "image")
+                else ""
+            )
+            raise UserError(f"{key}= does not belong to mode={mode}; it is a key of {others}{own}")
     for key, kind in TYPES.items():
         if message := mistake_in(key, cfg[key], kind):
             raise UserError(message)

@@ -63,7 +63,7 @@ def report(job: Job, rows: list[tuple[str, float]], skipped: list[str]) -> None:
     write_bytes(job.out / "psnr.csv", text.getvalue().encode())
     say(table([noun, "psnr_db"], [list(row) for row in rows[:MOST_SHOWN]]))
     mean = sum(psnr for _, psnr in rows) / len(rows)
-    say(f"mean PSNR of {counted(len(rows), noun)}: {mean:.2f} dB, {len(skipped)} files skipped")
+    say(f"mean PSNR of {counted(len(rows), noun)}: {mean:.2f} dB, {counted(len(skipped), 'file')} skipped")
 
 
 def chunks(images: Iterable[tuple[str, Tensor | OSError]], skipped: list[str]) -> Iterator[tuple[list[str], Tensor]]:

@@ -74,7 +74,9 @@ def files_below(run: Run, folder: str) -> list[tuple[str, Path]]:
     """Names and paths of the files below a folder that may be items. Raises UserError where there are none."""
     root = Path(expanduser(folder))
     if not root.is_dir():
-        raise UserError(f"folder={folder} is not a folder")
+        raise UserError(
+            f"folder={folder} is not a folder{'; put the file into one of its own, and name that' * root.is_file()}"
+        )
     tree = list_tree(root, run.data.item_suffixes)
     if not tree.files:
         raise UserError("; ".join([f"folder={folder} holds no files that can be read", *tree.notes()]))

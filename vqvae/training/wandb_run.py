@@ -7,6 +7,7 @@ import os
 import queue
 import re
 import secrets
+import shlex
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -221,7 +222,7 @@ def open_run(folder: Path, stage: str, settings: LogSettings, config: dict[str, 
         settings=wandb.Settings(init_timeout=START_SECONDS - 5, finish_timeout=FINISH_SECONDS - 10),
     )
     unregister_all_post_import_hooks()  # they send what is imported, and would raise wandb's errors in an import of ours
-    log.info("wandb: %s", run.url or f"offline; wandb sync {from_here(Path(run.dir).parent)}")
+    log.info("wandb: %s", run.url or f"offline; wandb sync {shlex.quote(str(from_here(Path(run.dir).parent)))}")
     return run
 
 
