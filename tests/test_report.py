@@ -395,6 +395,21 @@ def test_settings_name_what_was_changed_and_parts_of_another_class_as_a_whole() 
     assert rows[2] == ("trainer.steps", "1500", ["7", "7"])
 
 
+def test_settings_of_a_part_with_many_arguments_are_those_that_its_preset_does_not_have() -> None:
+    from vqvae.config.compose import compose, plain, resolve
+
+    overrides = [
+        ["data=folder", "data.root=/a", "data.image_size=32"],
+        ["data=folder", "data.root=/b", "data.flip=true"],
+    ]
+    rows = changed_settings([plain(resolve(compose("train", one))) for one in overrides])
+    (row,) = [row for row in rows if row[0] == "data"]
+    assert row[2] == [
+        "folder.Folder(image_size=32, root=/a, resize=32)",
+        "folder.Folder(flip=true, root=/b, resize=64)",
+    ]
+
+
 SPANS = [
     *([0.0], [3.0, 3.0], [-5.0, 7.0], [4.15, 4.1504], [1e-9, 2e-9], [1.0, 1e9], [0.0, 2**62]),
     *([1e99, 2e99], [0.0, 5e-324], [5e-324, 1e99]),

@@ -6,7 +6,9 @@ import functools
 import json
 from typing import Any
 
-from vqvae.config.compose import compose, plain, resolve
+from omegaconf import OmegaConf
+
+from vqvae.config.compose import CONFIGS, choices, compose, plain, resolve
 from vqvae.run.continuing import differences, value_of
 
 LEFT_OUT = ("run_dir.", "allow_targets.", "report.", "model.quantizers.")  # places, and copies of `quantizer`
@@ -23,7 +25,7 @@ def changed_settings(configs: list[dict[str, Any]]) -> list[tuple[str, str, list
     parts = tuple(key.removesuffix("_target_") for key in keys if key.endswith("._target_"))
     keys = [next((part[:-1] for part in sorted(parts, key=len) if key.startswith(part)), key) for key in keys]
     rows = [
-        (key, in_words(value_of(default, key)), [in_words(value_of(config, key)) for config in configs])
+        (key, in_words(key, value_of(default, key)), [in_words(key, value_of(config, key)) for config in configs])
         for key in dict.fromkeys(keys)
         if not f"{key}.".startswith(LEFT_OUT)
     ]
@@ -36,10 +38,25 @@ def default_config() -> dict[str, Any]:
     return plain(resolve(compose("train")))
 
 
-def in_words(value: Any) -> str:
-    """A value of a config as text: a part as its class and arguments."""
+def in_words(key: str, value: Any) -> str:
+    """The value of a key as text: a part as its class and arguments, of a long list those that are not its preset's."""
     text = worded(value)
+    if len(text) > LONGEST and isinstance(value, dict):
+        text = worded(beyond_preset(key, value))
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
+
+
+def beyond_preset(group: str, part: dict[str, Any]) -> dict[str, Any]:
+    """A part without the arguments that its class has in the first preset of that class; all of it where there is none."""
+    for choice in choices(group):
+        preset = OmegaConf.to_container(OmegaConf.load(CONFIGS / group / f"{choice}.yaml"), resolve=False)
+        if isinstance(preset, dict) and preset.get("_target_") == part.get("_target_"):
+            return {
+                name: value
+                for name, value in part.items()
+                if name == "_target_" or name not in preset or preset[name] != value
+            }
+    return part
 
 
 def worded(value: Any) -> str:
