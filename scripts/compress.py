@@ -15,7 +15,7 @@ from vqvae.config.types import mistake_in
 from vqvae.errors import UserError
 from vqvae.ranges import CountOrZero
 from vqvae.surroundings.own_folder import own_folder
-from vqvae.surroundings.terminal import counted, say
+from vqvae.surroundings.terminal import counted, per_second, say
 
 MOST_SHOWN = 20  # lines about files that cannot be read
 
@@ -66,7 +66,7 @@ def main(cfg: Any) -> None:
     bits, ideal = (total / count / number for total in (8 * len(archive.data), ideal_bits(trained.prior, codes)))
     say(
         f"{counted(count, 'image')}, {counted(len(skipped), 'file')} skipped, "
-        f"{seconds:.1f} s ({count / seconds:.0f} images/s)\n"
+        f"{seconds:.1f} s ({per_second(count, seconds)} images/s)\n"
         f"{out}: {size:,} bytes, {size / count:.1f} an image (the files have {sum(sizes) / count:,.0f} on average)\n"
         f"codes: {bits:.4f} bits each, {ideal:.4f} by the prior's probabilities"
     )

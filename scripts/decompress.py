@@ -12,7 +12,7 @@ from vqvae.config.compose import check_keys_of, resolve
 from vqvae.config.program import entry_point
 from vqvae.errors import UserError
 from vqvae.surroundings.own_folder import own_folder
-from vqvae.surroundings.terminal import say
+from vqvae.surroundings.terminal import per_second, say
 
 
 @entry_point("decompress")
@@ -41,7 +41,7 @@ def main(cfg: Any) -> None:
     for name, item in zip(file_names(archive.names), items):
         run.data.save(out / name, item)
     seconds = time.perf_counter() - began
-    say(f"{len(items)} images in {out}, {seconds:.1f} s ({len(items) / seconds:.0f} images/s)")
+    say(f"{len(items)} images in {out}, {seconds:.1f} s ({per_second(len(items), seconds)} images/s)")
 
 
 if __name__ == "__main__":

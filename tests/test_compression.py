@@ -23,6 +23,7 @@ from vqvae.config.build import build
 from vqvae.config.compose import compose, resolve
 from vqvae.errors import UserError
 from vqvae.priors.autoregressive import AutoregressivePrior
+from vqvae.surroundings.terminal import per_second
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("constriction") is None, reason="needs constriction")
 
@@ -98,6 +99,10 @@ def pictures(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     (folder / "broken.png").write_bytes(b"nothing")
     return folder
+
+
+def test_a_slow_rate_is_not_said_to_be_zero() -> None:
+    assert [per_second(*of) for of in ((5, 10.6), (5, 2.0), (120, 1.0), (3000, 2.0))] == ["0.47", "2.5", "120", "1,500"]
 
 
 def test_a_folder_comes_back_as_the_reconstructions_that_the_run_makes(

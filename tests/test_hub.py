@@ -22,7 +22,7 @@ from conftest import ROOT
 
 import vqvae
 from vqvae.errors import UserError
-from vqvae.export.card import safe
+from vqvae.export.card import in_digits, safe
 from vqvae.export.hub import check_hub_name, is_hub_name
 from vqvae.export.write import export_run
 from vqvae.run.folder import RunFolder
@@ -163,6 +163,18 @@ def test_a_card_has_metadata_figures_with_protocols_and_how_to_load_it(export: P
     assert 'vqvae.load("me/thing")' in card
     assert re.search(r"\| autoencoder/psnr_db \| 29\.\d+ \| PSNR of the mean squared error over the split \|", card)
     assert "disc, ring, square" in card
+
+
+def test_whole_numbers_in_a_card_have_all_their_digits() -> None:
+    values = {
+        783472: "783472",
+        62.0: "62",
+        16.6834: "16.68",
+        0.00012346: "0.0001235",
+        float("inf"): "inf",
+        1e20: "1e+20",
+    }
+    assert [in_digits(value) for value in values] == [*values.values()]
 
 
 def test_what_a_stranger_wrote_is_text_in_a_card() -> None:

@@ -98,9 +98,14 @@ def figures_of(run: Run) -> str:
     head = ["| figure | value | protocol |", "|---|---|---|"]
     tables = []
     for source, figures in found.items():
-        rows = [f"| {safe(one.name)} | {one.value:.4g} | {safe(one.protocol)} |" for one in figures]
+        rows = [f"| {safe(one.name)} | {in_digits(one.value)} | {safe(one.protocol)} |" for one in figures]
         tables.append("\n".join([f"Figures of {safe(source)}:", "", *head, *rows]))
     return "\n\n".join(tables)
+
+
+def in_digits(value: float) -> str:
+    """A figure with four significant digits, a whole number with all of them."""
+    return f"{value:.0f}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:.4g}"
 
 
 def safe(text: str) -> str:

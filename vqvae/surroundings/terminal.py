@@ -28,6 +28,12 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
+def per_second(count: int, seconds: float) -> str:
+    """A rate, with two digits where it is small: 0.47, 1,500."""
+    rate = count / seconds
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+
+
 def wrapped(text: str) -> str:
     """A sentence of the log in lines that fit a terminal; those after the first are indented. Long words stay whole."""
     return "\n".join(
