@@ -126,7 +126,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     if world_size() == 1:
         return rows
     out = rows.new_empty(world_size() * rows.shape[0], *rows.shape[1:])
-    dist.all_gather_into_tensor(out, rows.contiguous())
+    dist.all_gather(list(out.chunk(world_size())), rows.contiguous())
     return out
 
 
