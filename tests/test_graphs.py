@@ -358,3 +358,12 @@ def test_kinds_without_end_run_as_they_are(monkeypatch: pytest.MonkeyPatch) -> N
     counting.after(*[kind for kind in range(MAX_KINDS + 2) for _ in range(4)])
     assert len(counting.replays) == MAX_KINDS
     assert counting.ran[-4:] == [counting.ran[-4] + i for i in range(4)]
+
+
+def test_inputs_of_another_shape_are_replayed_by_a_graph_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as the batches of data.buckets."""
+    monkeypatch.setattr(graphs, "noticing_waits", no_gpu)
+    recorded = Recorded("all", lambda kind, inputs: inputs[0] + 1)
+    for number, length in enumerate([2, 3, 2, 2, 3, 3, 2, 3, 1]):
+        assert recorded(None, [torch.full((length,), float(number))]).tolist() == [number + 1] * length
+    assert len(recorded.replays) == 2

@@ -47,8 +47,9 @@ class Graphs:
 
     def __call__(self, kind: Hashable, inputs: Any) -> Any:
         """One call. The shapes of `inputs` are part of the kind. Outputs of a graph hold until its next replay."""
-        times = self.seen[kind] = self.seen.get(kind, 0) + 1
-        if not self.enabled or times == 1 or (kind not in self.replays and len(self.replays) >= MAX_KINDS):
+        own = kind, tuple(leaf.shape for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
+        times = self.seen[own] = self.seen.get(own, 0) + 1
+        if not self.enabled or times == 1 or (own not in self.replays and len(self.replays) >= MAX_KINDS):
             return self.function(kind, inputs)
         if times == 2:
             with noticing_waits() as places:
@@ -56,14 +57,14 @@ class Graphs:
             if places:
                 self.give_up(f"the host waits for the GPU at {places[0]}")
             return outputs
-        if kind not in self.replays:
+        if own not in self.replays:
             try:
-                self.replays[kind] = self.capture(kind, inputs)
+                self.replays[own] = self.capture(kind, inputs)
             except RuntimeError as error:
                 self.give_up(str(error).splitlines()[0])
                 self.clean_up()
                 return self.function(kind, inputs)
-        replay, kept, outputs = self.replays[kind]
+        replay, kept, outputs = self.replays[own]
         for place, given in zip(tree_leaves(kept), tree_leaves(inputs), strict=True):
             if isinstance(place, Tensor):
                 place.copy_(given, non_blocking=True)
