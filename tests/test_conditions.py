@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,13 @@ import vqvae
 from scripts.benchmarks.sampling import prior_of
 from vqvae import distributed
 from vqvae.config.compose import choices
+from vqvae.data.attributes import Attribute
 from vqvae.data.code_store import CodeStore
+from vqvae.errors import UserError
 from vqvae.priors.base import Prior
-from vqvae.priors.conditions import Condition, Conditions, labels_of
+from vqvae.priors.conditions import MOST_VALUES, Condition, Conditions, labels_of
 from vqvae.priors.sampling import Sampling
+from vqvae.run.conditions import find
 from vqvae.run.folder import RunFolder
 from vqvae.run.run import Run
 from vqvae.stages.prior import PriorStage
@@ -204,6 +208,9 @@ WRONG_REQUESTS = {
     ("condition.colour=pink",): "colour=pink is not known; known are: blue, green, red",
     ("condition.color=red",): "color is no condition of this prior; known are: class, colour, size, vector",
     ("condition.size=big",): "size=big is not a number",
+    (
+        "condition.size=1e39",
+    ): "size=1e+39 is too far from the numbers of the training items, whose standard deviation is 1.",
     ("condition.class=cat",): "the class is asked for by itself: class=...",
     ("condition.vector=none.npy",): "vector=none.npy cannot be read as vectors",
     ("class=cow",): "class=cow does not exist",
@@ -228,6 +235,9 @@ def test_vectors_that_do_not_fit_are_refused(conditional: Path) -> None:
             model.sample([0, 1], conditions={"vector": bad})
     with pytest.raises(ValueError, match="colour has 3 values for 2 samples"):
         model.sample([0, 1], conditions={"colour": ["red"] * 3})
+    for size, said in ((10**400, "is not a number"), (np.float64(1e39), "is too far"), (-1e12, "is too far")):
+        with pytest.raises(ValueError, match=said):
+            model.sample([0, 1], conditions={"size": size})
 
 
 def test_a_prior_of_the_class_alone_has_no_conditions(finished_run: Path) -> None:
@@ -235,7 +245,23 @@ def test_a_prior_of_the_class_alone_has_no_conditions(finished_run: Path) -> Non
     assert "colour is no condition of this prior, which was trained with the class alone" in done.stderr
 
 
+@pytest.mark.parametrize("words", [("false", "true"), ("False", "True")])
+def test_true_and_false_are_asked_for_as_python_has_them(words: tuple[str, str]) -> None:
+    asked = Conditions((Condition("smiling", "category", words),)).labels(3, {"smiling": [True, None, False]})
+    assert asked.nan_to_num(5).tolist() == [[1], [5], [0]]
+
+
 # ---- bad data
+
+
+def test_what_conditions_json_cannot_hold_is_refused_when_it_is_found() -> None:
+    """Else a run would begin, and not go on."""
+    many: Any = SimpleNamespace(class_names=[str(i) for i in range(MOST_VALUES + 1)])
+    with pytest.raises(UserError, match="names class, which has 10,001 values in the training items"):
+        find(["class"], many, many)
+    large: Any = SimpleNamespace(attribute=lambda *_: Attribute(np.array([-1e300, 1e300]), np.arange(2)))
+    with pytest.raises(UserError, match="names size, whose numbers are too large"):
+        find(["size"], large, large)
 
 
 def test_a_vectors_file_has_a_row_for_each_item_and_no_nan(

@@ -25,6 +25,7 @@ CLASS = "class"  # the condition that is the class of the data
 KINDS = ("category", "number", "vector")
 MOST_VALUES, MOST_COLUMNS = 10_000, 2**16  # of a category, and of all conditions
 MOST_SHOWN, MOST_LISTED = 10, 50  # values in a description, and in a message
+FARTHEST = 1e6  # deviations from the mean: numbers beyond that make a network's activations overflow
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,18 @@ class Condition:
     def columns(self, values: np.ndarray) -> np.ndarray:
         """Values of n items, texts (n,) with None for unknown ones or numbers (n,) or (n, W) -> columns (n, W) float32.
 
-        A text that the training set has not is not given.
+        A text that the training set has not is not given. Raises UserError for numbers far beyond those of the training set.
         """
         if self.kind == "category":
             found = [self.numbers.get(value, math.nan) for value in values]
             return np.array(found, np.float32)[:, None]  # (n, 1)
-        numbers = (values.reshape(len(values), -1).astype(np.float64) - self.mean) / self.deviation
+        given = values.reshape(len(values), -1).astype(np.float64)
+        numbers = (given - self.mean) / self.deviation
+        if (far := np.abs(numbers) > FARTHEST).any():
+            raise UserError(
+                f"{self.name}={given[far][0]:g} is too far from the numbers of the training items, whose standard deviation is "
+                f"{self.deviation:g}"
+            )
         return numbers.astype(np.float32)  # (n, W)
 
     def asked(self, value: Any, count: int) -> np.ndarray:
@@ -80,23 +87,25 @@ class Condition:
         ]
         if len(given) not in (1, count):
             raise UserError(f"{self.name} has {len(given)} values for {count} samples: give one for all, or one each")
-        found = np.array([[math.nan if one is None else self._number(one)] for one in given], np.float64)
-        return np.broadcast_to(found, (count, 1)).astype(np.float32)
+        values = np.array([self._value(one) for one in given], object if self.kind == "category" else np.float64)
+        return np.broadcast_to(self.columns(values), (count, 1))
 
-    def _number(self, value: Any) -> float:
+    def _value(self, value: Any) -> str | float | None:
+        """One value that is asked for, as `columns` takes it."""
         if self.kind == "category":
-            if str(value) not in self.numbers:
+            text = str(value).lower() if isinstance(value, bool) and str(value) not in self.numbers else str(value)
+            if value is not None and text not in self.numbers:
                 more = ", ..." * (len(self.values) > MOST_LISTED)
                 known = ", ".join(self.values[:MOST_LISTED]) + more
-                raise UserError(f"{self.name}={str(value)[:100]} is not known; known are: {known}")
-            return self.numbers[str(value)]
+                raise UserError(f"{self.name}={text[:100]} is not known; known are: {known}")
+            return None if value is None else text
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
-        if not math.isfinite(number):
+        if value is not None and not math.isfinite(number):
             raise UserError(f"{self.name}={str(value)[:100]} is not a number")
-        return (number - self.mean[0]) / self.deviation
+        return number
 
     def _asked_vectors(self, value: Any, count: int) -> np.ndarray:
         if value is None:

@@ -123,6 +123,14 @@ def find(names: Sequence[str], data: Data, train: Split) -> Conditions:
     found = Conditions(
         tuple(of_class(data) if name == CLASS else of(name, data.attribute(name, train)) for name in names)
     )
+    for one in found.each:
+        if one.kind == "category" and not 0 < len(one.values) <= MOST_VALUES:
+            raise UserError(
+                f"prior.conditions names {one.name}, which has {len(one.values):,} values in the training items: a category "
+                f"has 1 to {MOST_VALUES:,}"
+            )
+        if not math.isfinite(one.deviation):
+            raise UserError(f"prior.conditions names {one.name}, whose numbers are too large")
     if sum(found.widths) > MOST_COLUMNS:
         raise UserError(f"prior.conditions has {sum(found.widths)} numbers in all, and at most {MOST_COLUMNS} fit")
     return found
@@ -139,11 +147,6 @@ def of(name: str, attribute: Attribute) -> Condition:
     rows = attribute.rows
     if attribute.kind == "category":
         values = sorted({value for value in attribute.values[rows] if value is not None}, key=in_order)
-        if not 0 < len(values) <= MOST_VALUES:
-            raise UserError(
-                f"prior.conditions names {name}, which has {len(values):,} values in the training items: a category has 1 to "
-                f"{MOST_VALUES:,}"
-            )
         return Condition(name, "category", tuple(values))
     mean, deviation = moments(attribute.values, rows)
     if mean is None:
@@ -151,6 +154,7 @@ def of(name: str, attribute: Attribute) -> Condition:
     return Condition(name, attribute.kind, (), tuple(mean.tolist()), deviation)
 
 
+@np.errstate(over="ignore")  # then it is infinite
 def moments(values: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray | None, float]:
     """Mean (W,) and standard deviation, one for all columns, of those rows of values (R,) or (R, W) that are not NaN."""
     count, total, squares = 0, np.zeros(1), 0.0
