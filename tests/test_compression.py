@@ -151,6 +151,9 @@ def test_damaged_foreign_and_missing_files_are_refused_in_one_sentence(archive: 
             Archive.read(tmp_path / "bad.vqz")
     with pytest.raises(UserError, match="cannot be read"):
         Archive.read(tmp_path / "nothing.vqz")
+    replace(archive, data=archive.data[:-1]).write(tmp_path / "bad.vqz")
+    with pytest.raises(UserError, match="no whole words of 4 bytes"):
+        Archive.read(tmp_path / "bad.vqz")
     bomb = b"vqz\x00" + content[4:9] + b"{}" + content[9:-32]  # a header of another kind, with a right checksum
     (tmp_path / "bad.vqz").write_bytes(bomb + hashlib.sha256(bomb).digest())
     with pytest.raises(UserError, match="its header cannot be read"):
@@ -169,8 +172,9 @@ def test_another_model_and_codes_that_round_otherwise_are_told(archive: Archive,
         decompressed(model, replace(archive, data=wrong))
     with pytest.raises(UserError, match=r"torch was 1\.0, is"):
         decompressed(model, replace(archive, data=wrong, computed={**archive.computed, "torch": "1.0"}))
-    with pytest.raises(UserError):
-        decompressed(model, replace(archive, data=archive.data[:4]))
+    for data in (archive.data[:4], b"", b"\xff" * 8):  # the last stand for no digit
+        with pytest.raises(UserError, match="are not those that were put in"):
+            decompressed(model, replace(archive, data=data))
 
 
 def test_names_in_a_file_stay_in_the_folder_and_apart() -> None:

@@ -15,6 +15,7 @@ from vqvae.storage.files import write_bytes
 
 MAGIC, VERSION = b"vqz\x00", 1
 MOST_HEADER = 2**28  # bytes of a header
+WORD = 4  # bytes that the range coder writes at once
 START = struct.Struct("<4sBI")  # magic, version, bytes of the header
 
 
@@ -63,8 +64,10 @@ class Archive:
         _, version, size = START.unpack_from(body)
         if version != VERSION:
             raise UserError(f"in={file} is of version {version}, and this program reads version {VERSION}")
-        header = body[START.size : START.size + size]
-        return cls(**read_header(file, header), data=body[START.size + size :])
+        fields, data = read_header(file, body[START.size : START.size + size]), body[START.size + size :]
+        if len(data) % WORD:
+            raise UserError(f"in={file} is damaged: its codes are no whole words of {WORD} bytes")
+        return cls(**fields, data=data)
 
 
 def read_header(file: Path, header: bytes) -> dict[str, Any]:
