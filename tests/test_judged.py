@@ -226,6 +226,18 @@ def test_parts_of_a_set_hold_all_classes_where_these_come_in_turn(monkeypatch: p
     assert (alike - alike.mean(0)).abs().max() < 0.05
 
 
+def test_slices_of_volumes_are_counted_and_never_seen_by_the_thousands() -> None:
+    """A volume of 50 slices is as many images, so that two of them are seen at once."""
+    x, labels = torch.rand(5, 1, 50, 4, 4) * 2 - 1, torch.arange(5) % 2
+    judge, counts = Judge(Seen(6), "seen", 6, 50), list[int]()
+    pooled = judge.backbone.pooled
+    judge.backbone.pooled = lambda images: counts.append(len(images)) or pooled(images)  # type: ignore[method-assign,func-returns-value]
+    found = collect(judge, Images(x, labels), 5, 2, "volumes")
+    assert counts == [100, 100, 50]
+    torch.testing.assert_close(found.moments, moments(pooled(x[:, 0].flatten(0, 1)[:, None])))
+    assert found.labels.long().bincount().tolist() == [150, 100]
+
+
 def on_each_rank(folder: Path) -> tuple[Statistics, Statistics, list[str]]:
     """Statistics of the items of a split and of 70 samples, and the files that hold these."""
     run = Run(RunFolder.load(folder, []))

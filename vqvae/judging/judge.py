@@ -15,6 +15,8 @@ from vqvae.errors import UserError
 from vqvae.losses.perceptual import check_images, slices
 from vqvae.storage.checkpoint import fingerprint
 
+IMAGES_AT_A_TIME = 128
+
 
 @dataclass
 class Judge:
@@ -40,6 +42,11 @@ class Judge:
     def features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) in [-1, 1], or volumes, of which it sees the slices -> (B views, F), float32."""
         return self.backbone.pooled(slices(x))
+
+    @property
+    def items_at_a_time(self) -> int:
+        """Items that it sees at once: of volumes fewer, because it sees all their slices."""
+        return max(1, IMAGES_AT_A_TIME // self.views)
 
     @property
     def has_perceptual_distance(self) -> bool:

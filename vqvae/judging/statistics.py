@@ -20,7 +20,6 @@ from vqvae.judging.judge import Judge
 from vqvae.metrics.frechet import moments
 from vqvae.storage.files import write_bytes
 
-AT_A_TIME = 128  # images
 FOLDS = 5  # parts of a set, for the error of its distances
 PARTS = 10  # of the Inception score
 KEPT = 10_000  # vectors
@@ -130,9 +129,9 @@ def collect(
     """
     statistics, views = Statistics.empty(judge, count * judge.views, classes), judge.views
     order = torch.randperm(count * views, generator=torch.Generator().manual_seed(0))  # the same on all ranks
-    starts = [int(chunk[0]) for chunk in chunks_of_rank(count, AT_A_TIME)]
+    starts = [int(chunk[0]) for chunk in chunks_of_rank(count, judge.items_at_a_time)]
     bar = tqdm(starts, desc=f"judging {what}", leave=False, disable=distributed.bar_hidden())
-    for start, batch in zip(bar, images.batches(AT_A_TIME)):
+    for start, batch in zip(bar, images.batches(judge.items_at_a_time)):
         features = judge.features(batch.x if change is None else change(batch.x))
         places = order[start * views : start * views + len(features)].to(features.device)
         labels = batch.labels.to(features.device).repeat_interleave(views)

@@ -21,7 +21,7 @@ from vqvae.inference.trained_model import TrainedModel
 from vqvae.judging.drawn import DrawnSamples
 from vqvae.judging.figures import KINDS, Sets, compared, floors, frechet_figures, is_enough, named
 from vqvae.judging.judge import Judge
-from vqvae.judging.statistics import AT_A_TIME, Statistics, collect
+from vqvae.judging.statistics import Statistics, collect
 from vqvae.losses.perceptual import perceptual_distance, slices
 from vqvae.metrics.frechet import Gaussian
 from vqvae.metrics.registry import figure
@@ -93,7 +93,8 @@ class Judgment:
         kinds = set(self.wanted.metrics) & set(KINDS)
         if "perceptual" in self.wanted.metrics and self.judge.has_perceptual_distance:
             distances, items = Distances(self.trained, self.judge), self.items(self.split)
-            found |= evaluate(distances, items, AT_A_TIME, len(items.loader), "comparing images")
+            at_once = self.judge.items_at_a_time
+            found |= evaluate(distances, items, at_once, len(items.loader), "comparing images")
         count = len(self.run.loader(self.split)) * self.judge.views
         if kinds and not is_enough(self.judge, count):
             width, name = self.judge.width, self.judge.name
