@@ -44,6 +44,12 @@ def test_the_report_finds_the_images_in_sheets_with_and_without_names() -> None:
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("size", [(5, 500), (500, 4), (1, 1)])
+def test_a_sheet_that_is_too_small_for_its_rows_has_none(size: tuple[int, int]) -> None:
+    """It may be a stranger's; pictures without pixels cannot be written."""
+    assert strips(torch.zeros(3, *size, dtype=torch.uint8), 10) == []
+
+
 @pytest.mark.parametrize(
     "name", ["a long name of a class, or of a file", "Größe Ü", "two\nlines", "\x1b[31m", "", "x" * 99999]
 )

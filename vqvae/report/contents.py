@@ -195,10 +195,14 @@ def add_pictures(run: Run, found: Contents) -> None:
 
 
 def strips(sheet: Tensor, rows: int) -> list[Tensor]:
-    """The rows of samples.png (3, H, W), as vqvae.images.grid has laid them out, without the names that older ones lack."""
+    """The rows of samples.png (3, H, W), as vqvae.images.grid has laid them out, without the names that older ones lack.
+
+    None of a picture that is too small for them.
+    """
     step = (sheet.shape[1] - GAP) // rows
     left = GAP + MARGIN if (sheet.shape[2] - GAP) % SAMPLES_PER_CLASS else GAP
-    return [sheet[:, GAP + row * step : (row + 1) * step, left:-GAP] for row in range(rows)]
+    found = [sheet[:, GAP + row * step : (row + 1) * step, left:-GAP] for row in range(rows)]
+    return [one for one in found if one.numel()]
 
 
 def read_json(file: Path) -> dict[str, Any]:
