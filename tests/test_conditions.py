@@ -25,7 +25,7 @@ import vqvae
 from scripts.benchmarks.sampling import prior_of
 from vqvae import distributed
 from vqvae.config.compose import choices
-from vqvae.data.attributes import Attribute
+from vqvae.data.attributes import Attribute, read_vectors
 from vqvae.data.code_store import CodeStore
 from vqvae.errors import UserError
 from vqvae.priors.base import Prior
@@ -238,6 +238,15 @@ def test_vectors_that_do_not_fit_are_refused(conditional: Path) -> None:
     for size, said in ((10**400, "is not a number"), (np.float64(1e39), "is too far"), (-1e12, "is too far")):
         with pytest.raises(ValueError, match=said):
             model.sample([0, 1], conditions={"size": size})
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04and no zip", b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f8',"])
+def test_files_of_vectors_that_numpy_cannot_read_are_told(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(UserError, match="cannot be read"):
+        EACH.labels(2, {"vector": tmp_path / "a.npy"})
+    with pytest.raises(UserError, match="cannot be read"):
+        read_vectors(tmp_path / "a.npy", "data.vectors=a.npy", 2)
 
 
 def test_a_prior_of_the_class_alone_has_no_conditions(finished_run: Path) -> None:

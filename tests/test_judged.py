@@ -31,6 +31,7 @@ from vqvae.metrics.frechet import Gaussian, frechet_distance, moments
 from vqvae.metrics.likeness import inception_score, kernel_distance, manifold_figures
 from vqvae.metrics.reconstruction import multi_scale_ssim, scales_of
 from vqvae.run.folder import RunFolder
+from vqvae.run.judged import read_reference
 from vqvae.run.run import Run
 
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="needs timm")
@@ -289,6 +290,22 @@ def test_statistics_that_were_kept_are_the_same_and_damaged_ones_are_made_again(
     assert Statistics.read(tmp_path / "nothing.npz") is None
 
 
+def test_a_reference_or_statistics_that_numpy_cannot_read_are_no_traceback(tmp_path: Path) -> None:
+    judge = Judge(Seen(6), "seen", 6, 1)
+    file, damaged = tmp_path / "a.npz", [b"PK\x03\x04and no zip", b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f8',"]
+    np.savez_compressed(file, mu=np.arange(6.0), sigma=np.eye(6))
+    damaged.append(file.read_bytes()[:60] + b"x" * 15 + file.read_bytes()[75:])
+    for content in damaged:
+        file.write_bytes(content)
+        assert Statistics.read(file) is None
+        with pytest.raises(UserError, match="holds no arrays mu and sigma"):
+            read_reference(str(file), judge)
+    for mean, said in ((np.float64(1), r"mu of the shape \(\)"), (np.full(6, math.nan), "holds NaN")):
+        np.savez(file, mu=mean, sigma=np.eye(6))
+        with pytest.raises(UserError, match=said):
+            read_reference(str(file), judge)
+
+
 def test_identical_sets_have_no_distance_and_per_class_distances_are_the_mean_over_classes() -> None:
     x, labels = torch.rand(400, 3, 4, 4) * 2 - 1, torch.arange(400) % 2
     judge, real = seen(x, labels)
@@ -473,7 +490,7 @@ def test_a_wrong_reference_or_way_to_draw_is_one_sentence(
     np.savez(tmp_path / "other.npz", mu=np.zeros(3), sigma=np.eye(3))
     np.savez(tmp_path / "empty.npz", mu=np.zeros(3))
     for override, sentence in {
-        f"reference={tmp_path / 'other.npz'}": "is of 3 features, and test_convnext has 64",
+        f"reference={tmp_path / 'other.npz'}": "has mu of the shape (3,) and sigma of (3, 3), and test_convnext has 64",
         f"reference={tmp_path / 'empty.npz'}": "holds no arrays mu and sigma",
         f"reference={tmp_path / 'nothing.npz'}": "holds no arrays mu and sigma",
         "samples=70 sampling.top_p=2": "top_p",

@@ -81,7 +81,7 @@ def read_vectors(file: Path, key: str, count: int) -> np.ndarray:
     """
     try:
         vectors = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy and zipfile raise many kinds
         raise UserError(f"{key} cannot be read: {error}") from error
     if (
         not isinstance(vectors, np.ndarray)

@@ -114,7 +114,7 @@ class Condition:
         try:
             read = np.load(Path(value).expanduser(), allow_pickle=False) if isinstance(value, (str, Path)) else value
             rows = np.atleast_2d(np.asarray(read, np.float64))
-        except (OSError, ValueError, TypeError, EOFError) as error:
+        except Exception as error:  # numpy and zipfile raise many kinds
             raise UserError(f"{named} cannot be read as vectors: {error}") from error
         if rows.ndim != 2 or rows.shape[1] != self.width or len(rows) not in (1, count):
             raise UserError(

@@ -199,10 +199,13 @@ def read_reference(file: str, judge: Judge) -> Gaussian:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             mean, covariance = (torch.from_numpy(arrays[name]).double() for name in ("mu", "sigma"))
-    except (OSError, ValueError, LookupError, EOFError, TypeError) as error:
+    except Exception as error:  # numpy and zipfile raise many kinds
         raise UserError(f"reference={file} holds no arrays mu and sigma ({error})") from error
     if mean.shape != (judge.width,) or covariance.shape != (judge.width, judge.width):
         raise UserError(
-            f"reference={file} is of {len(mean)} features, and {judge.name} has {judge.width}: it is of another network"
+            f"reference={file} has mu of the shape {tuple(mean.shape)} and sigma of {tuple(covariance.shape)}, and "
+            f"{judge.name} has {judge.width} features: it is of another network"
         )
+    if not (mean.isfinite().all() and covariance.isfinite().all()):
+        raise UserError(f"reference={file} holds NaN or infinite numbers")
     return Gaussian(mean.to(distributed.device()), covariance.to(distributed.device()))
