@@ -128,15 +128,17 @@ def test_an_image_that_cannot_be_decoded_is_named_and_replaced(
 
 
 def test_mistakes_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows(4, kind=list("abcd")).save_to_disk(tmp_path / "p")
+    rows(4, kind=list("abcd")).add_column("box", [[1, 2]] * 4).save_to_disk(tmp_path / "p")
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     for settings, message in [
         (
             {"image_column": "picture"},
-            r"has no column picture; it has image, label, kind: .* data\.image_column=\.\.\.$",
+            r"has no column picture; it has image, label, kind, box: .* data\.image_column=\.\.\.$",
         ),
         ({"label_column": "class"}, r"has no column class; .* data\.label_column=\.\.\., or null for no classes$"),
+        ({"label_column": "image"}, r"data\.label_column=image holds .*, and no classes"),
+        ({"label_column": "box"}, r"data\.label_column=box holds list, and no classes"),
         ({"image_column": "label"}, r"data\.image_column=label holds ClassLabel\(.*\), and no images"),
         ({"splits": {"train": "all"}}, "has no split all; it has train"),
         ({"path": tmp_path / "file"}, "is a file: name the folder"),

@@ -117,12 +117,11 @@ class HuggingFace(ResizedImages):
         names = getattr(self.loaded["train"].features[self.label_column], "names", None)
         if names is not None:
             return [str(name) for name in names]
-        values = {value for value in self.labels["train"] if value is not None}
-        if not all(isinstance(value, (str, int)) for value in values):
-            raise UserError(
-                f"data.label_column={self.label_column} holds {type(next(iter(values))).__name__}, and no classes"
-            )
-        return [str(value) for value in sorted(values, key=lambda value: (isinstance(value, str), value))]
+        values = [value for value in self.labels["train"] if value is not None]
+        wrong = next((type(value).__name__ for value in values if not isinstance(value, (str, int))), None)
+        if wrong is not None:
+            raise UserError(f"data.label_column={self.label_column} holds {wrong}, and no classes")
+        return [str(value) for value in sorted(set(values), key=lambda value: (isinstance(value, str), value))]
 
     def numbers(self, split: str) -> Tensor:
         """Class of each row (n,), -1 for none. Raises UserError for a class that training has not."""
