@@ -85,11 +85,9 @@ def map_volume(file: Path, cache: Path) -> np.ndarray:
     found = file.stat()
     name = fingerprint(["volume", VERSION, os.path.realpath(file), found.st_size, found.st_mtime_ns])
     unpacked = cache / f"{name}-volume.npy"
-    if not unpacked.is_file():
-        unpack(read_volume(file), unpacked)
     try:
         return np.load(unpacked, mmap_mode="r", allow_pickle=False)
-    except ValueError:  # cut off: whoever writes it does so under another name
+    except Exception:  # not there, or damaged, of which numpy raises many kinds
         unpack(read_volume(file), unpacked)
         return np.load(unpacked, mmap_mode="r", allow_pickle=False)
 
