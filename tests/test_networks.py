@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from vqvae.config.compose import choices, compose, resolve
 from vqvae.model import VQVAE
 from vqvae.networks import resnet, tokens, vit
 from vqvae.networks.attention import Transformer
+from vqvae.networks.blocks import conv, conv_transpose
 from vqvae.sampling.complete import kept_codes
 
 TOKENS = {"patch": 4, "tokens": 6}
@@ -144,3 +146,17 @@ def test_completion_needs_codes_that_have_a_place() -> None:
     region = torch.ones(8, 8, dtype=torch.bool)
     with pytest.raises(ValueError, match="needs codes with a place in the data"):
         kept_codes(region, [torch.zeros(1, 6, dtype=torch.long)])
+
+
+@pytest.mark.parametrize("make", [conv, conv_transpose])
+def test_gradients_of_3d_kernels_are_right_in_bf16_over_maps_that_are_shorter_than_the_kernel(make: Any) -> None:
+    """On CPUs, where torch's own are made of unwritten memory."""
+    torch.manual_seed(0)
+    layer, x = make(3, 8, 16, 3, padding=1), torch.randn(4, 8, 2, 8, 8)
+    found = []
+    for type_of_products in (None, torch.bfloat16):
+        layer.zero_grad()
+        with torch.autocast("cpu", type_of_products, enabled=type_of_products is not None):
+            layer(x).float().sum().backward()
+        found.append(layer.weight.grad.clone())
+    torch.testing.assert_close(found[1], found[0], rtol=0.05, atol=0.05 * float(found[0].abs().max()))

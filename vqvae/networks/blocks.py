@@ -14,10 +14,33 @@ from vqvae import distributed
 from vqvae.errors import UserError
 from vqvae.ranges import NotEmpty, PositiveInt
 
-CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 SHORT_ATTENTION = 256
 Widths = Annotated[list[PositiveInt], NotEmpty]
-CONV_TRANSPOSE: dict[int, type[nn.Module]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+
+
+class InFloat32(nn.Module):
+    """Layer that computes in the type of its weights on a CPU, also under autocast.
+
+    In bf16, torch 2.14 makes gradients of 3-D kernels of unwritten memory where maps are shorter than the kernel.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.to(self.weight.dtype))  # type: ignore[arg-type]
+
+
+class Conv3d(InFloat32, nn.Conv3d):
+    pass
+
+
+class ConvTranspose3d(InFloat32, nn.ConvTranspose3d):
+    pass
+
+
+CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: Conv3d}
+CONV_TRANSPOSE: dict[int, type[nn.Module]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: ConvTranspose3d}
 
 
 def conv(ndim: int, *args: Any, **kwargs: Any) -> nn.Module:
