@@ -115,12 +115,15 @@ def test_the_package_brings_every_config(tmp_path: Path) -> None:
 # ---- a loop of one's own
 
 
-def loop(layer: Quantizer, steps: int, parts: int, mine: bool) -> tuple[list[Tensor], dict]:
-    """Train a layer in the middle of two convolutions -> its state; `mine`: by the calls that the trainer makes."""
+def loop(layer: Quantizer, steps: int, parts: int, mine: bool, calls: int = 1) -> tuple[list[Tensor], dict]:
+    """Train a layer in the middle of two convolutions -> its state.
+
+    mine: by the calls that the trainer makes. calls: of auto_update, else.
+    """
     torch.manual_seed(1)
     encoder, decoder = nn.Conv2d(3, 8, 4, 4), nn.ConvTranspose2d(8, 3, 4, 4)
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters(), *layer.parameters()], 1e-2)
-    if not mine:
+    for _ in range(0 if mine else calls):
         vqvae.auto_update(layer, optimizer, steps=steps)
     for step in range(steps):
         if mine and step == 0:
@@ -166,6 +169,17 @@ def test_one_call_moves_codes_as_the_trainer_does(name: str, settings: dict, par
     assert not all(torch.equal(a, b) for a, b in zip(before, ours))
     for key, state in moments["state"].items():
         assert all(torch.equal(state[name], own_moments["state"][key][name]) for name in state)
+
+
+@pytest.mark.parametrize("name", ["ema", "vq"])
+def test_of_several_calls_the_last_moves_the_codes_and_alone(name: str) -> None:
+    """As where a cell of a notebook is run again."""
+    states = []
+    for calls in (1, 3):
+        torch.manual_seed(0)
+        layer = vqvae.quantizer(name, dim=8, codebook_size=16, init={"vectors_per_code": 2}, revival={"every_steps": 3})
+        states.append(loop(layer, 12, 1, mine=False, calls=calls)[0])
+    assert all(torch.equal(a, b) for a, b in zip(*states))
 
 
 @pytest.mark.parametrize("name", PRESETS)

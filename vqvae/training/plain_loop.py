@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from torch.utils.hooks import RemovableHandle
 from vqvae import distributed
 from vqvae.errors import UserError
 from vqvae.training.optimizers import reset_rows
+
+_hooks: WeakKeyDictionary[Any, list[RemovableHandle]] = WeakKeyDictionary()  # those at work for a quantizer
 
 
 def auto_update(quantizer: Any, optimizer: torch.optim.Optimizer, steps: int) -> RemovableHandle:
@@ -27,14 +30,20 @@ def auto_update(quantizer: Any, optimizer: torch.optim.Optimizer, steps: int) ->
     >>> optimizer.step()  # and the codes move
 
     Codes that start from data do so at the forward by which enough vectors were seen. Several forwards before a step are one
-    step (gradient accumulation). In several processes of torch.distributed, all of them must call it.
+    step (gradient accumulation). In several processes of torch.distributed, all of them must call it. A second call for a
+    quantizer, such as one with another optimizer, replaces the first.
     Returns a handle whose `remove` ends it. Raises UserError for what is no quantizer of this package, and for no steps.
     """
     if not hasattr(quantizer, "init_vectors"):
         raise UserError(f"auto_update takes a quantizer of vqvae, got {type(quantizer).__name__}")
     if steps < 1:
         raise UserError(f"steps must be at least 1, got {steps}")
-    return optimizer.register_step_post_hook(_Updates(quantizer, optimizer, steps).after_step)
+    for hook in _hooks.pop(quantizer, []):
+        hook.remove()
+    updates = _Updates(quantizer, optimizer, steps)
+    handle = optimizer.register_step_post_hook(updates.after_step)
+    _hooks[quantizer] = [handle] if updates.starting is None else [handle, updates.starting]
+    return handle
 
 
 class _Updates:
@@ -43,6 +52,7 @@ class _Updates:
     def __init__(self, quantizer: Any, optimizer: torch.optim.Optimizer, steps: int) -> None:
         self.quantizer, self.optimizer, self.steps, self.step = quantizer, optimizer, steps, 0
         self.seen: list[Tensor] = []
+        self.starting: RemovableHandle | None = None
         if quantizer.init_vectors:
             self.starting = quantizer.register_forward_pre_hook(self.collect)
         quantizer.begin_step(0, steps)
@@ -55,6 +65,7 @@ class _Updates:
         if sum(z_e[:, 0].numel() for z_e in self.seen) >= quantizer.init_vectors:
             quantizer.begin_run(torch.cat(self.seen))
             self.seen = []
+            assert self.starting is not None
             self.starting.remove()
 
     def after_step(self, *_: object) -> None:
