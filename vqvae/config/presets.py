@@ -16,6 +16,13 @@ from vqvae.errors import UserError, suggest
 if TYPE_CHECKING:
     from vqvae.quantizers.base import Quantizer
 
+ELSEWHERE = {  # names in other libraries: how they are written here
+    **dict.fromkeys(("num_embeddings", "n_embed", "n_codes", "vocab_size"), "codebook_size=..."),
+    **dict.fromkeys(
+        ("embedding_dim", "embed_dim", "code_dim"), "dim=... for latents, codebook={'dim': ...} for narrower codes"
+    ),
+    **dict.fromkeys(("commitment_cost", "commitment_weight", "beta"), "regularizers={'commitment': {'weight': ...}}"),
+}
 SIZES = ("codebook.size", "size")  # where a preset, or the one inside of it, keeps its number of codes
 
 
@@ -85,7 +92,11 @@ def check_settings(name: str, settings: Iterable[str], node: DictConfig) -> None
     valid = [*(["codebook_size"] if sized else []), *(str(key) for key in node if not str(key).startswith("_"))]
     for key in settings:
         if key not in valid:
-            raise UserError(f"{key} is no setting of quantizer {name}; {suggest(key, valid)}")
+            part = next((part for part in node if isinstance(node[part], DictConfig) and key in node[part]), None)
+            meant = f"{part}={{'{key}': ...}}" if part else ELSEWHERE.get(key)
+            raise UserError(
+                f"{key} is no setting of quantizer {name}; {f'write {meant}' if meant else suggest(key, valid)}"
+            )
 
 
 def check_quantizer(config: DictConfig) -> None:
