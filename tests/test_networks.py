@@ -148,11 +148,22 @@ def test_completion_needs_codes_that_have_a_place() -> None:
         kept_codes(region, [torch.zeros(1, 6, dtype=torch.long)])
 
 
-@pytest.mark.parametrize("make", [conv, conv_transpose])
-def test_gradients_of_3d_kernels_are_right_in_bf16_over_maps_that_are_shorter_than_the_kernel(make: Any) -> None:
+@pytest.mark.parametrize(
+    ("make", "shape", "kernel"),
+    [
+        (conv, (2, 8, 8), {"kernel_size": 3, "padding": 1}),
+        (conv, (4, 2, 2), {"kernel_size": 4, "stride": 2, "padding": 1}),
+        (conv, (8, 1), {"kernel_size": 3, "stride": 2, "padding": 1}),
+        (conv, (1,), {"kernel_size": 3, "stride": 2, "padding": 1}),
+        (conv_transpose, (2, 8, 8), {"kernel_size": 3, "padding": 1}),
+    ],
+)
+def test_gradients_of_kernels_are_right_in_bf16_over_maps_that_are_shorter_than_they(
+    make: Any, shape: tuple[int, ...], kernel: dict[str, int]
+) -> None:
     """On CPUs, where torch's own are made of unwritten memory."""
     torch.manual_seed(0)
-    layer, x = make(3, 8, 16, 3, padding=1), torch.randn(4, 8, 2, 8, 8)
+    layer, x = make(len(shape), 8, 16, **kernel), torch.randn(4, 8, *shape)
     found = []
     for type_of_products in (None, torch.bfloat16):
         layer.zero_grad()
@@ -160,3 +171,9 @@ def test_gradients_of_3d_kernels_are_right_in_bf16_over_maps_that_are_shorter_th
             layer(x).float().sum().backward()
         found.append(layer.weight.grad.clone())
     torch.testing.assert_close(found[1], found[0], rtol=0.05, atol=0.05 * float(found[0].abs().max()))
+
+
+def test_maps_that_are_as_long_as_the_kernel_are_convolved_in_bf16() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv(2, 8, 8, 3, padding=1)(torch.randn(1, 8, 3, 3)).dtype == torch.bfloat16
+        assert conv(2, 8, 8, 3, padding=1)(torch.randn(1, 8, 2, 3)).dtype == torch.float32

@@ -92,7 +92,7 @@ def check_settings(name: str, settings: Iterable[str], node: DictConfig) -> None
     valid = [*(["codebook_size"] if sized else []), *(str(key) for key in node if not str(key).startswith("_"))]
     for key in settings:
         if key not in valid:
-            part = next((part for part in node if isinstance(node[part], DictConfig) and key in node[part]), None)
+            part = next((str(part) for part in node if isinstance(node[part], DictConfig) and key in node[part]), None)
             meant = f"{part}={{'{key}': ...}}" if part else ELSEWHERE.get(key)
             raise UserError(
                 f"{key} is no setting of quantizer {name}; {f'write {meant}' if meant else suggest(key, valid)}"

@@ -18,40 +18,59 @@ SHORT_ATTENTION = 256
 Widths = Annotated[list[PositiveInt], NotEmpty]
 
 
-class InFloat32(nn.Module):
-    """Layer that computes in the type of its weights on a CPU, also under autocast.
+class ShortMaps(nn.Module):
+    """Convolution that computes in the type of its weights where maps are shorter than its kernel: on CPUs under autocast.
 
-    In bf16, torch 2.14 makes gradients of 3-D kernels of unwritten memory where maps are shorter than the kernel.
+    In bf16, torch 2.14 then makes gradients of the kernel of unwritten memory, or writes where it should not.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
             return super().forward(x)
+        layer: Any = self
+        if all(size >= kernel for size, kernel in zip(x.shape[2:], layer.kernel_size)):
+            return super().forward(x)
         with torch.autocast("cpu", enabled=False):
-            return super().forward(x.to(self.weight.dtype))  # type: ignore[arg-type]
+            return super().forward(x.to(layer.weight.dtype))
 
 
-class Conv3d(InFloat32, nn.Conv3d):
-    """nn.Conv3d in float32 on CPUs."""
+class Conv1d(ShortMaps, nn.Conv1d):
+    """nn.Conv1d, right on short maps too."""
 
 
-class ConvTranspose3d(InFloat32, nn.ConvTranspose3d):  # type: ignore[misc]  # its forward takes a size, too
-    """nn.ConvTranspose3d in float32 on CPUs."""
+class Conv2d(ShortMaps, nn.Conv2d):
+    """nn.Conv2d, right on short maps too."""
 
 
-CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: Conv3d}
-CONV_TRANSPOSE: dict[int, type[nn.Module]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: ConvTranspose3d}
+class Conv3d(ShortMaps, nn.Conv3d):
+    """nn.Conv3d, right on short maps too."""
+
+
+class ConvTranspose1d(ShortMaps, nn.ConvTranspose1d):  # type: ignore[misc]  # its forward takes a size, too
+    """nn.ConvTranspose1d, right on short maps too."""
+
+
+class ConvTranspose2d(ShortMaps, nn.ConvTranspose2d):  # type: ignore[misc]  # its forward takes a size, too
+    """nn.ConvTranspose2d, right on short maps too."""
+
+
+class ConvTranspose3d(ShortMaps, nn.ConvTranspose3d):  # type: ignore[misc]  # its forward takes a size, too
+    """nn.ConvTranspose3d, right on short maps too."""
+
+
+CONV: dict[int, type[nn.Module]] = {1: Conv1d, 2: Conv2d, 3: Conv3d}
+CONV_TRANSPOSE: dict[int, type[nn.Module]] = {1: ConvTranspose1d, 2: ConvTranspose2d, 3: ConvTranspose3d}
 
 
 def conv(ndim: int, *args: Any, **kwargs: Any) -> nn.Module:
-    """nn.Conv1d, 2d or 3d; raises UserError for another number of dims."""
+    """Conv1d, Conv2d or Conv3d; raises UserError for another number of dims."""
     if ndim not in CONV:
         raise UserError(f"ndim must be 1, 2 or 3, got {ndim}")
     return CONV[ndim](*args, **kwargs)
 
 
 def conv_transpose(ndim: int, *args: Any, **kwargs: Any) -> nn.Module:
-    """nn.ConvTranspose1d, 2d or 3d."""
+    """ConvTranspose1d, 2d or 3d."""
     return CONV_TRANSPOSE[ndim](*args, **kwargs)
 
 
