@@ -12,7 +12,7 @@ from vqvae.config.compose import check_keys_of, resolve
 from vqvae.config.program import entry_point
 from vqvae.errors import UserError
 from vqvae.surroundings.own_folder import own_folder
-from vqvae.surroundings.terminal import per_second, say
+from vqvae.surroundings.terminal import counted, per_second, say
 
 
 @entry_point("decompress")
@@ -27,6 +27,7 @@ def main(cfg: Any) -> None:
     with own_folder():  # no library finds its code or settings in the current one
         from vqvae.compression.file import Archive
         from vqvae.compression.images import decompressed, file_names
+        from vqvae.inference.trained_model import CHUNK
         from vqvae.run.folder import RunFolder
         from vqvae.run.process import set_up_process
         from vqvae.run.run import Run
@@ -36,12 +37,12 @@ def main(cfg: Any) -> None:
     run = Run(RunFolder.load(cfg.run_dir, list(cfg.allow_targets)))
     began = time.perf_counter()
     trained = run.trained_model()
-    codes = decompressed(trained, archive)
-    items = trained.in_chunks(lambda maps: [run.data.to_items(trained.decode(maps))], codes)[0]
-    for name, item in zip(file_names(archive.names), items):
-        run.data.save(out / name, item)
-    seconds = time.perf_counter() - began
-    say(f"{len(items)} images in {out}, {seconds:.1f} s ({per_second(len(items), seconds)} images/s)")
+    codes, names = decompressed(trained, archive), iter(file_names(archive.names))
+    for part in zip(*(m.split(CHUNK) for m in codes)):  # the images of an archive may need more memory than there is
+        for item in trained.in_chunks(lambda maps: [run.data.to_items(trained.decode(maps))], list(part))[0]:
+            run.data.save(out / next(names), item)
+    count, seconds = len(archive.names), time.perf_counter() - began
+    say(f"{counted(count, 'image')} in {out}, {seconds:.1f} s ({per_second(count, seconds)} images/s)")
 
 
 if __name__ == "__main__":
