@@ -6,7 +6,7 @@ import functools
 import json
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
 from vqvae.config.compose import CONFIGS, choices, compose, plain, resolve
 from vqvae.run.continuing import differences, value_of
@@ -49,7 +49,7 @@ def in_words(key: str, value: Any) -> str:
 def beyond_preset(group: str, part: dict[str, Any]) -> dict[str, Any]:
     """A part without the arguments that its class has in the first preset of that class; all of it where there is none."""
     for choice in choices(group):
-        preset = OmegaConf.to_container(OmegaConf.load(CONFIGS / group / f"{choice}.yaml"), resolve=False)
+        preset = yaml.safe_load((CONFIGS / group / f"{choice}.yaml").read_text())
         if isinstance(preset, dict) and preset.get("_target_") == part.get("_target_"):
             return {
                 name: value
