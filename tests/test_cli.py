@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -218,6 +219,20 @@ def test_an_offline_wandb_run_is_read_back_by_leet(tmp_path: Path) -> None:
     )
     ids = [(tmp_path / "run" / stage / "wandb_id").read_text() for stage in ("autoencoder", "prior")]
     assert len(set(ids)) == 2
+
+
+@pytest.mark.parametrize("own", [None, "7"])
+def test_how_long_threads_wait_awake_is_set_before_torch_is_imported_and_a_value_of_the_users_stays(
+    own: str | None,
+) -> None:
+    """OpenMP reads it once, when torch loads it."""
+    code = "import os, sys, train, sample; print('torch' in sys.modules, os.environ['GOMP_SPINCOUNT'])"
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    environment |= {} if own is None else {"GOMP_SPINCOUNT": own}
+    said = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, capture_output=True, text=True
+    )
+    assert said.stdout.split() == ["False", own or "10000"]
 
 
 def test_the_package_is_importable_without_hydra_and_wandb() -> None:

@@ -31,6 +31,9 @@ from vqvae.surroundings.terminal import PrintableFormatter, printable
 PLACES = ("data.root=", "data.path=", "data.urls=", "data.val_urls=", "data.most_unreadable=", "data.most_pixels=")
 CONDITIONS = ("data.vectors=", "data.attributes=")
 RANK_0_SPEAKS_SECONDS = 3
+# Rounds that a thread waits awake for the others, which OpenMP reads when torch is imported. Its own number is so large that
+# threads hold the cores on which those that they wait for should run, where there is other work (docs/experiments.md).
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
