@@ -47,7 +47,8 @@ class Graphs:
 
     def __call__(self, kind: Hashable, inputs: Any) -> Any:
         """One call. The shapes of `inputs` are part of the kind. Outputs of a graph hold until its next replay."""
-        own = kind, tuple(leaf.shape for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
+        leaves = tree_leaves(inputs)
+        own = kind, tuple(leaf.shape for leaf in leaves if isinstance(leaf, Tensor))
         times = self.seen[own] = self.seen.get(own, 0) + 1
         if not self.enabled or times == 1 or (own not in self.replays and len(self.replays) >= MAX_KINDS):
             return self.function(kind, inputs)
@@ -65,7 +66,7 @@ class Graphs:
                 self.clean_up()
                 return self.function(kind, inputs)
         replay, kept, outputs = self.replays[own]
-        for place, given in zip(tree_leaves(kept), tree_leaves(inputs), strict=True):
+        for place, given in zip(tree_leaves(kept), leaves, strict=True):
             if isinstance(place, Tensor):
                 place.copy_(given, non_blocking=True)
         replay()
